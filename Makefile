@@ -1,0 +1,46 @@
+# Every target makes .venv if it is missing. PYTHON picks the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+export PROMPT ?= Explain in three sentences why the sky is blue.
+
+.PHONY: demo test lab export execute bench clean help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+.venv/core: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "minillama needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/test: .venv/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: .venv/core  ## fetch real weights and answer PROMPT
+	@$(BIN)/python -m minillama generate -- "$$PROMPT"
+	@echo 'Next: `make lab` opens chapter 0, where this sentence goes through the model step by step.'
+
+test: .venv/test  ## ruff, exporter, pytest, then every notebook re-run and compared
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m course.export --check
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=120 notebooks
+
+lab: .venv/test  ## JupyterLab on chapter 0
+	$(BIN)/jupyter lab notebooks/00_the_whole_llama.ipynb
+
+export: .venv/test  ## write minillama/ from the notebooks
+	$(BIN)/python -m course.export
+
+NB ?= notebooks/*.ipynb
+execute: .venv/test  ## re-run notebooks in place: make execute NB=notebooks/03_rope.ipynb
+	$(BIN)/python -m course.execute $(NB)
+
+bench: .venv/test  ## speed against transformers, side by side
+	$(BIN)/python benchmarks/decode.py
+
+clean:  ## remove .venv and fetched files
+	rm -rf .venv data/cache

@@ -1,0 +1,1 @@
+"""The course kit: export the package from the notebooks, check exercises."""

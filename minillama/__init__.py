@@ -1,0 +1,32 @@
+"""Llama 3.1 from scratch. The names below follow the data: text, ids, vectors, blocks, logits, sampled id."""
+
+from minillama import chat
+from minillama.attention import Attention
+from minillama.checkpoints import CheckpointError
+from minillama.config import LlamaConfig, RopeScaling
+from minillama.feedforward import FeedForward
+from minillama.generation import generate, sample
+from minillama.hub import load
+from minillama.kv_cache import KVCache
+from minillama.model import Block, Llama
+from minillama.rmsnorm import RMSNorm
+from minillama.tokenizer import Tokenizer
+
+
+__all__ = [
+    "LlamaConfig",
+    "RopeScaling",
+    "Tokenizer",
+    "chat",
+    "RMSNorm",
+    "Attention",
+    "FeedForward",
+    "Block",
+    "Llama",
+    "KVCache",
+    "load",
+    "CheckpointError",
+    "sample",
+    "generate",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,8 @@
+"""`python -m minillama` is the command `minillama`."""
+
+import sys
+
+from minillama.cli import main
+
+
+sys.exit(main())

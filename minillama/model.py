@@ -1,0 +1,59 @@
+"""Model: blocks on a residual stream.
+
+Written by notebooks/06_model.ipynb: edit it there.
+"""
+
+import torch
+from torch import nn
+
+from minillama.attention import Attention, causal_mask
+from minillama.config import LlamaConfig
+from minillama.feedforward import FeedForward
+from minillama.kv_cache import KVCache
+from minillama.rmsnorm import RMSNorm
+from minillama.rope import rope_table
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each on a normalised copy and added to the stream. (B, T, D)"""
+
+    def __init__(self, cfg: LlamaConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.attention = Attention(cfg)
+        self.ffn_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.feed_forward = FeedForward(cfg)
+
+    def forward(self, x, rope, mask=None, cache: KVCache | None = None, layer: int = 0):
+        x = x + self.attention(self.attention_norm(x), rope, mask, cache, layer)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Llama(nn.Module):
+    """The decoder: tokens (B, T) int64 -> logits (B, T, V) float32.
+
+    With a cache, tokens continue what it holds: their positions start at cache.length.
+    """
+
+    def __init__(self, cfg: LlamaConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.embedding = nn.Embedding(cfg.vocab_size, cfg.dim)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.head = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
+        if cfg.tied_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        start, T = (0 if cache is None else cache.length), tokens.shape[1]
+        if cache is not None:
+            cache.reserve(*tokens.shape)
+        rope = rope_table(self.cfg, torch.arange(start, start + T, device=tokens.device))
+        mask = causal_mask(T, start + T, tokens.device) if T > 1 else None  # one query sees every key
+        x = self.embedding(tokens)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rope, mask, cache, layer)
+        if cache is not None:
+            cache.length += T
+        return self.head(self.norm(x)).float()

@@ -1,0 +1,182 @@
+"""Tokenizer: byte-level BPE, from text to ids and back.
+
+Written by notebooks/01_tokenizer.ipynb: edit it there.
+"""
+
+import base64
+import binascii
+import codecs
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+import regex
+
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train_bpe(text: str, vocab_size: int, pattern: str = LLAMA3_PATTERN) -> dict[bytes, int]:
+    """Learn a vocabulary: 256 bytes, then one merged pair after another. Returns token bytes -> id (= rank)."""
+    vocab = {bytes([byte]): byte for byte in range(256)}
+    chunks = Counter(regex.findall(pattern, text))
+    words = {chunk: [bytes([byte]) for byte in chunk.encode()] for chunk in chunks}
+    while len(vocab) < vocab_size:
+        pairs = Counter()
+        for chunk, parts in words.items():
+            for pair in zip(parts, parts[1:], strict=False):
+                pairs[pair] += chunks[chunk]
+        if not pairs:
+            break
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        vocab[best[0] + best[1]] = len(vocab)
+        words = {chunk: merge_pair(parts, best) for chunk, parts in words.items()}
+    return vocab
+
+
+def merge_pair(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
+    """`parts` with every occurrence of the pair, left to right, joined into one part."""
+    merged, i = [], 0
+    while i < len(parts):
+        if tuple(parts[i : i + 2]) == pair:
+            merged.append(pair[0] + pair[1])
+            i += 2
+        else:
+            merged.append(parts[i])
+            i += 1
+    return merged
+
+
+class Tokenizer:
+    """Byte-level BPE: text <-> ids.
+
+    vocab: token bytes -> id. specials: control token name -> id; text never becomes one of these unless allowed.
+    merges: pair -> rank where the file lists merges; without it, as in Meta's files, a pair's rank is the id of
+    the joined token. whole_chunks: a chunk that is itself a token is taken without merging.
+    """
+
+    def __init__(
+        self, vocab, specials, pattern=LLAMA3_PATTERN, merges=None, whole_chunks=True,
+        bos_id=None, eos_id=None, stop_ids=(),
+    ):  # fmt: skip
+        self.vocab, self.specials, self.merges, self.whole_chunks = vocab, specials, merges, whole_chunks
+        self.pattern = regex.compile(pattern)
+        self.bos_id, self.eos_id, self.stop_ids = bos_id, eos_id, frozenset(stop_ids)
+        self.token_bytes = {id: token for token, id in vocab.items()}
+        self.token_bytes |= {id: name.encode() for name, id in specials.items()}
+        self.vocab_size = max(self.token_bytes) + 1
+        self.encode_chunk = lru_cache(maxsize=65_536)(self._encode_chunk)
+
+    @classmethod
+    def from_file(cls, path) -> "Tokenizer":
+        """Meta's vocabulary file: a line per token, its bytes in base64 and its rank. ValueError if it is not."""
+        vocab = {}
+        for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+            try:
+                token, rank = line.split()
+                vocab[base64.b64decode(token, validate=True)] = int(rank)
+            except (ValueError, binascii.Error):
+                raise ValueError(f"{path}: line {number} is not `base64 rank`; is this a tokenizer.model?") from None
+        return cls.llama3(vocab)
+
+    @classmethod
+    def llama3(cls, vocab: dict[bytes, int]) -> "Tokenizer":
+        """Llama 3.1's tokenizer around a vocabulary: 256 special tokens follow its last id."""
+        specials = {name: len(vocab) + i for i, name in enumerate(llama3_special_names())}
+        stop = [specials[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
+        return cls(vocab, specials, bos_id=specials["<|begin_of_text|>"], eos_id=stop[0], stop_ids=stop)
+
+    @classmethod
+    def from_gpt2(
+        cls, vocab, specials, merges, pattern, bos_id=None, eos_id=None, stop_ids=None, whole_chunks=False
+    ) -> "Tokenizer":
+        """A vocabulary spelled as GPT-2 spells bytes (Hugging Face files, GGUF): "Ġthe" is b" the".
+
+        vocab: spelling -> id; merges: pairs of spellings, first learned first. ValueError for other characters.
+        """
+        byte = gpt2_bytes()
+        try:
+            spelled = {token: bytes(byte[char] for char in token) for token in vocab}
+            ranks = {(spelled[a], spelled[b]): rank for rank, (a, b) in enumerate(merges)}
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"the vocabulary is not spelled in GPT-2's bytes: {error}") from None
+        stop_ids = [eos_id] if stop_ids is None and eos_id is not None else stop_ids or ()
+        plain = {spelled[token]: id for token, id in vocab.items()}
+        return cls(plain, specials, pattern, ranks, whole_chunks, bos_id, eos_id, stop_ids)
+
+    def encode(self, text: str, bos=False, eos=False, allowed_special=()) -> list[int]:
+        """Ids of `text`. Names of special tokens in it are plain text unless listed in allowed_special (or "all")."""
+        if not isinstance(text, str):
+            raise TypeError(f"encode takes a str, not {type(text).__name__}")
+        allowed = self.specials if allowed_special == "all" else allowed_special
+        pieces = [text]
+        if allowed:
+            pieces = regex.split("(" + "|".join(map(regex.escape, allowed)) + ")", text)
+        ids = [self.bos_id] if bos else []
+        for piece in pieces:
+            if piece in allowed:
+                ids.append(self.specials[piece])
+            else:
+                for chunk in self.pattern.findall(piece):
+                    ids.extend(self.encode_chunk(chunk))
+        return ids + [self.eos_id] if eos else ids
+
+    def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
+        data = chunk.encode()
+        if self.whole_chunks and data in self.vocab:
+            return (self.vocab[data],)
+        parts = [bytes([byte]) for byte in data]
+        while len(parts) > 1:
+            best = min(zip(parts, parts[1:], strict=False), key=self.rank)
+            if self.rank(best) == NO_MERGE:
+                break
+            parts = merge_pair(parts, best)
+        return tuple(self.vocab[part] for part in parts if part in self.vocab)
+
+    def rank(self, pair: tuple[bytes, bytes]) -> float:
+        """The order in which this pair was learned; NO_MERGE if it never was."""
+        return self.vocab.get(pair[0] + pair[1], NO_MERGE) if self.merges is None else self.merges.get(pair, NO_MERGE)
+
+    def decode(self, ids) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD. ValueError for an id outside the vocabulary."""
+        return b"".join(map(self.id_to_bytes, ids)).decode("utf-8", errors="replace")
+
+    def decode_stream(self, ids):
+        """Yield text as ids arrive; a character split over several tokens is held back until it is whole."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for id in ids:
+            yield decoder.decode(self.id_to_bytes(id))
+        yield decoder.decode(b"", final=True)
+
+    def id_to_bytes(self, id: int) -> bytes:
+        """The bytes of one token; ValueError for an id outside the vocabulary."""
+        if id not in self.token_bytes:
+            raise ValueError(f"id {id} is outside the vocabulary of {self.vocab_size}")
+        return self.token_bytes[id]
+
+
+NO_MERGE = float("inf")
+
+
+def llama3_special_names() -> list[str]:
+    """Meta's names of Llama 3.1's 256 special tokens in the order of their ids (128000 to 128255)."""
+    named = (
+        "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id step_id "
+        "start_header_id end_header_id eom_id eot_id python_tag image"
+    ).split()
+    return [f"<|{name}|>" for name in named] + [f"<|reserved_special_token_{i}|>" for i in range(2, 246)]
+
+
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# One digit at a time, and white space before a digit ends a chunk as it does before the end of the text.
+SMOLLM_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+
+
+def gpt2_bytes() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte -> the byte: itself where printable, else 256 and up in order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
