@@ -10,7 +10,8 @@ from torch import nn
 class RMSNorm(nn.Module):
     """Divide each vector by its root mean square, then scale each entry by a learned weight.
 
-    x (..., D) -> (..., D), same dtype; computed in float32. Zhang and Sennrich 2019, arXiv:1910.07467.
+    x (..., D) -> (..., D), in x's dtype if the weight has it too; computed in float32.
+    Zhang and Sennrich 2019, arXiv:1910.07467.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5):
