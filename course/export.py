@@ -9,6 +9,7 @@ go into it. Everything else in the notebook stays there.
 
 import argparse
 import ast
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,8 +19,9 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 HAND_WRITTEN = {"__init__", "__main__", "cli", "hub"}
-DIRECTIVE = re.compile(r"^#\| *(\w+) *(\S*)", re.MULTILINE)
-MARKER = re.compile(r"^ *#+ *(BEGIN|END) (SOLUTION|HIDDEN TESTS) *$")
+DIRECTIVE = re.compile(r"^#\| *(\w+) *(.*?) *$\n?", re.MULTILINE)
+MARKER = re.compile(r" *# (BEGIN|END) (SOLUTION|HIDDEN TESTS)")
+LIKE_MARKER = re.compile(r"\s*#.*\b(BEGIN|END)\W+(SOLUTION|HIDDEN)", re.IGNORECASE)
 
 
 class ExportError(Exception):
@@ -27,14 +29,16 @@ class ExportError(Exception):
 
 
 def strip_markers(source: str, where: str) -> str:
-    """`source` without solution markers, which must come in pairs and must not nest."""
+    """`source` without solution markers, which must be spelled exactly, come in pairs and not nest."""
     kept, open_kind = [], None
-    for line in source.splitlines():
-        if marker := MARKER.match(line):
+    for line in source.split("\n"):
+        if marker := MARKER.fullmatch(line):
             edge, kind = marker.groups()
             if (edge == "BEGIN") == (open_kind is not None) or (edge == "END" and kind != open_kind):
                 raise ExportError(f"{where}: {edge} {kind} does not pair up; give every BEGIN its END")
             open_kind = kind if edge == "BEGIN" else None
+        elif LIKE_MARKER.match(line):
+            raise ExportError(f"{where}: `{line.strip()}` is nearly a marker; write `# BEGIN SOLUTION`, one hash")
         else:
             kept.append(line)
     if open_kind:
@@ -42,68 +46,81 @@ def strip_markers(source: str, where: str) -> str:
     return "\n".join(kept)
 
 
-def split_imports(source: str, where: str) -> tuple[list[str], str]:
-    """The top-level imports of a cell, one line each, and the rest of its text."""
+def split_imports(source: str, where: str) -> tuple[list[ast.stmt], str]:
+    """The top-level imports of a cell and the rest of its text."""
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
         line = (error.text or "").strip()
         hint = "move the magic out of the export cell" if line[:1] in ("%", "!") else "repair it and run the cell"
         raise ExportError(f"{where}: `{line}` is not Python ({error.msg}); {hint}") from None
-    lines, imports = source.splitlines(), []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             raise ExportError(f"{where}: relative import of {node.module or '.'}; write minillama.{node.module or ''}")
-    for node in tree.body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            imports.append(ast.unparse(node))
-            lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
-    return imports, "\n".join(line for line in lines if line is not None).strip("\n")
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    gone = {number for node in imports for number in range(node.lineno, node.end_lineno + 1)}
+    if any({node.lineno, node.end_lineno} & gone for node in tree.body if node not in imports):
+        raise ExportError(f"{where}: an import shares its line with other code; give it a line of its own")
+    rest = (line for number, line in enumerate(source.split("\n"), 1) if number not in gone)
+    return imports, "\n".join(rest).strip("\n")
 
 
-def merge_imports(imports: list[str]) -> str:
-    """Deduplicated import lines in three groups: standard library, other packages, minillama."""
+def merge_imports(imports: list[ast.stmt]) -> str:
+    """Deduplicated import lines, grouped and sorted as ruff does: standard library, other packages, minillama."""
     plain, names = set(), {}
-    for node in ast.parse("\n".join(imports)).body:
+    for node in imports:
         for alias in node.names:
-            spelled = alias.name + (f" as {alias.asname}" if alias.asname else "")
             if isinstance(node, ast.Import):
-                plain.add(spelled)
+                plain.add(ast.unparse(alias))
             else:
-                names.setdefault(node.module, set()).add(spelled)
-    lines = [(name.split(".")[0], 0, f"import {name}") for name in plain]
-    for module, wanted in names.items():
-        ordered = sorted(wanted, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
-        lines.append((module.split(".")[0], 1, f"from {module} import {', '.join(ordered)}"))
-    groups = {0: [], 1: [], 2: []}
-    for package, _, line in sorted(lines, key=lambda item: (item[1], item[2])):
-        groups[0 if package in sys.stdlib_module_names else 2 if package == "minillama" else 1].append(line)
-    return "\n\n".join("\n".join(group) for group in groups.values() if group)
+                names.setdefault(node.module, set()).add(ast.unparse(alias))
+    lines = [(name, f"import {name}") for name in sorted(plain, key=str.lower)]
+    for module in sorted(names, key=str.lower):
+        ordered = sorted(names[module], key=lambda n: (not (n.isupper() and len(n) > 1), not n[0].isupper(), n))
+        line = f"from {module} import {', '.join(ordered)}"
+        wrapped = f"from {module} import (\n    " + ",\n    ".join(ordered) + ",\n)"
+        lines.append((module, line if len(line) <= 120 else wrapped))
+    groups = [[], [], []]
+    for module, line in lines:
+        package = re.split(r"\W", module)[0]
+        groups[2 if package == "minillama" else package not in sys.stdlib_module_names].append(line)
+    return "\n\n".join("\n".join(group) for group in groups if group)
 
 
 def build_module(path: Path) -> tuple[str | None, str]:
     """(module name, module text) of one notebook; the name is None if it exports nothing."""
-    cells = nbformat.read(path, as_version=4).cells
-    title = next((m[1] for c in cells if c.cell_type == "markdown" and (m := re.match(r"# (?:\d+\. )?(.+)", c.source))), path.stem)
-    names, imports, bodies = [], [], []
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise ExportError(f"{path.name}: not a notebook ({type(error).__name__}); restore it from git") from None
+    names, exported, imports, bodies = [], 0, [], []
     for number, cell in enumerate(cells):
-        where = f"{path.name}, cell {number}"
         if cell.cell_type != "code":
             continue
-        found = DIRECTIVE.findall(cell.source)
-        source = strip_markers(DIRECTIVE.sub("", cell.source), where).strip("\n")
+        where, found = f"{path.name}, cell {number}", DIRECTIVE.findall(cell.source)
+        source = strip_markers(DIRECTIVE.sub("", cell.source), where)
         names += [value for word, value in found if word == "default_exp"]
         if any(word == "export" for word, _ in found):
+            exported += bool(source.strip())
             cell_imports, body = split_imports(source, where)
             imports += cell_imports
-            bodies += [body] if body.strip() else []
-    if bodies and len(names) != 1:
-        raise ExportError(f"{path.name}: exports cells but has {len(names)} default_exp lines; it needs exactly one")
+            bodies += [body] if body else []
+    if len(names) != bool(exported):
+        raise ExportError(f"{path.name}: {exported} export cells, {len(names)} default_exp lines; it needs exactly one")
     if not names:
         return None, ""
-    head = f'"""{title.rstrip(".")}.\n\nWritten by notebooks/{path.name}: edit it there.\n"""'
-    parts = [head + ("\n\n" + merge_imports(imports) if imports else ""), *bodies]
-    return names[0], "\n\n\n".join(parts) + "\n"
+    if not names[0].isidentifier() or names[0] in HAND_WRITTEN:
+        raise ExportError(f"{path.name}: cannot export to {names[0]!r}; default_exp takes a new module's bare name")
+    parts = [merge_imports(imports)] * bool(imports) + bodies
+    gap = "\n\n\n" if re.match(r"def |class |@", parts[0]) else "\n\n"
+    return names[0], docstring(cells, path) + gap + "\n\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def docstring(cells, path: Path) -> str:
+    """The module's docstring: the notebook's title and where to edit it."""
+    titles = (re.match(r"# (?:\d+\. )?(.+)", cell.source) for cell in cells if cell.cell_type == "markdown")
+    title = next((match[1] for match in titles if match), path.stem)
+    return f'"""{title.rstrip(".")}.\n\nWritten by notebooks/{path.name}: edit it there.\n"""'
 
 
 def build_all(notebooks: Path) -> dict[str, str]:
@@ -115,7 +132,22 @@ def build_all(notebooks: Path) -> dict[str, str]:
             raise ExportError(f"{path.name} and {owner[name]} both claim minillama/{name}.py; rename one default_exp")
         if name is not None:
             modules[name], owner[name] = text, path.name
+    if not modules:
+        raise ExportError(f"no notebook in {notebooks} exports anything")
     return modules
+
+
+def write_all(modules: dict[str, str], package: Path) -> None:
+    """Write every module under a temporary name, then rename them: all or, if the disk is full, none."""
+    temporary = {name: package / f"{name}.py.tmp" for name in modules}
+    try:
+        for name, text in modules.items():
+            temporary[name].write_text(text, encoding="utf-8", newline="\n")
+        for name, path in temporary.items():
+            os.replace(path, package / f"{name}.py")
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
 
 
 def problems(modules: dict[str, str], package: Path) -> list[str]:
@@ -142,17 +174,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         modules = build_all(args.notebooks)
-    except ExportError as error:
+        if not args.check:
+            write_all(modules, args.package)
+    except (ExportError, OSError) as error:
         print(f"course.export: {error}", file=sys.stderr)
         return 2
-    if args.check:
-        found = problems(modules, args.package)
-        print("\n".join(found) or f"{len(modules)} modules match their notebooks")
-        return 1 if found else 0
-    for name, text in modules.items():
-        (args.package / f"{name}.py").write_text(text, encoding="utf-8", newline="\n")
-    print(f"wrote {len(modules)} modules to {args.package.name}/")
-    return 0
+    found = problems(modules, args.package)
+    print("\n".join(found) or f"{len(modules)} modules match their notebooks")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
