@@ -8,9 +8,9 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 
 import minillama
-from conftest import GOLDEN
 
 
 REAL = 2e-4  # real weights, logits up to 37: Meta's code and transformers differ by 1e-4 themselves
