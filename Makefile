@@ -1,7 +1,9 @@
 # Every target makes .venv if it is missing. PYTHON picks the interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
-export PROMPT ?= Explain in three sentences why the sky is blue.
+PROMPT ?= Explain in three sentences why the sky is blue.
+override PROMPT := $(value PROMPT)# make would expand every $ in it; the shell sees it only as a variable
+export PROMPT
 
 .PHONY: demo test lab export execute bench clean help
 

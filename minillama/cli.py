@@ -1,26 +1,43 @@
-"""The command line: fetch, generate, verify. Errors are one line and exit code 2, never a traceback."""
+"""The command line: fetch, generate, verify. A mistake is one line and exit code 2, never a traceback."""
 
 import argparse
+import os
 import sys
 import time
 
-from minillama import chat, hub
+from minillama import __version__, chat, hub
 from minillama.checkpoints import CheckpointError
-from minillama.generation import generate
+from minillama.generation import check_settings, generate
 
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_PROMPT = "Explain in three sentences why the sky is blue."
+EXAMPLES = """examples:
+  minillama generate "Name three rivers in Asia."
+  minillama generate --temperature 0.8 --top-p 0.9 --seed 1 "Tell me a story."
+  minillama generate --raw "Once upon a time" --max-new-tokens 40
+  minillama generate --model path/to/model.gguf - < question.txt
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    args = build_parser().parse_args(argv)
     try:
         return args.run(args)
+    except BrokenPipeError:  # whoever read our output has enough: `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (hub.FetchError, CheckpointError, ValueError, OSError) as error:
         print(f"minillama: {error}", file=sys.stderr)
         return 2
@@ -30,17 +47,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="minillama", description="Llama 3.1 from scratch: run real weights.")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="minillama", description="Llama 3.1 from scratch: run real weights.", epilog=EXAMPLES, formatter_class=raw
+    )
+    parser.add_argument("--version", action="version", version=f"minillama {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     fetch = commands.add_parser("fetch", help="fetch real weights or a vocabulary by name, once")
     fetch.add_argument("name", help=" or ".join([*hub.ARTEFACTS, "all"]))
     fetch.set_defaults(run=run_fetch)
 
-    gen = commands.add_parser("generate", help="answer a prompt, token by token")
-    gen.add_argument("prompt", nargs="?", default=DEFAULT_PROMPT, help=f"default: {DEFAULT_PROMPT}")
+    gen = commands.add_parser(
+        "generate", help="answer a prompt, token by token", epilog=EXAMPLES, formatter_class=raw,
+        description="Answer a prompt. The answer goes to standard output, everything else to standard error.",
+    )  # fmt: skip
+    gen.add_argument("prompt", nargs="?", default=DEFAULT_PROMPT, help="default: %(default)s; - reads standard input")
     gen.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (default: %(default)s)")
-    gen.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
+    gen.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="stop after N (default: %(default)s)")
     gen.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
     gen.add_argument("--top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
     gen.add_argument("--top-p", type=float, metavar="P", help="draw only from the likeliest tokens that reach P")
@@ -60,13 +84,16 @@ def run_fetch(args) -> int:
 
 
 def run_generate(args) -> int:
+    check_settings(args.temperature, args.top_k, args.top_p)
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
+    if args.seed is not None and not 0 <= args.seed < 2**64:
+        raise ValueError(f"--seed must be between 0 and 2**64 - 1, not {args.seed}")
+    prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
+    if not prompt.strip():
+        raise ValueError("the prompt is empty")
     model, tokenizer = hub.load(args.model)
-    if tokenizer is None:
-        raise CheckpointError(f"{args.model} has no tokenizer, so there is no text to continue")
-    if args.raw:
-        ids = tokenizer.encode(args.prompt, bos=tokenizer.bos_id is not None)
-    else:
-        ids = chat.encode_dialog(tokenizer, [{"role": "user", "content": args.prompt}])
+    ids = encode_prompt(tokenizer, prompt, args)
     settings = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     times = [time.perf_counter()]
 
@@ -78,9 +105,20 @@ def run_generate(args) -> int:
     stream = generate(model, ids, args.max_new_tokens, stop_ids=tokenizer.stop_ids, **settings)
     for text in tokenizer.decode_stream(timed(stream)):
         print(text, end="", flush=True)
-    print()
+    print(flush=True)
     print(figures(model, len(ids), times), file=sys.stderr)
     return 0
+
+
+def encode_prompt(tokenizer, prompt: str, args) -> list[int]:
+    """Ids of the prompt, as a chat's first message or, with --raw, as plain text; CheckpointError if it cannot be."""
+    if tokenizer is None:
+        raise CheckpointError(f"{args.model} has no tokenizer, so there is no text to continue")
+    if args.raw:
+        return tokenizer.encode(prompt, bos=tokenizer.bos_id is not None)
+    if not {"<|start_header_id|>", "<|im_start|>"} & tokenizer.specials.keys():
+        raise CheckpointError(f"{args.model} was not made for chat; add --raw to continue the prompt as plain text")
+    return chat.encode_dialog(tokenizer, [{"role": "user", "content": prompt}])
 
 
 def figures(model, n_prompt: int, times: list[float]) -> str:

@@ -1,0 +1,213 @@
+"""The command line: the answer alone on stdout, every mistake one line and exit code 2, prompts arrive untouched."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import minillama
+from minillama import cli
+from minillama.checkpoints import HUGGING_FACE_NAMES
+from minillama.tokenizer import gpt2_bytes
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_model(folder: Path, chat=True, tokenizer=True) -> Path:
+    """A tiny random model with a byte tokenizer, as a Hugging Face folder."""
+    folder.mkdir()
+    specials = ["<|im_start|>", "<|im_end|>"] if chat else ["<end>"]
+    sizes = dict(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, ffn_dim=24, vocab_size=256 + len(specials))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = minillama.Llama(minillama.LlamaConfig(**sizes, max_seq_len=300))
+    spelled = {ours.replace(".N.", ".0."): theirs.replace(".N.", ".0.") for theirs, ours in HUGGING_FACE_NAMES.items()}
+    save_file({spelled[name]: tensor for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    config = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
+    config |= dict(intermediate_size=24, vocab_size=sizes["vocab_size"], max_position_embeddings=300)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if tokenizer:
+        vocab = {char: byte for char, byte in gpt2_bytes().items()}
+        added = [{"id": 256 + i, "content": name, "special": True} for i, name in enumerate(specials)]
+        content = {"model": {"vocab": vocab, "merges": []}, "pre_tokenizer": None, "added_tokens": added}
+        (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A folder with a model for chat, one for plain text, one without a tokenizer, and things that are no model."""
+    root = tmp_path_factory.mktemp("models")
+    write_model(root / "chat")
+    write_model(root / "plain", chat=False)
+    write_model(root / "silent", tokenizer=False)
+    (root / "empty").mkdir()
+    (root / "hollow").mkdir()
+    shutil.copy(root / "chat" / "config.json", root / "hollow")
+    (root / "text.gguf").write_text("not a model", encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def generate(models, capsys):
+    """Run `generate` on one of the models: exit code, stdout, stderr."""
+
+    def run(*args, model="chat", tokens=12):
+        limit = ["--max-new-tokens", str(tokens)] if tokens else []
+        code = cli.main(["generate", "--model", str(models / model), *limit, *args])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_answer_alone_goes_to_stdout(generate):
+    code, out, err = generate("Hello")
+    assert code == 0 and out.endswith("\n") and len(out) > 1
+    assert "parameters" in err and err.count("\n") == 1 and "parameters" not in out
+
+
+def test_the_same_seed_gives_the_same_answer(generate):
+    def draw(seed):
+        return generate("--temperature", "2", "--top-k", "200", "--top-p", "0.99", "--seed", seed, "Hello")[:2]
+
+    assert draw("7") == draw("7") != draw("8")
+
+
+@pytest.mark.parametrize("prompt", ["-x", "--help", "naïve 日本語 🦙", "a\nb", "$HOME `id`", "<|im_end|>", "%s {} \\n"])
+def test_any_prompt_arrives_as_it_is(generate, monkeypatch, prompt):
+    seen = []
+    monkeypatch.setattr(cli.chat, "encode_dialog", lambda tokenizer, messages: seen.append(messages) or [1, 2])
+    assert generate("--", prompt)[0] == 0
+    assert seen == [[{"role": "user", "content": prompt}]]
+
+
+def test_a_dash_reads_standard_input(generate, monkeypatch):
+    asked = generate("naïve 🦙")[1]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("naïve 🦙\n".encode()), encoding="latin-1"))
+    assert generate("-")[:2] == (0, asked)
+
+
+MISTAKES = {  # arguments, model, words of the message
+    "negative temperature": (["--temperature=-1", "x"], "chat", "temperature must be 0 or a positive number, not -1.0"),
+    "temperature nan": (["--temperature=nan", "x"], "chat", "temperature must be 0 or a positive number, not nan"),
+    "temperature inf": (["--temperature=inf", "x"], "chat", "temperature must be 0 or a positive number, not inf"),
+    "top_p over 1": (["--top-p=1.5", "x"], "chat", "top_p must be between 0 and 1, not 1.5"),
+    "top_k 0": (["--top-k=0", "x"], "chat", "top_k must be at least 1, not 0"),
+    "no tokens": (["--max-new-tokens=0", "x"], "chat", "--max-new-tokens must be at least 1, not 0"),
+    "negative tokens": (["--max-new-tokens=-5", "x"], "chat", "--max-new-tokens must be at least 1, not -5"),
+    "seed too large": (["--seed", str(2**64), "x"], "chat", "--seed must be between 0 and"),
+    "negative seed": (["--seed=-1", "x"], "chat", "--seed must be between 0 and"),
+    "empty prompt": ([""], "chat", "the prompt is empty"),
+    "blank prompt": ([" \n "], "chat", "the prompt is empty"),
+    "unknown model": (["x"], "nothing", "no such file or folder, and no such name (smollm2-135m-instruct"),
+    "folder without config": (["x"], "empty", "neither a .gguf file nor a folder with a config.json"),
+    "folder without weights": (["x"], "hollow", "hollow"),
+    "not a gguf": (["x"], "text.gguf", "not a GGUF file"),
+    "no tokenizer": (["x"], "silent", "has no tokenizer"),
+    "not for chat": (["x"], "plain", "add --raw"),
+    "prompt too long": (["x" * 400], "chat", "exceed the context of 300"),
+    "answer too long": (["--max-new-tokens=1000", "x"], "chat", "exceed the context of 300"),
+}
+
+
+@pytest.mark.parametrize("args, model, words", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line(generate, args, model, words):
+    code, out, err = generate(*args, model=model, tokens=None)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("minillama: ") and words in err
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ([], "required: COMMAND; see minillama --help"),
+        (["generrate"], "invalid choice"),
+        (["generate", "--temperature", "warm", "x"], "invalid float value: 'warm'; see minillama generate --help"),
+        (["generate", "--max-new-tokens", "1.5", "x"], "invalid int value"),
+        (["generate", "two", "prompts"], "unrecognized arguments: prompts"),
+        (["fetch"], "required: name"),
+    ],
+)
+def test_a_misspelled_command_is_one_line(capsys, argv, words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "") and err.count("\n") == 1 and words in err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"], ["fetch", "--help"], ["verify", "--help"]])
+def test_help_helps(capsys, argv):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, err) == (0, "") and "usage: minillama" in out
+    assert argv[0] in ("fetch", "verify") or 'minillama generate "' in out
+
+
+def test_raw_continues_plain_text(generate):
+    code, out, _ = generate("--raw", "Once upon", model="plain")
+    assert code == 0 and out
+
+
+def test_ctrl_c_is_one_line(generate, monkeypatch):
+    def interrupted(*args, **kwargs):
+        yield 72
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "generate", interrupted)
+    assert generate("x") == (130, "H", "\nstopped\n")
+
+
+def command(*args) -> list[str]:
+    return [sys.executable, "-m", "minillama", *map(str, args)]
+
+
+def test_the_command_as_people_run_it(models):
+    run = dict(capture_output=True, encoding="utf-8", cwd=models, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    done = subprocess.run(command("generate", "--model", "chat", "-"), input="Grüße", **run)
+    assert done.returncode == 0 and done.stdout.endswith("\n") and done.stderr.startswith("["), done.stderr
+    assert subprocess.run(command("--version"), **run).stdout == f"minillama {minillama.__version__}\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no broken pipes")
+def test_a_reader_who_has_enough_ends_it_quietly(models):
+    """As in `minillama generate ... | head -c 1`."""
+    ask = command("generate", "--model", models / "chat", "--max-new-tokens", 150, "x")
+    with subprocess.Popen(ask, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+PROMPTS = ["", "-n", "--help", "it's \"quoted\"", "$HOME ${HOME} $(HOME) $$", "`touch x`; touch y", "$(shell touch z)",
+           "naïve 日本語 🦙", "a  b\tc", "50% #1 \\ /", "first\nsecond", "@echo off & | > w"]  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("make") or sys.platform == "win32", reason="needs make")
+@pytest.mark.parametrize("place", ["argument", "environment"])
+@pytest.mark.parametrize("prompt", PROMPTS, ids=ascii)
+def test_make_demo_passes_any_prompt_and_executes_nothing(tmp_path, prompt, place):
+    """The Makefile with a stand-in for python that prints its arguments, each ended by a zero byte."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/core", "bin/python"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n", encoding="utf-8")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    before = sorted(tmp_path.rglob("*"))
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PROMPT"))}
+    given = [f"PROMPT={prompt}"] if place == "argument" else []
+    env |= {} if given else {"PROMPT": prompt}
+    done = subprocess.run(
+        ["make", "demo", f"BIN={tmp_path / 'bin'}", *given], cwd=tmp_path, env=env, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(b"\0")[:-1] == [b"-m", b"minillama", b"generate", b"--", prompt.encode()]
+    assert sorted(tmp_path.rglob("*")) == before
