@@ -28,6 +28,14 @@ def smollm2_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_gguf(smollm2_path):
+    """The file as the gguf package reads it."""
+    import gguf
+
+    return gguf.GGUFReader(smollm2_path)
+
+
+@pytest.fixture(scope="session")
 def llama3_vocabulary() -> Path:
     return fetched("llama-3.1-tokenizer")
 

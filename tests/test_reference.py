@@ -5,6 +5,7 @@
 
 import importlib.util
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -30,11 +31,9 @@ def our_logits(ours, golden):
 
 
 @pytest.fixture(scope="module")
-def meta_logits(smollm2_path, golden):
+def meta_logits(smollm2_gguf, golden):
     """Meta's logits (T, V) from its hidden states and the embedding as the gguf package reads it."""
-    import gguf
-
-    tensor = next(t for t in gguf.GGUFReader(smollm2_path).tensors if t.name == "token_embd.weight")
+    tensor = next(t for t in smollm2_gguf.tensors if t.name == "token_embd.weight")
     embedding = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
     return golden["hidden"].astype(np.float64) @ embedding.T
 

@@ -1,0 +1,221 @@
+"""Both real vocabularies against tiktoken, Hugging Face's tokenizers and published ids; BPE on toy text by hand."""
+
+import pytest
+import regex
+import tiktoken
+import transformers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tiktoken.load import load_tiktoken_bpe
+
+from minillama import Tokenizer
+from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, train_bpe
+
+
+TEXTS = [
+    "",
+    " ",
+    "This is a test sentence.",
+    "Grüße, ça va? Señor, naïve façade Ærøskøbing ŁÓDŹ ǅ ﬁ",
+    "Привет, мир! Γειά σου Κόσμε. Ողջույն",
+    "你好，世界。日本語のテキスト、カタカナ ｶﾀｶﾅ 한국어 ภาษาไทย",
+    "שלום עולם  مرحبا بالعالم ١٢٣ हिन्दी में १२३ বাংলা",
+    " Việt Nam, por ejemplo: por \u00a0 no-break, e\u0301 against é",
+    "0 1 12 123 1234 12345 3.14159 1,000,000 0x1F ½ ² Ⅷ 12a34 a1b2 1 2  3   4",
+    "I'm you're it's WE'LL I'D don't 'tis ''s 's",
+    "def f(x):\n    return x**2  # square\n\n\n\tif x != 0 and y:\r\n\t\tpass\r\n   \r\n",
+    '{"key": [1, 2.5e-10, null], "b": "\\n"}\n<div class="x">&amp;</div>',
+    "👍🏽 👨‍👩‍👧‍👦 🇩🇪 ♥️ ✈ \u200b\ufeff𝔘𝔫𝔦 𒀀",
+    "     leading, trailing     \n \n  \t \n",
+    "a" * 300 + " " * 50 + "!?" * 60 + "\n" * 20 + "=" * 80,
+    "<|begin_of_text|><|im_start|>user<|eot_id|> <|endoftext|>",
+    "\x00\x01\x1f\x7f\x85\u2028\u3000",
+]
+# Text without lone surrogates, which UTF-8 cannot hold; half of it from characters that decide where chunks end.
+TRICKY = st.text(" \t\r\n\u00a0\u3000aZéß中١7½'’s.,!_-<|>\u0301👍\x00", max_size=40)
+ANY = st.one_of(TRICKY, st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+MANY = settings(max_examples=200, deadline=None)
+
+
+@pytest.fixture(scope="module")
+def llama3(llama3_vocabulary):
+    return Tokenizer.from_file(llama3_vocabulary)
+
+
+@pytest.fixture(scope="module")
+def openai(llama3_vocabulary):
+    """tiktoken with Meta's vocabulary, set up as in Meta's own tokenizer.py."""
+    ranks = load_tiktoken_bpe(str(llama3_vocabulary))
+    return tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+@pytest.fixture(scope="module")
+def smollm2(ours):
+    return ours[1]
+
+
+@pytest.fixture(scope="module")
+def hugging_face(smollm2_gguf):
+    """SmolLM2's published tokenizer.json, rebuilt with the tokenizers package from the GGUF's vocabulary and merges.
+
+    transformers' own conversion of a GGUF ignores the pre-tokenizer kind "smollm" and does not split digits one by one.
+    The published file does (Digits, then ByteLevel), and the model was trained so: the published file is right.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    fields = smollm2_gguf.fields
+    vocab = {token: id for id, token in enumerate(fields["tokenizer.ggml.tokens"].contents())}
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return tokenizer
+
+
+def test_split_pattern_is_metas():
+    """FACTS: the published pattern, letter for letter."""
+    assert LLAMA3_PATTERN == (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    )
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_llama3_as_tiktoken(llama3, openai, text):
+    assert llama3.encode(text) == openai.encode_ordinary(text)
+    assert llama3.decode(llama3.encode(text)) == text
+
+
+@pytest.mark.weights
+@MANY
+@given(text=ANY)
+def test_llama3_as_tiktoken_on_made_up_text(llama3, openai, text):
+    assert llama3.encode(text) == openai.encode_ordinary(text)
+    assert llama3.decode(llama3.encode(text)) == text
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_smollm2_as_hugging_face(smollm2, hugging_face, text):
+    assert smollm2.encode(text) == hugging_face.encode(text).ids
+
+
+@pytest.mark.weights
+@MANY
+@example(text="a\x00b")
+@given(text=ANY)
+def test_smollm2_as_hugging_face_on_made_up_text(smollm2, hugging_face, text):
+    assert smollm2.encode(text) == hugging_face.encode(text).ids
+
+
+@pytest.mark.weights
+def test_what_transformers_makes_of_it(smollm2, smollm2_path, tmp_path):
+    """transformers' conversion of the GGUF gives our ids except near digits, which it does not split off.
+
+    The file is linked into a folder of its own: beside Meta's tokenizer.model transformers would silently take that.
+    """
+    (tmp_path / smollm2_path.name).symlink_to(smollm2_path.resolve())
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path), gguf_file=smollm2_path.name)
+    differ = [text for text in TEXTS if smollm2.encode(text) != theirs(text, add_special_tokens=False).input_ids]
+    assert differ and all(regex.search(r"\p{N}|<\|im_start", text) for text in differ)
+
+
+@pytest.mark.weights
+def test_published_ids(llama3):
+    """From Meta's test_tokenizer.py and the model card's examples."""
+    sentence = [128000, 2028, 374, 264, 1296, 11914, 13, 128001]
+    assert llama3.encode("This is a test sentence.", bos=True, eos=True) == sentence
+    assert llama3.decode(sentence) == "<|begin_of_text|>This is a test sentence.<|end_of_text|>"
+    names = {
+        "<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|finetune_right_pad_id|>": 128004,
+        "<|start_header_id|>": 128006, "<|end_header_id|>": 128007, "<|eom_id|>": 128008, "<|eot_id|>": 128009,
+        "<|python_tag|>": 128010,
+    }  # fmt: skip
+    assert names.items() <= llama3.specials.items()
+    assert sorted(llama3.specials.values()) == list(range(128_000, 128_256)) and llama3.vocab_size == 128_256
+    assert llama3.stop_ids == {128001, 128008, 128009}
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("text, count", [(" например", 1), (" Việt", 1)])
+def test_whole_chunks_before_merging(llama3, text, count):
+    """These are tokens that no sequence of merges reaches."""
+    assert len(llama3.encode(text)) == count
+
+
+@pytest.mark.weights
+def test_special_names_are_plain_text_unless_allowed(llama3):
+    text = "<|eot_id|>x<|python_tag|>"
+    assert max(llama3.encode(text)) < 128_000
+    x = llama3.encode("x")
+    assert llama3.encode(text, allowed_special="all") == [128009, *x, 128010]
+    assert llama3.encode(text, allowed_special={"<|eot_id|>"}) == [128009, *llama3.encode("x<|python_tag|>")]
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_streamed_text_is_whole_characters(llama3, text):
+    pieces = list(llama3.decode_stream(llama3.encode(text)))
+    assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
+
+
+@pytest.mark.weights
+def test_streaming_holds_back_half_a_character(llama3):
+    ids = [llama3.vocab[bytes([byte])] for byte in "é👍".encode()]
+    assert list(llama3.decode_stream(ids)) == ["", "é", "", "", "", "👍", ""]
+    assert "".join(llama3.decode_stream(ids[:3])) == llama3.decode(ids[:3]) == "é\ufffd"
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("text", [" " * 1_000_000, "a" * 100_000, "ab " * 100_000], ids=["spaces", "letters", "words"])
+def test_long_text_is_bounded(llama3, text):
+    """tiktoken raises at a million spaces; ours cuts very long runs, as Meta's tokenizer does."""
+    assert llama3.decode(llama3.encode(text)) == text
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("id", [-1, 128_256, 10**9])
+def test_ids_outside_the_vocabulary(llama3, id):
+    with pytest.raises(ValueError, match="outside"):
+        llama3.decode([id])
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("text, error", [("\ud800", ValueError), (b"bytes", TypeError), (None, TypeError)])
+def test_what_is_no_text(llama3, text, error):
+    with pytest.raises(error):
+        llama3.encode(text)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a vocabulary", b"!!! 0\n", b"YQ== x\n", b"YQ==\n", b"\xff\xfe"])
+def test_broken_vocabulary_files(tmp_path, content):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(ValueError, match="tokenizer.model"):
+        Tokenizer.from_file(tmp_path / "tokenizer.model")
+
+
+def test_bpe_by_hand():
+    """aab aab ab: the pair (a, b) comes three times, then (a, ab) twice."""
+    vocab = train_bpe("aab aab ab", 258, pattern=r"\S+|\s+")
+    assert list(vocab)[256:] == [b"ab", b"aab"]
+    tokenizer = Tokenizer(vocab, {}, whole_chunks=False)
+    assert tokenizer.encode("aab ab b") == [257, 32, 256, 32, 98]
+    assert tokenizer.decode([257, 32, 256]) == "aab ab"
+
+
+def test_trained_vocabulary_as_tiktoken():
+    """tiktoken with our learned ranks cuts the text as we do."""
+    text = "the cat sat on the mat; the hat is that cat's. " * 3
+    vocab = train_bpe(text, 300)
+    reference = tiktoken.Encoding("toy", pat_str=LLAMA3_PATTERN, mergeable_ranks=vocab, special_tokens={})
+    for sample in [text, "that rat", "cathat 12", *TEXTS]:
+        assert Tokenizer(vocab, {}).encode(sample) == reference.encode_ordinary(sample)
+
+
+def test_gpt2_pattern_as_tiktoken():
+    """The split of GPT-2's own encoding."""
+    pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    for text in TEXTS:
+        assert regex.findall(GPT2_SPLIT, text) == regex.findall(pattern, text)
