@@ -1,0 +1,172 @@
+"""The package as a whole: layers, sizes, docstrings, and an import that costs little and changes nothing."""
+
+import ast
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minillama
+
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {path.stem: path for path in sorted((ROOT / "minillama").glob("*.py"))}
+
+# In the order of the data's way through them; a module may import only what stands before it.
+ORDER = """config tokenizer chat rmsnorm rope feedforward kv_cache attention model checkpoints generation
+fused_attention quantization training finetuning evaluation inspection scaling safety hub cli""".split()
+LINES, LONGER = 300, {"checkpoints": 500}  # three file formats
+FUNCTION_LINES = 45
+
+
+def tree(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def imported(name: str) -> set[str]:
+    """The minillama modules that a module imports, wherever in its text."""
+    found = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {dotted.split(".")[1] for dotted in found if dotted.startswith("minillama.")} & MODULES.keys()
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert set(MODULES) - set(ORDER) == {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name in MODULES])
+def test_imports_point_only_upward(name):
+    below = [other for other in sorted(imported(name)) if ORDER.index(other) >= ORDER.index(name)]
+    assert not below, f"{name} imports {below}, which come after it"
+
+
+def test_nothing_below_is_imported_by_the_front_page():
+    assert imported("__init__").isdisjoint({"cli", "__main__"})
+    assert imported("__main__") == {"cli"}
+
+
+def test_the_public_names_exist_in_flow_order_and_explain_themselves():
+    public = [getattr(minillama, name) for name in minillama.__all__]
+    silent = [name for name, value in zip(minillama.__all__, public, strict=True) if not inspect.getdoc(value)]
+    assert not silent, f"no docstring: {silent}"
+    own = [name for name, value in zip(minillama.__all__, public, strict=True) if inspect.isclass(value)]
+    undocumented = [name for name in own if "__doc__" not in vars(getattr(minillama, name))]
+    assert not undocumented, f"only an inherited docstring: {undocumented}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_functions_of_a_module_have_a_docstring(name):
+    defined = [node for node in tree(name).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    plain = [node.name for node in defined if not node.name.startswith("_") and not ast.get_docstring(node)]
+    assert not plain or name == "cli", f"no docstring: {plain}"
+
+
+def function_sizes(name: str) -> dict[str, int]:
+    functions = [node for node in ast.walk(tree(name)) if isinstance(node, ast.FunctionDef)]
+    return {f"{name}.{node.name}": node.end_lineno - node.lineno + 1 for node in functions}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_and_functions_stay_small(name):
+    lines = MODULES[name].read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGER.get(name, LINES), f"{name}.py has {lines} lines"
+    long = {function: size for function, size in function_sizes(name).items() if size > FUNCTION_LINES}
+    assert not long, f"lines: {long}"
+
+
+def test_sizes():
+    """Nothing fails here: `pytest -rP -k test_sizes` shows the largest modules and functions."""
+    modules = {name: path.read_text(encoding="utf-8").count("\n") for name, path in MODULES.items()}
+    functions = {key: size for name in MODULES for key, size in function_sizes(name).items()}
+    for sizes in (modules, functions):
+        print("largest:", ", ".join(f"{name} {sizes[name]}" for name in sorted(sizes, key=sizes.get)[:-4:-1]))
+
+
+PROBE = """
+import json, os, random, signal, sys, warnings
+import numpy, regex, torch, tqdm
+
+def state():
+    return {
+        "default dtype": str(torch.get_default_dtype()), "device": str(torch.get_default_device()),
+        "threads": torch.get_num_threads(), "interop": torch.get_num_interop_threads(),
+        "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": torch.get_float32_matmul_precision(), "sdpa": torch.backends.cuda.flash_sdp_enabled(),
+        "torch seed": torch.random.get_rng_state().tolist(), "seed": str(random.getstate()),
+        "numpy seed": str(numpy.random.get_state()), "numpy print": str(numpy.get_printoptions()),
+        "environment": dict(os.environ), "warnings": str(warnings.filters), "folder": os.getcwd(),
+        "ctrl-c": str(signal.getsignal(signal.SIGINT)), "path": sys.path[:],
+    }
+
+def packages():
+    return {name.partition(".")[0] for name in sys.modules}
+
+before, known = state(), packages()
+import minillama
+after = state()
+print(json.dumps({
+    "changed": [key for key in before if before[key] != after[key]],
+    "added": sorted(packages() - known - sys.stdlib_module_names),
+}))
+"""
+
+
+def test_import_changes_no_setting_and_brings_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    found = json.loads(done.stdout)
+    assert found == {"changed": [], "added": ["minillama"]}  # beyond torch, numpy, regex and tqdm
+
+
+def test_ruff_refuses_text_files_without_an_encoding():
+    ruff = [sys.executable, "-m", "ruff", "check", "--output-format=json", "--stdin-filename=minillama/x.py", "-"]
+    done = subprocess.run(ruff, input='open("x")\n', cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert [fault["code"] for fault in json.loads(done.stdout)] == ["PLW1514"]
+
+
+def tracked_texts() -> dict[str, str]:
+    """Every text file that git knows: path -> text."""
+    git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
+    texts = {}
+    for name in git.stdout.split("\0")[:-1]:
+        try:
+            texts[name] = (ROOT / name).read_bytes().decode("utf-8")
+        except (UnicodeDecodeError, FileNotFoundError):  # a picture, or removed but not yet committed
+            continue
+    return texts
+
+
+FOLDER = r"(?<![\w.$~])/(?:home|root|Users|work|tmp|opt|mnt|srv)/[\w.]+|\b[A-Z]:\\+Users\b"
+INDEX = r"https?://(?!127\.0\.0\.1)[^\s\"']*(?:/simple\b|pypi|/whl/)|--(?:extra-)?index-url|trusted-host"
+LOCAL = {"a folder of one machine": re.compile(FOLDER), "a package index": re.compile(INDEX)}
+
+
+@pytest.mark.skipif(not shutil.which("git") or not (ROOT / ".git").exists(), reason="not a git checkout")
+@pytest.mark.parametrize("what", LOCAL)
+def test_nothing_tracked_names_one_machine(what):
+    found = [f"{name}: {match[0]}" for name, text in tracked_texts().items() if (match := LOCAL[what].search(text))]
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("saved to /ho" + "me/ada/x", "a folder of one machine"),
+        ("see '/tm" + "p/x'", "a folder of one machine"),
+        ("C:" + "\\Users\\ada", "a folder of one machine"),
+        ("https://mirror.example/si" + "mple", "a package index"),
+        ("pip install --ind" + "ex-url x", "a package index"),
+    ],
+)
+def test_the_patterns_find_what_they_should(text, what):
+    assert LOCAL[what].search(text)
