@@ -46,14 +46,18 @@ class Llama(nn.Module):
             self.head.weight = self.embedding.weight
 
     def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        start, T = (0 if cache is None else cache.length), tokens.shape[1]
+        return self.head(self.hidden(tokens, cache)).float()
+
+    def hidden(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """What the head reads: the normalised end of the stream, (B, T) -> (B, T, D)."""
+        T, start = tokens.shape[1], 0 if cache is None else cache.length
         if cache is not None:
             cache.reserve(*tokens.shape)
         rope = rope_table(self.cfg, torch.arange(start, start + T, device=tokens.device))
-        mask = causal_mask(T, start + T, tokens.device) if T > 1 else None  # one query sees every key
+        mask = causal_mask(T, start + T, tokens.device) if T > 1 else None  # a single query may look at every key
         x = self.embedding(tokens)
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, mask, cache, layer)
         if cache is not None:
             cache.length += T
-        return self.head(self.norm(x)).float()
+        return self.norm(x)
