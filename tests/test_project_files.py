@@ -1,0 +1,160 @@
+"""pyproject.toml, constraints.txt, environment.yml, Makefile, README.md and CI say the same."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import minillama
+from minillama import hub
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+PROJECT = tomllib.loads(read("pyproject.toml"))["project"]
+MINIMUM = re.search(r"\d+\.\d+", PROJECT["requires-python"])[0]
+PINS = {
+    canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+    for line in read("constraints.txt").splitlines()
+    if (pin := line.strip() and not line.startswith("#") and Requirement(line))
+}
+WANTED = PROJECT["dependencies"] + [each for extra in PROJECT["optional-dependencies"].values() for each in extra]
+
+
+def installs(text: str) -> set[str]:
+    """What follows `pip install` in a text, without the options that only make it quieter."""
+    found = re.findall(r"-m pip install (.+)", text)
+    return {re.sub(r"--quiet |--disable-pip-version-check |['\"]", "", line).strip() for line in found}
+
+
+@pytest.mark.parametrize("wanted", [each for each in WANTED if not each.startswith("minillama")])
+def test_every_dependency_is_pinned_within_its_range(wanted):
+    requirement = Requirement(wanted)
+    pin = PINS.get(canonicalize_name(requirement.name))
+    assert pin, f"constraints.txt does not pin {requirement.name}"
+    assert pin in requirement.specifier, f"constraints.txt pins {requirement.name}=={pin}, outside of {wanted}"
+
+
+def test_every_pin_is_exact_and_holds_on_every_machine():
+    assert PINS["torch"] == "2.13.0"
+    lines = [line for line in read("constraints.txt").splitlines() if line and not line.startswith("#")]
+    loose = [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
+    assert not loose, f"not of the form name==version, or a version that only some machines have: {loose}"
+
+
+def test_versions_and_licences_agree():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert PROJECT["version"] == minillama.__version__ == str(citation["version"])
+    assert PROJECT["license"] == citation["license"] == "Apache-2.0"
+    assert "Apache License" in read("LICENSE") and PROJECT["license-files"] == ["LICENSE"]
+
+
+def test_one_minimum_of_python():
+    assert PROJECT["requires-python"] == f">={MINIMUM}"
+    assert f"Python {MINIMUM} or newer" in read("README.md")
+    assert f"Python {MINIMUM} or newer" in read("Makefile")
+    assert f"version_info < ({MINIMUM.replace('.', ', ')})" in read("Makefile")
+    steps = yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]["test"]["steps"]
+    assert MINIMUM in [step.get("with", {}).get("python-version") for step in steps]
+    assert f'target-version = "py{MINIMUM.replace(".", "")}"' in read("pyproject.toml")
+
+
+def test_conda_and_binder_install_what_make_installs():
+    environment = yaml.safe_load(read("environment.yml"))
+    assert environment["channels"] == ["conda-forge"]
+    python, pip, from_pip = environment["dependencies"]
+    assert python == f"python={MINIMUM}" and pip == "pip"
+    assert " ".join(from_pip["pip"]) in installs(read("Makefile"))
+
+
+def test_the_plain_commands_of_the_readme_are_those_of_make():
+    assert installs(read("README.md")) == installs(read("Makefile")) == {
+        "-c constraints.txt -e .",
+        "-c constraints.txt -e .[test]",
+    }  # fmt: skip
+    for command in ("-m venv .venv", "-m minillama generate", "jupyter lab notebooks/00_the_whole_llama.ipynb"):
+        assert command in read("README.md") and command in read("Makefile"), command
+
+
+def test_ci_runs_make_test():
+    lines = [line for line in read(".ci/run").splitlines() if line and not line.startswith(("#", "set ", "cd "))]
+    assert lines == ["make test"]
+    workflow = yaml.safe_load(read(".github/workflows/ci.yml"))
+    assert [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step] == ["bash .ci/run"]
+
+
+def test_contributing_shows_the_commands_that_make_runs():
+    line = next(line.strip() for line in read("Makefile").splitlines() if "--nbval " in line)
+    assert line.replace("$(BIN)", ".venv/bin").removesuffix(" notebooks") in read("CONTRIBUTING.md")
+    for target in re.findall(r"(?:`|^    )make ([a-z-]+)", read("CONTRIBUTING.md") + read("README.md"), re.M):
+        assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE), f"make {target} does not exist"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_every_link_leads_somewhere(name):
+    links = re.findall(r"\]\(([^)#]+)\)", read(name)) + re.findall(r"src=\"([^\"]+)\"", read(name))
+    missing = [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
+    assert not missing, f"{name} links to {missing}"
+
+
+def file_tree() -> list[str]:
+    """The paths of README's annotated tree."""
+    block = read("README.md").split("## The files", 1)[1].split("## ", 1)[0]
+    paths, folder = [], ""
+    for indent, name in re.findall(r"^    ( *)(\S+)  +\S", block, re.MULTILINE):
+        paths.append(name if not indent else folder + name)
+        folder = folder if indent else name
+    return paths
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    tree = file_tree()
+    assert [path for path in tree if not (ROOT / path).exists()] == []
+    modules = {f"minillama/{path.name}" for path in (ROOT / "minillama").glob("*.py") if path.stem[:2] != "__"}
+    course = {f"course/{path.name}" for path in (ROOT / "course").glob("*.py") if path.stem[:2] != "__"}
+    assert (modules | course) - set(tree) == set()
+
+
+def test_the_readme_lists_every_chapter_and_its_module():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        module = re.search(r"default_exp (\w+)", path.read_text(encoding="utf-8"))
+        row = f"| [{path.stem}](notebooks/{path.name}) | " + (f"`{module[1]}.py` |" if module else "")
+        assert row in read("README.md"), f"README has no row that starts with {row}"
+
+
+def test_the_readme_names_the_size_of_the_download():
+    megabytes = round(hub.ARTEFACTS["smollm2-135m-instruct"].wheel_bytes / 1e6)
+    assert f"({megabytes} MB)" in read("README.md")
+
+
+def test_pre_commit_runs_only_what_is_here():
+    (repo,) = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    assert repo["repo"] == "local" and {hook["language"] for hook in repo["hooks"]} == {"system"}
+    assert all(hook["entry"].startswith("python -m ") for hook in repo["hooks"])
+
+
+@pytest.mark.skipif(not shutil.which("git") or not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_nothing_fetched_or_foreign_is_tracked():
+    git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
+    names = git.stdout.split("\0")[:-1]
+    foreign = r"(^data/cache/|\.(gguf|safetensors|pth|bin|whl)$|tokenizer\.(model|json)$|\.egg-info/|\.venv/)"
+    assert [name for name in names if re.search(foreign, name)] == []
+    sizes = {name: (ROOT / name).stat().st_size for name in names if (ROOT / name).exists()}
+    assert [name for name, size in sizes.items() if size > 2_000_000] == []
+
+
+def test_specifiers_are_ranges():
+    fixed = [each for each in WANTED if "==" in each or not (Requirement(each).specifier or "minillama" in each)]
+    assert not fixed and MINIMUM in SpecifierSet(PROJECT["requires-python"])
