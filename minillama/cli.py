@@ -4,12 +4,18 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
+
+import numpy as np
+import torch
 
 from minillama import __version__, chat, hub
 from minillama.checkpoints import CheckpointError
 from minillama.generation import check_settings, generate
 
 
+GOLDEN = Path(__file__).resolve().parent.parent / "data" / "golden" / "meta_smollm2.npz"
+TOLERANCE = 2e-4  # logits reach 37; Meta's code and transformers differ by 1e-4
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_PROMPT = "Explain in three sentences why the sky is blue."
 EXAMPLES = """examples:
@@ -145,4 +151,19 @@ def peak_memory() -> int | None:
 
 
 def run_verify(args) -> int:
-    raise NotImplementedError
+    """Compare every logit with Meta's own, which are the stored final hidden states times the embedding."""
+    if not GOLDEN.exists():
+        raise ValueError("there are no golden values here; run verify in a checkout of the repository (data/golden)")
+    with np.load(GOLDEN) as golden:
+        ids, hidden, top = (torch.from_numpy(golden[name]) for name in ("ids", "hidden", "top1"))
+    model, _ = hub.load(DEFAULT_MODEL)
+    with torch.inference_mode():
+        ours = model(ids.long()[None])[0]
+        difference = (ours - hidden.double() @ model.embedding.weight.double().T).abs().max().item()
+        same = (ours.argmax(-1) == top).sum().item()
+    agree = difference <= TOLERANCE and same == len(ids)
+    print(f"{DEFAULT_MODEL}, float32, beside Meta's own code on {len(ids)} tokens of English, {ours.numel():,} logits:")
+    print(f"largest difference {difference:.1e} (at most {TOLERANCE:.0e} is allowed)")
+    print(f"same likeliest token at {same} of {len(ids)} positions")
+    print("minillama agrees with Meta's code" if agree else "minillama DISAGREES with Meta's code")
+    return 0 if agree else 1
