@@ -1,23 +1,18 @@
 """`minillama verify`: agreement, disagreement, and an installation without golden values."""
 
 import pytest
+import torch
 
 from minillama import cli
-from minillama.checkpoints import load_checkpoint
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("weight, code, words", [(None, 0, "agrees with"), (0.999, 1, "DISAGREES")])
-def test_verify(smollm2_path, monkeypatch, capsys, weight, code, words):
+@pytest.mark.parametrize("factor, code, words", [(1, 0, "agrees with"), (0.999, 1, "DISAGREES")])
+def test_verify(ours, monkeypatch, capsys, factor, code, words):
     """A final norm that is off by a thousandth is noticed."""
-
-    def load(name):
-        model, tokenizer = load_checkpoint(smollm2_path)
-        if weight:
-            model.norm.weight.data *= weight
-        return model, tokenizer
-
-    monkeypatch.setattr(cli.hub, "load", load)
+    norm = ours[0].norm
+    monkeypatch.setattr(norm, "weight", torch.nn.Parameter(factor * norm.weight.data))
+    monkeypatch.setattr(cli.hub, "load", lambda name: ours)
     assert cli.main(["verify"]) == code
     assert words in capsys.readouterr().out.splitlines()[-1]
 
