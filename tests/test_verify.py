@@ -11,7 +11,7 @@ from minillama import cli
 def test_verify(ours, monkeypatch, capsys, factor, code, words):
     """A final norm that is off by a thousandth is noticed."""
     norm = ours[0].norm
-    monkeypatch.setattr(norm, "weight", torch.nn.Parameter(factor * norm.weight.data))
+    monkeypatch.setitem(norm._parameters, "weight", torch.nn.Parameter(factor * norm.weight.data))
     monkeypatch.setattr(cli.hub, "load", lambda name: ours)
     assert cli.main(["verify"]) == code
     assert words in capsys.readouterr().out.splitlines()[-1]
