@@ -26,7 +26,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Every number that fixes a Llama's architecture.
+    """Every number that fixes a Llama's architecture; ValueError for one that cannot be meant.
 
     Letters used for these sizes in shapes, equations and figures of the whole series:
     B batch, T tokens (queries), S positions they may look at (keys), D dim, L n_layers, H n_heads,
@@ -53,6 +53,8 @@ class LlamaConfig:
                 raise ValueError(f"{field.name} must be a positive whole number, not {value!r}")
             if field.type is float and (type(value) not in (int, float) or not 0 < value < float("inf")):
                 raise ValueError(f"{field.name} must be a positive number, not {value!r}")
+            if field.type is bool and type(value) is not bool:
+                raise ValueError(f"{field.name} must be True or False, not {value!r}")
         if not isinstance(self.rope_scaling, RopeScaling | None):
             raise ValueError(f"rope_scaling must be a RopeScaling or None, not {self.rope_scaling!r}")
         if self.n_heads % self.n_kv_heads:
