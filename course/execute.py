@@ -2,7 +2,8 @@
 
 python -m course.execute notebooks/03_rope.ipynb [...]
 
-Stores no timings and no kernel version; refuses outputs that name a folder of this machine.
+Fetches the real weights and vocabularies that a notebook names. Stores no timings and no kernel version; refuses
+outputs that name a folder of this machine.
 """
 
 import os
@@ -15,12 +16,23 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
+from minillama import hub
+
 
 FOLDER = re.compile(r"(/home/|/root/|/tmp/|/Users/|[A-Z]:\\\\)[\w.\\/-]*")
 
 
+def fetch_what_it_names(path: Path) -> None:
+    """Fetch every artefact whose name a notebook contains, since its outputs depend on them. FetchError if it fails."""
+    text = path.read_text(encoding="utf-8")
+    for name in hub.ARTEFACTS:
+        if name in text:
+            hub.fetch(name)
+
+
 def execute(path: Path) -> None:
     """Run one notebook and write it back, whole or not at all. ValueError if an output names a local folder."""
+    fetch_what_it_names(path)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook, timeout=300, record_timing=False, kernel_name="python3", resources={"metadata": {"path": path.parent}}
@@ -42,7 +54,7 @@ def main(paths: list[str]) -> int:
     for path in tqdm([Path(p) for p in paths], unit="notebook", disable=None):
         try:
             execute(path)
-        except (CellExecutionError, ValueError, OSError) as error:
+        except (CellExecutionError, hub.FetchError, ValueError, OSError) as error:
             print(f"{path}: {error}", file=sys.stderr)
             failed = 1
     return failed

@@ -7,6 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course.execute import FOLDER, main
+from minillama import hub
 
 
 def write(path: Path, *sources: str) -> Path:
@@ -52,3 +53,14 @@ def test_folders_of_a_machine_are_recognised(text):
 @pytest.mark.parametrize("text", ["a / b", "tokens/s", "data/cache/x.gguf", "8B: 4096", "https://example.org/tmp"])
 def test_other_text_is_not(text):
     assert not FOLDER.search(text)
+
+
+def test_what_a_notebook_names_is_fetched_first(tmp_path, capsys, monkeypatch):
+    def no_network(name):
+        raise hub.FetchError(f"no network for {name}")
+
+    path = write(tmp_path / "01_real.ipynb", 'NAME = "llama-3.1-tokenizer"')
+    before = path.read_bytes()
+    monkeypatch.setattr(hub, "fetch", no_network)
+    assert main([str(path)]) == 1 and path.read_bytes() == before
+    assert "01_real.ipynb: no network for llama-3.1-tokenizer" in capsys.readouterr().err
