@@ -4,6 +4,7 @@ Written by notebooks/09_generation.ipynb: edit it there.
 """
 
 import math
+from numbers import Integral, Real
 
 import torch
 
@@ -11,57 +12,97 @@ from minillama.kv_cache import KVCache
 from minillama.model import Llama
 
 
-def sample(logits: torch.Tensor, temperature=0.0, top_k=None, top_p=None, generator=None) -> torch.Tensor:
-    """One id per row: logits (B, V) -> (B,) int64. Temperature 0 takes the largest.
+def distribution(logits: torch.Tensor, temperature=1.0, top_k=None, top_p=None) -> torch.Tensor:
+    """What `sample` draws from: logits (B, V) -> probabilities (B, V), zero where a token was cut.
 
-    Otherwise divide by the temperature, keep the top_k largest, keep the smallest set whose probability exceeds
-    top_p (a token stays while the probability before it is at most top_p), and draw.
+    In this order: divide by the temperature; keep the top_k likeliest; keep the likeliest as long as the
+    probability before them is at most top_p (Holtzman et al. 2019, arXiv:1904.09751); make the rest sum to 1.
+    Of equal logits the lower id goes first.
+    """
+    logits = logits.float()
+    temperature = min(max(temperature, 1e-30), 1e30)  # subtle: float32 turns smaller ones into 0, larger into inf
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+    ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ordered[:, min(top_k, ordered.shape[-1]) :] = -math.inf
+    probs = ordered.softmax(dim=-1)
+    if top_p is not None and top_p < 1:
+        probs[probs.cumsum(dim=-1) - probs > top_p] = 0.0
+        probs /= probs.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(probs).scatter(-1, ids, probs)  # from places back to ids
+
+
+def sample(logits: torch.Tensor, temperature=0.0, top_k=None, top_p=None, generator=None) -> torch.Tensor:
+    """One id per row: logits (B, V) -> (B,) int64. Temperature 0 takes the largest, else draw from `distribution`.
+
+    A logit of -inf rules its token out. ValueError for a row that is all -inf or holds NaN or +inf, and for
+    settings that have no meaning.
     """
     check_settings(temperature, top_k, top_p)
+    if logits.ndim != 2 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must have shape (B, V), not {tuple(logits.shape)}")
+    if not logits.amax(dim=-1).isfinite().all():  # the maximum is NaN if any entry is
+        raise ValueError("no token can be chosen: a row of logits is all -inf, or holds NaN or +inf")
     if temperature == 0:
         return logits.argmax(dim=-1)
-    if not torch.isfinite(logits).any(dim=-1).all():
-        raise ValueError("no token can be drawn: every logit of a row is -inf or NaN")
-    ordered, ids = (logits.float() / temperature).sort(dim=-1, descending=True)
-    if top_k is not None:
-        ordered[:, top_k:] = -math.inf
-    probs = ordered.softmax(dim=-1)
-    if top_p is not None:
-        before = probs.cumsum(dim=-1) - probs
-        probs[before > top_p] = 0.0
-    drawn = torch.multinomial(probs, 1, generator=generator)
-    return ids.gather(-1, drawn).squeeze(-1)
+    ends = distribution(logits, temperature, top_k, top_p).cumsum(dim=-1)  # (B, V)
+    u = torch.rand(len(logits), 1, generator=generator, device=logits.device)
+    return torch.searchsorted(ends, u * ends[:, -1:], right=True).squeeze(-1)
 
 
 def check_settings(temperature, top_k, top_p):
-    """Raise ValueError for settings that have no meaning."""
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 or a positive number, not {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}")
-    if top_p is not None and not 0 <= top_p <= 1:
-        raise ValueError(f"top_p must be between 0 and 1, not {top_p}")
+    """ValueError for settings that have no meaning: negative, NaN, infinite, a bool where a number is wanted."""
+    if not is_number(temperature, Real) or not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 or a positive number, not {temperature!r}")
+    if top_k is not None and (not is_number(top_k, Integral) or top_k < 1):
+        raise ValueError(f"top_k must be a whole number from 1 on, not {top_k!r}")
+    if top_p is not None and (not is_number(top_p, Real) or not 0 <= top_p <= 1):
+        raise ValueError(f"top_p must be between 0 and 1, not {top_p!r}")
+
+
+def is_number(value, kind) -> bool:
+    """Whether value is of that kind of number; True and False are not."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def generate(model: Llama, ids, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=None, stop_ids=()):
-    """Yield up to max_new_tokens ids that continue `ids`, ending before the first of stop_ids.
+    """Iterate over up to max_new_tokens ids that continue `ids`, ending before the first of stop_ids.
 
-    Prefill once, then one token a step. The same seed gives the same ids. ValueError if it cannot fit the context.
+    Prefill once, then one token a step. The same seed gives the same ids. ValueError, at the call and not at the
+    first token, for settings that have no meaning and for a prompt that is empty, foreign or too long.
     """
     check_settings(temperature, top_k, top_p)
-    if not len(ids):
-        raise ValueError("nothing to continue: the prompt has no tokens")
-    if len(ids) + max_new_tokens > model.cfg.max_seq_len:
-        raise ValueError(f"{len(ids)} + {max_new_tokens} tokens exceed the context of {model.cfg.max_seq_len}")
-    weight = model.embedding.weight
+    ids = check_request(model.cfg, ids, max_new_tokens, seed)
+    stop_ids, weight = frozenset(stop_ids), model.embedding.weight
     generator = torch.Generator(weight.device)
     generator.seed() if seed is None else generator.manual_seed(seed)
-    cache = KVCache(model.cfg, 1, len(ids) + max_new_tokens, weight.dtype, weight.device)
-    tokens = torch.tensor([list(ids)], device=weight.device)
-    for _ in range(max_new_tokens):
-        with torch.inference_mode():
-            logits = model(tokens, cache=cache)[:, -1]
-            tokens = sample(logits, temperature, top_k, top_p, generator)[:, None]
-        if (id := tokens.item()) in stop_ids:
-            return
-        yield id
+
+    def steps():
+        cache = KVCache(model.cfg, 1, len(ids) + max_new_tokens, weight.dtype, weight.device)
+        tokens = torch.tensor([ids], device=weight.device)  # (1, T): the prompt
+        for _ in range(max_new_tokens):
+            with torch.inference_mode():
+                logits = model(tokens, cache=cache)[:, -1]  # (1, V)
+                tokens = sample(logits, temperature, top_k, top_p, generator)[:, None]  # (1, 1): from now on one
+            if (id := tokens.item()) in stop_ids:
+                return
+            yield id
+
+    return steps()
+
+
+def check_request(cfg, ids, max_new_tokens, seed) -> list[int]:
+    """The prompt as a list of ids; ValueError if the model cannot continue it."""
+    ids = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+    if not ids:
+        raise ValueError("nothing to continue: the prompt has no tokens")
+    for id in ids:
+        if not is_number(id, Integral) or not 0 <= id < cfg.vocab_size:
+            raise ValueError(f"the prompt holds {id!r}, which is not an id from 0 to {cfg.vocab_size - 1}")
+    if not is_number(max_new_tokens, Integral) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {max_new_tokens!r}")
+    if len(ids) + max_new_tokens > cfg.max_seq_len:
+        raise ValueError(f"{len(ids)} + {max_new_tokens} tokens exceed the context of {cfg.max_seq_len}")
+    if seed is not None and (not is_number(seed, Integral) or not 0 <= seed < 2**64):
+        raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed!r}")
+    return ids
