@@ -124,6 +124,12 @@ def test_a_mistake_is_one_line(generate, args, model, words):
     assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("minillama: ") and words in err
 
 
+@pytest.mark.parametrize("args", [["--temperature=-1", "x"], ["--top-p=2", "x"], ["--max-new-tokens=0", "x"], [""]])
+def test_a_wrong_setting_is_found_before_anything_is_fetched_or_loaded(generate, monkeypatch, args):
+    monkeypatch.setattr(cli.hub, "load", None)
+    assert generate(*args, tokens=None)[0] == 2
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [
