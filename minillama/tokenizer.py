@@ -6,35 +6,13 @@ Written by notebooks/01_tokenizer.ipynb: edit it there.
 import base64
 import binascii
 import codecs
-from collections import Counter
+import heapq
+import operator
+from collections import Counter, defaultdict
 from functools import lru_cache
 from pathlib import Path
 
 import regex
-
-
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def train_bpe(text: str, vocab_size: int, pattern: str = LLAMA3_PATTERN) -> dict[bytes, int]:
-    """Learn a vocabulary: 256 bytes, then one merged pair after another. Returns token bytes -> id (= rank)."""
-    vocab = {bytes([byte]): byte for byte in range(256)}
-    chunks = Counter(regex.findall(pattern, text))
-    words = {chunk: [bytes([byte]) for byte in chunk.encode()] for chunk in chunks}
-    while len(vocab) < vocab_size:
-        pairs = Counter()
-        for chunk, parts in words.items():
-            for pair in zip(parts, parts[1:], strict=False):
-                pairs[pair] += chunks[chunk]
-        if not pairs:
-            break
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        vocab[best[0] + best[1]] = len(vocab)
-        words = {chunk: merge_pair(parts, best) for chunk, parts in words.items()}
-    return vocab
 
 
 def merge_pair(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
@@ -50,12 +28,83 @@ def merge_pair(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
     return merged
 
 
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train_bpe(text: str, vocab_size: int, pattern: str = LLAMA3_PATTERN) -> dict[bytes, int]:
+    """Learn a vocabulary: 256 bytes, then one merged pair after another. Returns token bytes -> id (= rank).
+
+    The most frequent pair is next, the first in byte order among equals. Ends early when no pair is left.
+    """
+    vocab = {bytes([byte]): byte for byte in range(256)}
+    frequency = Counter(regex.findall(pattern, text))
+    words = {chunk: [bytes([byte]) for byte in chunk.encode()] for chunk in frequency}
+    counts, where = Counter(), defaultdict(set)  # of a pair: how often in the text, and in which chunks
+    queue, changed = [], set()
+
+    def recount(chunk, sign):
+        for pair in zip(words[chunk], words[chunk][1:], strict=False):
+            counts[pair] += sign * frequency[chunk]
+            where[pair].add(chunk)
+            changed.add(pair)
+
+    for chunk in words:
+        recount(chunk, +1)
+    while len(vocab) < vocab_size:
+        for pair in changed:
+            heapq.heappush(queue, (-counts[pair], pair))
+        changed.clear()
+        while queue and -queue[0][0] != counts[queue[0][1]]:
+            heapq.heappop(queue)  # outdated: the pair is in the queue again, under its present count
+        if not queue or not queue[0][0]:
+            break
+        best = heapq.heappop(queue)[1]
+        vocab[best[0] + best[1]] = len(vocab)
+        for chunk in where.pop(best):  # only the chunks that hold the pair are touched
+            recount(chunk, -1)
+            words[chunk] = merge_pair(words[chunk], best)
+            recount(chunk, +1)
+    return vocab
+
+
+def merge_by_rank(parts: list[bytes], rank) -> list[bytes]:
+    """Join neighbours in the order their pairs were learned, leftmost first, until `rank(pair)` is None for all.
+
+    About n log n steps for n parts: a queue of pairs, and for each place the next living one on either side.
+    """
+    parts, queue = list(parts), []
+    left, right = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))
+
+    def offer(i, j):
+        if i >= 0 and j < len(parts) and (order := rank((parts[i], parts[j]))) is not None:
+            heapq.heappush(queue, (order, i, (parts[i], parts[j])))
+
+    for i in range(len(parts) - 1):
+        offer(i, i + 1)
+    while queue:
+        _, i, pair = heapq.heappop(queue)
+        j = right[i]
+        if j == len(parts) or (parts[i], parts[j]) != pair:
+            continue  # outdated: one of the two has been joined with its other neighbour since
+        parts[i], parts[j] = pair[0] + pair[1], b""  # place j is empty from now on
+        right[i] = right[j]
+        if right[i] < len(parts):
+            left[right[i]] = i
+        offer(left[i], i)
+        offer(i, right[i])
+    return [part for part in parts if part]
+
+
 class Tokenizer:
     """Byte-level BPE: text <-> ids.
 
     vocab: token bytes -> id. specials: control token name -> id; text never becomes one of these unless allowed.
     merges: pair -> rank where the file lists merges; without it, as in Meta's files, a pair's rank is the id of
-    the joined token. whole_chunks: a chunk that is itself a token is taken without merging.
+    the joined token. whole_chunks: a chunk that is itself a token is taken without merging. A byte that is no
+    token is left out, before merging, as Hugging Face's tokenizers do (SmolLM2 lacks 21 of the 256).
     """
 
     def __init__(
@@ -67,7 +116,9 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.stop_ids = bos_id, eos_id, frozenset(stop_ids)
         self.token_bytes = {id: token for token, id in vocab.items()}
         self.token_bytes |= {id: name.encode() for name, id in specials.items()}
-        self.vocab_size = max(self.token_bytes) + 1
+        if len(self.token_bytes) != len(vocab) + len(specials):
+            raise ValueError("two tokens of the vocabulary have the same id")
+        self.vocab_size = max(self.token_bytes, default=-1) + 1
         self.encode_chunk = lru_cache(maxsize=65_536)(self._encode_chunk)
 
     @classmethod
@@ -85,6 +136,8 @@ class Tokenizer:
     @classmethod
     def llama3(cls, vocab: dict[bytes, int]) -> "Tokenizer":
         """Llama 3.1's tokenizer around a vocabulary: 256 special tokens follow its last id."""
+        if set(vocab.values()) != set(range(len(vocab))) or any(bytes([byte]) not in vocab for byte in range(256)):
+            raise ValueError("a vocabulary has the ranks 0, 1, 2, ... once each and holds all 256 bytes")
         specials = {name: len(vocab) + i for i, name in enumerate(llama3_special_names())}
         stop = [specials[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
         return cls(vocab, specials, bos_id=specials["<|begin_of_text|>"], eos_id=stop[0], stop_ids=stop)
@@ -95,7 +148,8 @@ class Tokenizer:
     ) -> "Tokenizer":
         """A vocabulary spelled as GPT-2 spells bytes (Hugging Face files, GGUF): "Ġthe" is b" the".
 
-        vocab: spelling -> id; merges: pairs of spellings, first learned first. ValueError for other characters.
+        vocab: spelling -> id; merges: pairs of spellings, first learned first. ValueError for other characters,
+        and for merges of or into tokens that do not exist.
         """
         byte = gpt2_bytes()
         try:
@@ -103,21 +157,35 @@ class Tokenizer:
             ranks = {(spelled[a], spelled[b]): rank for rank, (a, b) in enumerate(merges)}
         except (KeyError, ValueError) as error:
             raise ValueError(f"the vocabulary is not spelled in GPT-2's bytes: {error}") from None
-        stop_ids = [eos_id] if stop_ids is None and eos_id is not None else stop_ids or ()
         plain = {spelled[token]: id for token, id in vocab.items()}
+        if lost := next((a + b for a, b in ranks if a + b not in plain), None):
+            raise ValueError(f"the merges make a token {lost!r} that the vocabulary does not have")
+        stop_ids = [eos_id] if stop_ids is None and eos_id is not None else stop_ids or ()
         return cls(plain, specials, pattern, ranks, whole_chunks, bos_id, eos_id, stop_ids)
 
     def encode(self, text: str, bos=False, eos=False, allowed_special=()) -> list[int]:
-        """Ids of `text`. Names of special tokens in it are plain text unless listed in allowed_special (or "all")."""
+        """Ids of `text`. Names of special tokens in it are plain text unless listed in allowed_special (or "all").
+
+        TypeError if it is no str; ValueError for half a surrogate pair, or an unknown name in allowed_special.
+        """
         if not isinstance(text, str):
             raise TypeError(f"encode takes a str, not {type(text).__name__}")
-        allowed = self.specials if allowed_special == "all" else allowed_special
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"character {error.start} is half of a surrogate pair and has no UTF-8") from None
+        if (bos and self.bos_id is None) or (eos and self.eos_id is None):
+            raise ValueError("this tokenizer has no such token: encode without bos=True or eos=True")
+        allowed = set(self.specials if allowed_special == "all" else allowed_special)
+        if unknown := allowed - set(self.specials):
+            raise ValueError(f'{min(unknown)!r} is no special token; allowed_special takes a list of names, or "all"')
         pieces = [text]
         if allowed:
-            pieces = regex.split("(" + "|".join(map(regex.escape, allowed)) + ")", text)
+            names = sorted(allowed, key=len, reverse=True)
+            pieces = regex.split("(" + "|".join(map(regex.escape, names)) + ")", text)
         ids = [self.bos_id] if bos else []
-        for piece in pieces:
-            if piece in allowed:
+        for number, piece in enumerate(pieces):
+            if number % 2:  # split with a group: every second piece is a name
                 ids.append(self.specials[piece])
             else:
                 for chunk in self.pattern.findall(piece):
@@ -128,37 +196,29 @@ class Tokenizer:
         data = chunk.encode()
         if self.whole_chunks and data in self.vocab:
             return (self.vocab[data],)
-        parts = [bytes([byte]) for byte in data]
-        while len(parts) > 1:
-            best = min(zip(parts, parts[1:], strict=False), key=self.rank)
-            if self.rank(best) == NO_MERGE:
-                break
-            parts = merge_pair(parts, best)
-        return tuple(self.vocab[part] for part in parts if part in self.vocab)
+        parts = [part for byte in data if (part := bytes([byte])) in self.vocab]
+        return tuple(self.vocab[part] for part in merge_by_rank(parts, self.rank))
 
-    def rank(self, pair: tuple[bytes, bytes]) -> float:
-        """The order in which this pair was learned; NO_MERGE if it never was."""
-        return self.vocab.get(pair[0] + pair[1], NO_MERGE) if self.merges is None else self.merges.get(pair, NO_MERGE)
+    def rank(self, pair: tuple[bytes, bytes]) -> int | None:
+        """The place of this pair in the order of learning; None if it never was learned."""
+        return self.vocab.get(pair[0] + pair[1]) if self.merges is None else self.merges.get(pair)
 
     def decode(self, ids) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD. ValueError for an id outside the vocabulary."""
         return b"".join(map(self.id_to_bytes, ids)).decode("utf-8", errors="replace")
 
     def decode_stream(self, ids):
-        """Yield text as ids arrive; a character split over several tokens is held back until it is whole."""
+        """Yield text as ids arrive, "" while a character is incomplete; what is left over comes at the end."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for id in ids:
             yield decoder.decode(self.id_to_bytes(id))
         yield decoder.decode(b"", final=True)
 
     def id_to_bytes(self, id: int) -> bytes:
-        """The bytes of one token; ValueError for an id outside the vocabulary."""
-        if id not in self.token_bytes:
+        """The bytes of one token; ValueError for an id outside the vocabulary, TypeError for what is no integer."""
+        if (token := self.token_bytes.get(operator.index(id))) is None:
             raise ValueError(f"id {id} is outside the vocabulary of {self.vocab_size}")
-        return self.token_bytes[id]
-
-
-NO_MERGE = float("inf")
+        return token
 
 
 def llama3_special_names() -> list[str]:
