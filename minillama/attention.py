@@ -35,7 +35,10 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
 
 
 class Attention(nn.Module):
-    """x (B, T, D) -> (B, T, D): project to queries, keys and values, rotate, attend, project back."""
+    """x (B, T, D) -> (B, T, D): project to queries, keys and values, rotate, attend, project back.
+
+    rope: cos and sin (T, W/2) of the tokens' positions; mask: True where a query may look (T, S), None for everywhere.
+    """
 
     def __init__(self, cfg: LlamaConfig):
         super().__init__()
