@@ -17,18 +17,6 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = 
     return freqs if scaling is None else scale_frequencies(freqs, scaling)
 
 
-def scale_frequencies(freqs: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
-    """Llama 3.1's long-context scaling: (W/2,) -> (W/2,).
-
-    Wavelengths that fit into the original context often enough stay, those that do not fit are stretched by
-    `factor`, those between are blended. Source: apply_scaling in Meta's llama-models.
-    """
-    turns = scaling.original_max_seq_len * freqs / (2 * math.pi)
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = keep.clamp(0, 1)
-    return keep * freqs + (1 - keep) * freqs / scaling.factor
-
-
 def rope_table(cfg: LlamaConfig, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of every angle: positions (..., T) -> two float32 tensors (..., T, W/2)."""
     freqs = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling).to(positions.device)
@@ -45,3 +33,15 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     return turned.flatten(-2).to(x.dtype)
+
+
+def scale_frequencies(freqs: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
+    """Llama 3.1's long-context scaling: (W/2,) -> (W/2,).
+
+    Wavelengths that fit into the original context often enough stay, those that do not fit are stretched by
+    `factor`, those between are blended. Source: apply_scaling in Meta's llama-models.
+    """
+    turns = scaling.original_max_seq_len * freqs / (2 * math.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = keep.clamp(0, 1)
+    return keep * freqs + (1 - keep) * freqs / scaling.factor
