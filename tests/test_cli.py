@@ -81,18 +81,24 @@ def test_the_same_seed_gives_the_same_answer(generate):
     assert draw("7") == draw("7") != draw("8")
 
 
-@pytest.mark.parametrize("prompt", ["-x", "--help", "naïve 日本語 🦙", "a\nb", "$HOME `id`", "<|im_end|>", "%s {} \\n"])
-def test_any_prompt_arrives_as_it_is(generate, monkeypatch, prompt):
+@pytest.fixture
+def asked(monkeypatch):
+    """The messages that reach the tokenizer."""
     seen = []
-    monkeypatch.setattr(cli.chat, "encode_dialog", lambda tokenizer, messages: seen.append(messages) or [1, 2])
+    monkeypatch.setattr(cli.chat, "encode_dialog", lambda tokenizer, messages: seen.extend(messages) or [1, 2])
+    return seen
+
+
+@pytest.mark.parametrize("prompt", ["-x", "--help", "naïve 日本語 🦙", "a\nb", "$HOME `id`", "<|im_end|>", "%s {} \\n"])
+def test_any_prompt_arrives_as_it_is(generate, asked, prompt):
     assert generate("--", prompt)[0] == 0
-    assert seen == [[{"role": "user", "content": prompt}]]
+    assert asked == [{"role": "user", "content": prompt}]
 
 
-def test_a_dash_reads_standard_input(generate, monkeypatch):
-    asked = generate("naïve 🦙")[1]
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("naïve 🦙\n".encode()), encoding="latin-1"))
-    assert generate("-")[:2] == (0, asked)
+def test_a_dash_reads_standard_input_as_utf_8_without_the_last_newline(generate, asked, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("naïve\n🦙\n".encode()), encoding="latin-1"))
+    assert generate("-")[0] == 0
+    assert asked == [{"role": "user", "content": "naïve\n🦙"}]
 
 
 MISTAKES = {  # arguments, model, words of the message
