@@ -76,11 +76,16 @@ class Sketch:
             self.letters((x0 + x1) / 2 + side, (y0 + y1) / 2, shape)
 
     def letters(self, x, y, shape):
-        """A shape such as (B, T, D), every dimension in its colour."""
-        for char in shape:
-            self.ax.text(x, y, char, color=COLOURS.get(char, "#555555"), fontsize=9, va="center", ha="center",
-                         weight="bold" if char in COLOURS else "normal", family="monospace", zorder=4)  # fmt: skip
-            x += 0.085 if char != " " else 0.04
+        """A shape such as (B, T, D) as a row of letters, every dimension on its colour; other text as it is."""
+        if not shape.startswith("("):
+            self.ax.text(x, y, shape, color="#555555", fontsize=9, va="center", family="monospace")
+            return
+        for i, letter in enumerate(shape.strip("()").split(", ")):
+            corner = (x - 0.07 + 0.175 * i, y - 0.09)
+            self.ax.add_patch(FancyBboxPatch(corner, 0.15, 0.18, boxstyle="round,pad=0,rounding_size=0.03",
+                                             facecolor=COLOURS[letter], edgecolor="none", zorder=4))  # fmt: skip
+            self.ax.text(x + 0.005 + 0.175 * i, y - 0.005, letter, color="white", fontsize=8.5, va="center",
+                         ha="center", weight="bold", zorder=5)  # fmt: skip
 
 
 def architecture():
@@ -158,7 +163,7 @@ def block(s, X, pale):
                   bbox={"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": "#555555"})  # fmt: skip
 
 
-def pieces(tokens, ids, width=7.4, alt=""):
+def pieces(tokens, ids, width=8.2):
     """The tokens of a text as coloured boxes with their ids below."""
     unit, gap, rows, x = 0.082, 0.16, [[]], 0.0
     for token, id in zip(tokens, ids, strict=True):
@@ -177,7 +182,7 @@ def pieces(tokens, ids, width=7.4, alt=""):
             ax.text(x + w / 2, -r * 0.62 - 0.11, str(id), ha="center", va="center", fontsize=7.5, color="#666666")
     ax.set(xlim=(-0.02, width), ylim=(-0.62 * (len(rows) - 1) - 0.24, 0.34))
     bare(ax)
-    show(fig, alt or f"{len(ids)} coloured boxes, one per token, ␣ for a space, with ids {ids[0]} to {ids[-1]} below.")
+    show(fig, f"{len(ids)} coloured boxes, one per token, ␣ for a space, with ids {ids[0]} to {ids[-1]} below.")
 
 
 def vectors(rows, tokens, neighbours):
@@ -217,8 +222,8 @@ def attention(weights, tokens, groups, title):
     fig.suptitle(title, fontsize=10, x=0.01, ha="left")
     show(
         fig,
-        "Nine 15 by 15 maps, empty above the diagonal: some heads look at the previous word, some at the first token, "
-        "some from the last token back to 'light' and 'reflects'.",
+        "Nine 15 by 15 maps, empty above the diagonal. Head 6 is dark on the diagonal, head 1 just below it; in heads 0 "
+        "and 5 the last token looks at the second 'light'; after the semicolon, many tokens look back at it.",
     )
 
 
@@ -233,9 +238,13 @@ def gate(active, tokens, curve):
     right.plot(range(1, len(curve) + 1), curve, color=COLOURS["F"])
     reached = int((curve < 0.9).sum()) + 1
     right.plot([0, reached, reached], [0.9, 0.9, 0], color=NEUTRAL, linewidth=1, linestyle="--")
-    right.set(title="share of the squared activity", xlabel="strongest units of F = 1536", ylim=(0, 1.02), xlim=(0, 1536))
+    right.set(
+        title="share of the squared activity", xlabel="strongest units of F = 1536", ylim=(0, 1.02), xlim=(0, 1536)
+    )
     right.text(reached + 30, 0.45, f"{reached} units:\n90 %", color="#666666")
-    show(fig, f"Left, units times tokens: each unit is strong for few tokens. Right: {reached} of 1536 units carry 90 %.")
+    show(
+        fig, f"Left, units times tokens: each unit is strong for few tokens. Right: {reached} of 1536 units carry 90 %."
+    )
 
 
 def lens(layers, top, probs, final, tokens):
@@ -246,7 +255,7 @@ def lens(layers, top, probs, final, tokens):
             same = token == final[t]
             ax.add_patch(FancyBboxPatch((t, r), 1, 1, boxstyle="square,pad=0", facecolor=RIGHT if same else NEUTRAL,
                                         alpha=0.08 + 0.6 * probs[layer][t], edgecolor="none"))  # fmt: skip
-            ax.text(t + 0.5, r + 0.5, visible(token)[:9], ha="center", va="center", fontsize=7.5, family="monospace")
+            ax.text(t + 0.5, r + 0.5, visible(token)[:11], ha="center", va="center", fontsize=7.5, family="monospace")
     ax.set(xlim=(0, len(tokens)), ylim=(0, len(layers)))
     bare(ax)
     ax.set_yticks([r + 0.5 for r in range(len(layers))], [f"block {i}" if i else "embedding" for i in layers])
@@ -255,7 +264,7 @@ def lens(layers, top, probs, final, tokens):
     show(
         fig,
         "A table of the likeliest next token at each of fifteen positions. After the embedding: the token itself. "
-        "In the middle blocks: commas, full stops and spaces. Final predictions, in blue, appear from block 24 on; "
+        "In the middle blocks: commas, full stops and spaces. Most final predictions, in blue, appear from block 24 on; "
         "' sun' only after block 30.",
     )
 
@@ -303,8 +312,10 @@ def surgery(drop, swap, lines):
         ax.bar(range(1, len(values) + 1), values, color=COLOURS["L"], alpha=0.75)
         for (label, y), colour in zip(lines.items(), (RIGHT, NEUTRAL, WRONG), strict=True):
             ax.axhline(y, color=colour, linewidth=1.3, linestyle="--")
-            ax.text(16, y + 0.12, label, color=colour, fontsize=8.5, ha="center")
-        ax.set(title=title, xlabel="block" if ax is axes[0] else "first block of the pair", ylim=(0, 12.6))
+            if ax is axes[1]:
+                ax.text(31.3, y, label, color=colour, fontsize=8.5, va="center")
+        ax.set(title=title, xlabel="block" if ax is axes[0] else "first block of the pair",
+               xlim=(0, 31), ylim=(0, 12.6))  # fmt: skip
     axes[0].set_ylabel("loss, nats per token")
     show(
         fig,
@@ -316,12 +327,12 @@ def surgery(drop, swap, lines):
 def settings(losses, reference, guess):
     """Loss of the same weights with other settings."""
     fig, ax = new(7.4, 0.32 * len(losses) + 0.8)
-    for y, (label, loss) in enumerate(losses.items()):
+    for y, loss in enumerate(losses.values()):
         ax.barh(y, loss, color=RIGHT if y == 0 else WRONG if abs(loss - reference) > 0.1 else NEUTRAL)
         ax.text(loss + 0.06, y, f"{loss:.2f}", va="center", fontsize=9)
     ax.axvline(reference, color=RIGHT, linewidth=1, linestyle="--")
     ax.axvline(guess, color=NEUTRAL, linewidth=1, linestyle="--")
-    ax.text(guess, -0.75, "guessing", color="#777777", fontsize=8.5, ha="center")
+    ax.text(guess - 0.1, len(losses) / 2 - 0.5, "guessing", color="#777777", fontsize=8.5, ha="right")
     ax.set_yticks(range(len(losses)), list(losses))
     ax.set(xlabel="loss, nats per token", xlim=(0, guess + 1))
     ax.invert_yaxis()
@@ -332,7 +343,7 @@ def settings(losses, reference, guess):
 def parameters(counts):
     """Where the parameters sit, as shares, one bar per size."""
     fig, ax = new(7.8, 2.9)
-    for y, (name, parts) in enumerate(counts.items()):
+    for y, parts in enumerate(counts.values()):
         total, left = sum(parts.values()), 0.0
         for part, number in parts.items():
             share = number / total
