@@ -49,8 +49,8 @@ def drift(positions, added, turned):
     ax.plot(positions, added, color=WRONG, label="position added (sinusoidal)")
     ax.plot(positions, turned, color=RIGHT, label="position as rotation")
     ax.set(xlabel="position of the key (the query stands 3 later)", ylabel="score $q \\cdot k$")
-    ax.legend(loc="upper right")
-    ax.margins(y=0.25)
+    ax.set_ylim(-3, 43)
+    ax.legend(loc="upper right", ncols=2)
     show(fig, "The score with added positions moves up and down as the pair moves along; with rotation it is flat.")
 
 
@@ -111,8 +111,8 @@ def pairings(width=8):
             ax.add_patch(_box(x, y, colour))
             ax.text(x, y, label, ha="center", va="center", color="white")
     for i in range(half):
-        ax.annotate("", (2 * i, 2.25), (2 * i + 1, 2.25), arrowprops=_bracket(shades[i], -0.6))
-        ax.annotate("", (i, -0.25), (i + half, -0.25), arrowprops=_bracket(shades[i], 0.25))
+        ax.annotate("", (2 * i, 2.25), (2 * i + 1, 2.25), arrowprops=_bracket(shades[i], 0.6))
+        ax.annotate("", (i, -0.25), (i + half, -0.25), arrowprops=_bracket(shades[i], -0.25))
     ax.text(-1.1, 2, "interleaved\n(Meta, GGUF)", ha="right", va="center")
     ax.text(-1.1, 0, "half-split\n(Hugging Face)", ha="right", va="center")
     ax.set(xlim=(-3.2, width - 0.3), ylim=(-1.5, 2.8))
@@ -152,7 +152,7 @@ def losses(curves, window=32):
     ax.legend(ncols=2, loc="upper center", fontsize=8)
     show(
         fig,
-        "Loss along a text of 256 tokens: as trained between 3 and 4; half-split on the same weights between 5 and 6, as "
+        "Loss along a text of 256 tokens: as trained mostly 2.5 to 4.5; half-split on the same weights 4.5 to 6, as "
         "high as without any rotation; half-split with permuted rows lies exactly on the trained curve.",
     )
 
@@ -170,7 +170,7 @@ def precision(positions, errors):
     show(
         fig,
         "Largest angle error over position: bfloat16 passes half a turn at a position of about a thousand, float16 at "
-        "some ten thousand and then ends, float32 stays below a hundredth of a radian at 131,071.",
+        "its last point, 32,767, float32 stays below a hundredth of a radian at 131,071.",
     )
 
 
@@ -184,7 +184,7 @@ def shifts(offsets, moved):
     ax.legend(loc="upper left", fontsize=9)
     show(
         fig,
-        "Change of the real logits over the shift: flat near 0.0001 with float64 angles, rising to some hundredths "
+        "Change of the real logits over the shift: flat near 0.0001 with float64 angles, rising to two hundredths "
         "with float32, and to more than twenty with bfloat16.",
     )
 
@@ -265,8 +265,8 @@ def copying(gaps, curves, without):
     ax.legend(loc="upper left", fontsize=8)
     show(
         fig,
-        "Loss of a repeated passage: with unchanged frequencies below 1 up to a gap of 4,096, then 5 and more; with "
-        "Llama 3.1's scaling low up to 32,768 and high from 65,536 on; divided by 8, high everywhere.",
+        "Loss of a repeated passage: with unchanged frequencies below 1 up to a gap of 4,096, then nearly 5 and more; with "
+        "Llama 3.1's scaling below 2 up to 32,768 and high from 65,536 on; divided by 8, high everywhere.",
     )
 
 
@@ -283,6 +283,6 @@ def unnoticed(moved, loss_right, loss_wrong):
     )
     show(
         fig,
-        "Left: logits move by hundredths at the first positions and by one to two after 300. Right: the loss of every "
+        "Left: logits move by hundredths at the first positions and by 0.3 to 1.3 after 150. Right: the loss of every "
         "token with the wrong scaling against the right one: all points lie close to the diagonal.",
     )
