@@ -71,12 +71,9 @@ def train_bpe(text: str, vocab_size: int, pattern: str = LLAMA3_PATTERN) -> dict
 
 
 def merge_by_rank(parts: list[bytes], rank) -> list[bytes]:
-    """Join neighbours in the order their pairs were learned, leftmost first, until `rank(pair)` is None for all.
-
-    About n log n steps for n parts: a queue of pairs, and for each place the next living one on either side.
-    """
+    """Join neighbours in the order their pairs were learned, leftmost first, until `rank(pair)` is None for all."""
     parts, queue = list(parts), []
-    left, right = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))
+    left, right = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))  # of a place: its living neighbours
 
     def offer(i, j):
         if i >= 0 and j < len(parts) and (order := rank((parts[i], parts[j]))) is not None:

@@ -184,7 +184,7 @@ def scripts(counts, added):
     )
     ax.legend(loc="lower right")
     for i, value in enumerate(values):
-        ax.text(value * 1.08, i, f"{value:,}", va="center", fontsize=8)
+        ax.text(max(value, 1) * 1.08, i, f"{value:,}", va="center", fontsize=8)
     ax.set_xscale("log")
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="tokens with a character of the script (log scale)", ylim=(len(names) - 0.4, -0.6), xlim=(1, 400_000))
