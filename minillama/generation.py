@@ -20,14 +20,16 @@ def distribution(logits: torch.Tensor, temperature=1.0, top_k=None, top_p=None) 
     Of equal logits the lower id goes first.
     """
     logits = logits.float()
-    temperature = min(max(temperature, 1e-30), 1e30)  # subtle: float32 turns smaller ones into 0, larger into inf
+    temperature = float(
+        min(max(temperature, 1e-30), 1e30)
+    )  # subtle: float32 turns smaller ones into 0, larger into inf
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered[:, min(top_k, ordered.shape[-1]) :] = -math.inf
     probs = ordered.softmax(dim=-1)
     if top_p is not None and top_p < 1:
-        probs[probs.cumsum(dim=-1) - probs > top_p] = 0.0
+        probs[probs.cumsum(dim=-1) - probs > float(top_p)] = 0.0
         probs /= probs.sum(dim=-1, keepdim=True)
     return torch.zeros_like(probs).scatter(-1, ids, probs)  # from places back to ids
 
