@@ -4,13 +4,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
-from figures import style
-from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, numbers, show
-
-
-def new(*size, **settings):
-    """style.new with fewer dots: this chapter has many figures, and its notebook is to stay below 500 KB."""
-    return style.new(*size, dpi=82, **settings)
+from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, numbers, show
 
 
 def lookup(words, scores, weights, values, output):
