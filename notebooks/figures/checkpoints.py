@@ -19,7 +19,9 @@ def bytemap(data: bytes, spans, alt, title="", per_row=16):
             row, column = divmod(at, per_row)
             ax.add_patch(plt_rectangle(column, row, colour, 0.35))
             text = chr(data[at]) if 32 < data[at] < 127 else ""
-            ax.text(column + 0.36, row + 0.5, f"{data[at]:02x}", ha="center", va="center", fontsize=8, family="monospace")
+            ax.text(
+                column + 0.36, row + 0.5, f"{data[at]:02x}", ha="center", va="center", fontsize=8, family="monospace"
+            )
             ax.text(column + 0.8, row + 0.55, text, ha="center", va="center", fontsize=7, color="#555555")
     for label, colour in labels.items():
         ax.scatter([], [], marker="s", color=colour, alpha=0.5, label=label)
@@ -73,7 +75,7 @@ def float_spacing(sizes, errors):
     for (label, values), colour in zip(errors.items(), (COLOURS["K"], RIGHT), strict=True):
         ax.loglog(sizes, np.maximum(values, 1e-5), ".", color=colour, markersize=3, label=label)
     ax.set(xlabel="size of the number", ylabel="relative rounding error")
-    ax.legend(loc="center left")
+    ax.legend(loc="upper right", markerscale=4)
     show(
         fig,
         "bfloat16's relative error stays below 0.004 at every size; float16's below 0.0005 between 0.0001 and 65,504, but "
@@ -94,7 +96,10 @@ def levels(values, low, step, quantized):
     ax.set(ylim=(-0.1, 1.55), yticks=[], xlabel="value")
     ax.grid(False)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    show(fig, "Eight numbers above, sixteen evenly spaced levels from the smallest to the largest; each goes to the nearest.")
+    show(
+        fig,
+        "Eight numbers above, sixteen evenly spaced levels from the smallest to the largest; each goes to the nearest.",
+    )
 
 
 def row_errors(row, versions):
@@ -143,7 +148,7 @@ def where_the_bytes_are(kinds, total):
             if share > 0.05:
                 ax.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=9)
             left += share
-    ax.set_yticks([0, 1], ["numbers", "bytes"])
+    ax.set_yticks([0, 1], ["bytes", "numbers"])
     ax.set(xlim=(0, 1), xticks=[], title=f"{total / 1e6:.1f} MB")
     ax.grid(False)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=5, fontsize=8)
@@ -185,8 +190,11 @@ def permutation_damage(curves, losses):
     colours = [NEUTRAL, COLOURS["D"], WRONG]
     for (label, values), colour in zip(curves.items(), colours[1:], strict=True):
         left.plot(values, color=colour, label=label)
-    left.set(xlabel="position in the text", ylabel="largest difference of a logit", title="the first token is always right")
-    left.legend(fontsize=8, loc="lower right")
+    left.set(
+        xlabel="position in the text", ylabel="largest difference of a logit", title="the first token is always right"
+    )
+    left.set_ylim(-1, 48)
+    left.legend(fontsize=8, loc="upper left")
     right.barh(range(len(losses)), list(losses.values()), color=colours)
     right.set_yticks(range(len(losses)), list(losses), fontsize=8)
     right.invert_yaxis()
@@ -196,15 +204,15 @@ def permutation_damage(curves, losses):
     right.margins(x=0.25)
     show(
         fig,
-        "Left: both wrong loaders differ by nothing at position 0 and by several units soon after. Right: the right order "
-        "has the lowest loss, unpermuted weights a far higher one, k alone permuted with too many heads also a high one.",
+        "Left: both wrong loaders differ by nothing at position 0 and by 4 to 36 units after it. Right: the right order "
+        "has a loss of 3.9, weights left in halves 5.4, k permuted with twice its heads 8.4.",
     )
 
 
 def memory(formats, machines):
     """Bytes of a model in each format, with lines at common memory sizes."""
     fig, ax = new(7, 2.2)
-    for row, (label, size) in enumerate(formats.items()):
+    for row, size in enumerate(formats.values()):
         ax.barh(row, size / 2**30, color=PALETTE[row], alpha=0.75)
         ax.text(size / 2**30, row, f" {size / 2**30:.1f}", va="center", fontsize=9)
     ax.set_yticks(range(len(formats)), list(formats))
