@@ -105,7 +105,7 @@ def levels(values, low, step, quantized):
 def row_errors(row, versions):
     """Left: one block of a real row and its Q4_1 levels; right: errors of whole rows in three formats, sorted."""
     fig, (left, right) = new(7.6, 2.9, columns=2)
-    left.step(range(32), row[:32], where="mid", color=NEUTRAL, label="stored in the file")
+    left.step(range(32), row[:32], where="mid", color=NEUTRAL, label="the row")
     left.plot(range(32), versions["Q4_1"][:32], ".", color=RIGHT, label="Q4_1")
     left.set(title="one block of a row", xlabel="entry")
     left.legend(fontsize=8)
