@@ -84,7 +84,8 @@ def generate(model: Llama, ids, max_new_tokens=64, temperature=0.0, top_k=None, 
         tokens = torch.tensor([ids], device=weight.device)  # (1, T): the prompt
         for _ in range(max_new_tokens):
             with torch.inference_mode():
-                logits = model(tokens, cache=cache)[:, -1]  # (1, V)
+                last = model.hidden(tokens, cache)[:, -1]  # (1, D): no other position's logits are wanted
+                logits = model.head(last).float()  # (1, V)
                 tokens = sample(logits, temperature, top_k, top_p, generator)[:, None]  # (1, 1): from now on one
             if (id := tokens.item()) in stop_ids:
                 return
