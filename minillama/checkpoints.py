@@ -556,6 +556,7 @@ def hugging_face_tokenizer(folder: Path, cfg: LlamaConfig) -> Tokenizer | None:
         vocab = {token: id for token, id in model["vocab"].items() if token not in specials}
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
         bos, stop = hugging_face_control_ids(folder)
+        bos = bos if "TemplateProcessing" in str(file.get("post_processor")) else None  # named, but never added
         return build_tokenizer(cfg, vocab, specials, merges, pattern, bos, stop, model.get("ignore_merges", False))
 
 
@@ -599,7 +600,9 @@ def gguf_tokenizer(meta: dict, cfg: LlamaConfig) -> Tokenizer | None:
         specials = {token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != 1}
         vocab = {token: id for id, token in enumerate(tokens) if token not in specials}
         merges = [merge.split(" ") for merge in meta["tokenizer.ggml.merges"]]
-        bos, stop = meta.get("tokenizer.ggml.bos_token_id"), [meta.get("tokenizer.ggml.eos_token_id")]
+        starts = meta.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")  # SmolLM2 names one and never adds it
+        bos = meta.get("tokenizer.ggml.bos_token_id") if starts else None
+        stop = [meta.get("tokenizer.ggml.eos_token_id")]
         stop += [specials.get(name) for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
         if len(tokens) != len(vocab) + len(specials):
             raise ValueError("a token is listed twice")
