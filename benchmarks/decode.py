@@ -29,6 +29,7 @@ PREFILL, PROMPT, NEW = 64, 16, 48
 def load_theirs(path: Path):
     """transformers' model from our GGUF file, float32."""
     transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
     model = transformers.LlamaForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     return model.eval()
 
@@ -70,8 +71,8 @@ def measure(repeats: int) -> dict:
     for generate, model in sides.values():
         tokens_per_second(generate, model, ids)
     speeds = {side: [] for side in sides}
-    for _ in range(repeats):
-        for side, (generate, model) in sides.items():
+    for repeat in range(repeats):
+        for side, (generate, model) in sorted(sides.items(), reverse=repeat % 2):  # neither is always first
             speeds[side].append(tokens_per_second(generate, model, ids))
     result = {}
     for i, phase in enumerate(("prefill", "decode")):
