@@ -24,7 +24,7 @@ help:  ## this list
 
 demo: .venv/core  ## fetch real weights and answer PROMPT
 	@$(BIN)/python -m minillama generate -- "$$PROMPT"
-	@echo 'Next: `make lab` opens chapter 0, where this sentence goes through the model step by step.'
+	@echo 'Next: `make lab` opens chapter 0, where a sentence goes through the model step by step.'
 
 test: .venv/test  ## ruff, exporter, pytest, then every notebook re-run and compared
 	$(BIN)/ruff check .
