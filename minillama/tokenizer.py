@@ -7,9 +7,11 @@ import base64
 import binascii
 import codecs
 import heapq
+import importlib.util
 import operator
+import re
 from collections import Counter, defaultdict
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import regex
@@ -95,6 +97,18 @@ def merge_by_rank(parts: list[bytes], rank) -> list[bytes]:
     return [part for part in parts if part]
 
 
+def cut_long(text: str, length: int = 400_000, run: int = 25_000):
+    """Yield the pieces that Meta's tokenizer encodes one by one.
+
+    None is longer than `length`, and none has more than `run` characters in a row that are all white space or all not.
+    """
+    long_run = re.compile(rf"(?<!\s)\s{{{run + 1},}}|(?<!\S)\S{{{run + 1},}}")  # subtle: re's \s is str.isspace
+    for start in range(0, len(text), length):
+        part = text[start : start + length]
+        cuts = [cut for match in long_run.finditer(part) for cut in range(match.start() + run, match.end(), run)]
+        yield from (part[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True))
+
+
 class Tokenizer:
     """Byte-level BPE: text <-> ids.
 
@@ -109,6 +123,7 @@ class Tokenizer:
         bos_id=None, eos_id=None, stop_ids=(),
     ):  # fmt: skip
         self.vocab, self.specials, self.merges, self.whole_chunks = vocab, specials, merges, whole_chunks
+        self.engine = "python"
         self.pattern = regex.compile(pattern)
         self.bos_id, self.eos_id, self.stop_ids = bos_id, eos_id, frozenset(stop_ids)
         self.token_bytes = {id: token for token, id in vocab.items()}
@@ -119,7 +134,7 @@ class Tokenizer:
         self.encode_chunk = lru_cache(maxsize=65_536)(self._encode_chunk)
 
     @classmethod
-    def from_file(cls, path) -> "Tokenizer":
+    def from_file(cls, path, engine="auto") -> "Tokenizer":
         """Meta's vocabulary file: a line per token, its bytes in base64 and its rank. ValueError if it is not."""
         vocab = {}
         for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
@@ -128,16 +143,25 @@ class Tokenizer:
                 vocab[base64.b64decode(token, validate=True)] = int(rank)
             except (ValueError, binascii.Error):
                 raise ValueError(f"{path}: line {number} is not `base64 rank`; is this a tokenizer.model?") from None
-        return cls.llama3(vocab)
+        return cls.llama3(vocab, engine)
 
     @classmethod
-    def llama3(cls, vocab: dict[bytes, int]) -> "Tokenizer":
-        """Llama 3.1's tokenizer around a vocabulary: 256 special tokens follow its last id."""
+    def llama3(cls, vocab: dict[bytes, int], engine="auto") -> "Tokenizer":
+        """Llama 3.1's tokenizer around a vocabulary: 256 special tokens follow its last id.
+
+        engine: "python" encodes with the code below, "tiktoken" with that package to the same ids, "auto" with
+        tiktoken where it is installed.
+        """
+        installed = importlib.util.find_spec("tiktoken") is not None
+        if engine not in ("auto", "python", "tiktoken") or (engine == "tiktoken" and not installed):
+            raise ValueError(f"engine is auto, python or, if it is installed, tiktoken; not {engine!r}")
         if set(vocab.values()) != set(range(len(vocab))) or any(bytes([byte]) not in vocab for byte in range(256)):
             raise ValueError("a vocabulary has the ranks 0, 1, 2, ... once each and holds all 256 bytes")
         specials = {name: len(vocab) + i for i, name in enumerate(llama3_special_names())}
         stop = [specials[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
-        return cls(vocab, specials, bos_id=specials["<|begin_of_text|>"], eos_id=stop[0], stop_ids=stop)
+        tokenizer = cls(vocab, specials, bos_id=specials["<|begin_of_text|>"], eos_id=stop[0], stop_ids=stop)
+        tokenizer.engine = ("tiktoken" if installed else "python") if engine == "auto" else engine
+        return tokenizer
 
     @classmethod
     def from_gpt2(
@@ -176,18 +200,30 @@ class Tokenizer:
         allowed = set(self.specials if allowed_special == "all" else allowed_special)
         if unknown := allowed - set(self.specials):
             raise ValueError(f'{min(unknown)!r} is no special token; allowed_special takes a list of names, or "all"')
-        pieces = [text]
-        if allowed:
-            names = sorted(allowed, key=len, reverse=True)
-            pieces = regex.split("(" + "|".join(map(regex.escape, names)) + ")", text)
+        names = "|".join(regex.escape(name) for name in sorted(allowed, key=len, reverse=True))
         ids = [self.bos_id] if bos else []
-        for number, piece in enumerate(pieces):
-            if number % 2:  # split with a group: every second piece is a name
-                ids.append(self.specials[piece])
-            else:
-                for chunk in self.pattern.findall(piece):
-                    ids.extend(self.encode_chunk(chunk))
+        for piece in cut_long(text) if self.merges is None else [text]:
+            for i, part in enumerate(regex.split(f"({names})", piece) if names else [piece]):
+                if i % 2:  # split with a group: every second part is a name
+                    ids.append(self.specials[part])
+                else:
+                    ids += self.encode_plain(part)
         return ids + [self.eos_id] if eos else ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of text without control tokens."""
+        if self.engine == "tiktoken":
+            return self.tiktoken.encode_ordinary(text)
+        return [id for chunk in self.pattern.findall(text) for id in self.encode_chunk(chunk)]
+
+    @cached_property
+    def tiktoken(self):
+        """The same vocabulary and pattern in tiktoken, which is written in Rust."""
+        import tiktoken  # subtle: only now, so that `import minillama` stays quick
+
+        return tiktoken.Encoding(
+            "minillama", pat_str=self.pattern.pattern, mergeable_ranks=self.vocab, special_tokens={}
+        )
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
         data = chunk.encode()

@@ -1,5 +1,11 @@
 """Both real vocabularies against tiktoken, Hugging Face's tokenizers and published ids; BPE on toy text by hand."""
 
+import sys
+import sysconfig
+import unicodedata
+from itertools import groupby
+from pathlib import Path
+
 import pytest
 import regex
 import tiktoken
@@ -9,7 +15,7 @@ from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 
 from minillama import Tokenizer
-from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, train_bpe
+from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, cut_long, llama3_special_names, train_bpe
 
 
 TEXTS = [
@@ -31,15 +37,22 @@ TEXTS = [
     "<|begin_of_text|><|im_start|>user<|eot_id|> <|endoftext|>",
     "\x00\x01\x1f\x7f\x85\u2028\u3000",
 ]
-# Text without lone surrogates, which UTF-8 cannot hold; half of it from characters that decide where chunks end.
+# Text without lone surrogates, which UTF-8 cannot hold, nor characters that only the newest Unicode edition knows
+# (test_unicode_editions); half of it from characters that decide where chunks end.
 TRICKY = st.text(" \t\r\n\u00a0\u3000aZéß中١7½'’s.,!_-<|>\u0301👍\x00", max_size=40)
-ANY = st.one_of(TRICKY, st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+ANY = st.one_of(TRICKY, st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=40))
 MANY = settings(max_examples=200, deadline=None)
 
 
 @pytest.fixture(scope="module")
-def llama3(llama3_vocabulary):
-    return Tokenizer.from_file(llama3_vocabulary)
+def engines(llama3_vocabulary):
+    """One tokenizer per engine."""
+    return {engine: Tokenizer.from_file(llama3_vocabulary, engine) for engine in ("python", "tiktoken")}
+
+
+@pytest.fixture(scope="module", params=["python", "tiktoken"])
+def llama3(engines, request):
+    return engines[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -168,11 +181,144 @@ def test_streaming_holds_back_half_a_character(llama3):
     assert "".join(llama3.decode_stream(ids[:3])) == llama3.decode(ids[:3]) == "é\ufffd"
 
 
+LONG = {
+    "a million spaces": " " * 1_000_000,
+    "a megabyte of one letter": "a" * 1_000_000,
+    "a megabyte of digits": "7" * 1_000_000,
+    "line ends": "\n" * 60_000,
+    "words": "sea and ships " * 70_000,
+    "runs of all lengths": "".join(
+        char * n for n in (24_999, 25_000, 25_001, 49_999, 50_000, 50_001) for char in "a \n"
+    ),
+    "a run across the border": "ab " * 133_000 + "x" * 60_000 + "\x1f\x85\u3000 " * 12_501 + "é",
+    "Chinese": "面包还是热的，" * 10_000,
+}
+
+
+def metas_pieces(text: str, length=400_000, run=25_000):
+    """Character by character: the text as Meta's tokenizer cuts it."""
+    for start in range(0, len(text), length):
+        piece = []
+        for _, same in groupby(text[start : start + length], str.isspace):
+            for i, char in enumerate(same):
+                if i and i % run == 0:
+                    yield "".join(piece)
+                    piece.clear()
+                piece.append(char)
+        yield "".join(piece)
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_long_text_is_cut_as_by_meta(text):
+    assert list(cut_long(text)) == list(metas_pieces(text))
+
+
+@given(text=st.text("aé \n\x1c\u00a0.", max_size=60), length=st.integers(1, 30), run=st.integers(1, 8))
+def test_cuts_anywhere(text, length, run):
+    assert list(cut_long(text, length, run)) == list(metas_pieces(text, length, run))
+
+
 @pytest.mark.weights
-@pytest.mark.parametrize("text", [" " * 1_000_000, "a" * 100_000, "ab " * 100_000], ids=["spaces", "letters", "words"])
-def test_long_text_is_bounded(llama3, text):
-    """tiktoken raises at a million spaces; ours cuts very long runs, as Meta's tokenizer does."""
-    assert llama3.decode(llama3.encode(text)) == text
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_long_text_as_meta(llama3, openai, text):
+    """A million spaces make tiktoken itself raise. With quadratic work this would take days."""
+    ids = llama3.encode(text)
+    assert ids == [id for piece in metas_pieces(text) for id in openai.encode_ordinary(piece)]
+    assert llama3.decode(ids) == text
+
+
+@pytest.mark.weights
+def test_special_names_in_long_text(engines):
+    """Meta cuts first and looks for the names then, so a name across a cut is plain text."""
+    text = "<|eot_id|>" + "x" * 24_985 + "<|eot_id|> " + "<|eot_id|>" * 3
+    ids = engines["python"].encode(text, allowed_special="all")
+    assert ids == engines["tiktoken"].encode(text, allowed_special="all") and ids.count(128_009) == 4
+
+
+@pytest.mark.weights
+def test_engines_agree_on_megabytes(engines):
+    """Programs, and chapters of this course: prose, mathematics, fourteen languages, pictures in base64."""
+    programs = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:40]
+    chapters = sorted((Path(__file__).parent.parent / "notebooks").glob("0[0-2]*.ipynb"))
+    texts = [path.read_text(encoding="utf-8") for path in [*programs, *chapters]]
+    assert sum(map(len, texts)) > 1_000_000 and any(char in "".join(texts) for char in "面한ไ🙂")
+    for text in texts:
+        assert engines["python"].encode(text) == engines["tiktoken"].encode(text)
+
+
+@pytest.mark.weights
+def test_choice_of_the_engine(llama3_vocabulary, monkeypatch):
+    assert Tokenizer.from_file(llama3_vocabulary).engine == "tiktoken"
+    monkeypatch.setitem(sys.modules, "tiktoken", None)  # as if it were not installed
+    tokenizer = Tokenizer.from_file(llama3_vocabulary)
+    assert tokenizer.engine == "python" and tokenizer.encode("test") == [1985]
+    for engine in ("tiktoken", "rust", None):
+        with pytest.raises(ValueError, match="engine"):
+            Tokenizer.from_file(llama3_vocabulary, engine)
+
+
+def test_only_vocabularies_of_metas_kind_go_to_tiktoken():
+    vocab = train_bpe("the cat sat on the mat", 270)
+    assert Tokenizer(vocab, {}).engine == "python" and Tokenizer.llama3(vocab).engine == "tiktoken"
+
+
+def test_unicode_editions():
+    """Where regex and tiktoken see different letters, numbers or spaces, one of them does not know the character yet.
+
+    Llama 3.1 cannot have met such characters: they are younger than the model. No token depends on them.
+    """
+    everything = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
+    young = set()
+    for kind in (r"\p{L}", r"\p{N}", r"\s"):
+        theirs = tiktoken.Encoding(
+            kind, pat_str=kind, mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={}
+        )
+        seen = bytes(theirs.encode_ordinary(everything)).decode()  # what does not match is left out
+        young |= set(seen) ^ set(regex.findall(kind, everything))
+    assert len(young) < 20_000
+    known = [char for char in young if unicodedata.ucd_3_2_0.category(char) != "Cn"]
+    assert not known and all(unicodedata.category(char) == "Cn" for char in young)
+
+
+BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)}, {})
+
+
+@given(ids=st.lists(st.integers(0, 255)))
+@example(ids=[0xF0, 0x9F, 0x41, 0xC0, 0x80, 0xED, 0xA0, 0x80, 0xFF, 0xE4, 0xBD])
+def test_streaming_invalid_utf8_never_raises(ids):
+    """What the model says need not be text; streamed and whole it is shown in the same way."""
+    pieces = list(BYTES.decode_stream(ids))
+    assert len(pieces) == len(ids) + 1
+    assert "".join(pieces) == BYTES.decode(ids) == bytes(ids).decode(errors="replace")
+
+
+@pytest.mark.weights
+@MANY
+@given(ids=st.lists(st.integers(0, 128_255), max_size=30))
+def test_streaming_any_ids(engines, ids):
+    tokenizer = engines["python"]
+    assert "".join(tokenizer.decode_stream(ids)) == tokenizer.decode(ids)
+
+
+def test_special_names_at_meta_and_at_hugging_face():
+    """The full table. Hugging Face calls the two unused names reserved, which moves the numbers of all that follow."""
+    purpose = {
+        128000: "begin_of_text", 128001: "end_of_text", 128004: "finetune_right_pad_id", 128006: "start_header_id",
+        128007: "end_header_id", 128008: "eom_id", 128009: "eot_id", 128010: "python_tag",
+    }  # fmt: skip
+    only_meta = {128005: "step_id", 128011: "image"}
+    tables = []
+    for named in (purpose | only_meta, purpose):
+        rest = iter(range(256))
+        tables.append(
+            [f"<|{named.get(id) or f'reserved_special_token_{next(rest)}'}|>" for id in range(128_000, 128_256)]
+        )
+    metas, hugging_faces = tables
+    assert llama3_special_names() == metas
+    assert metas[-1] == "<|reserved_special_token_245|>" and hugging_faces[-1] == "<|reserved_special_token_247|>"
+    assert (metas[31], hugging_faces[31]) == ("<|reserved_special_token_21|>", "<|reserved_special_token_23|>")
+    differ = [128_000 + i for i in range(256) if metas[i] != hugging_faces[i]]
+    assert differ == [128_005, *range(128_011, 128_256)]
 
 
 @pytest.mark.weights
