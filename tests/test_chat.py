@@ -1,8 +1,16 @@
-"""Conversations as ids: published ones, and text that tries to be a control token."""
+"""Conversations as ids, as Meta writes them; text that tries to be a control token; calls; tools."""
 
+import json
+import sys
+
+import numpy as np
 import pytest
+from conftest import GOLDEN
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from minillama import Tokenizer, chat
+from minillama.tokenizer import llama3_special_names, train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -11,21 +19,44 @@ def llama3(llama3_vocabulary):
 
 
 @pytest.fixture(scope="module", params=["llama3", "smollm2"])
-def either(request, llama3):
-    return llama3 if request.param == "llama3" else request.getfixturevalue("ours")[1]
+def either(request):
+    return request.getfixturevalue("llama3") if request.param == "llama3" else request.getfixturevalue("ours")[1]
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """Llama 3.1's layout around a vocabulary of bytes."""
+    return Tokenizer.llama3(train_bpe("", 256))
+
+
+def ids_of(tokenizer, text: str) -> list[int]:
+    """What a model would emit: here, and only here, names of control tokens become their ids."""
+    return tokenizer.encode(text, allowed_special="all")
+
+
+def user(content="x"):
+    return {"role": "user", "content": content}
 
 
 @pytest.mark.weights
 def test_published_ids(llama3):
     """Meta's documentation of the format, "Hello World!" after a system prompt."""
-    messages = [
-        {"role": "system", "content": "You are a helpful assistant."},
-        {"role": "user", "content": "Hello World!"},
-    ]
+    messages = [{"role": "system", "content": "You are a helpful assistant."}, user("Hello World!")]
     assert chat.encode_dialog(llama3, messages) == [
         128000, 128006, 9125, 128007, 271, 2675, 527, 264, 11190, 18328, 13, 128009,
         128006, 882, 128007, 271, 9906, 4435, 0, 128009, 128006, 78191, 128007, 271,
     ]  # fmt: skip
+
+
+@pytest.mark.weights
+def test_generated_dialogs_as_metas_own_code(llama3):
+    """Tools on and off, eom and eot, all roles, many scripts, names of control tokens: make_meta_chat.py."""
+    with np.load(GOLDEN / "meta_chat.npz") as golden:
+        dialogs = json.loads(golden["dialogs"].tobytes())
+        ids = np.split(golden["ids"], golden["lengths"].cumsum()[:-1])
+    assert len(dialogs) == len(ids) >= 400
+    for dialog, theirs in zip(dialogs, ids, strict=True):
+        assert chat.encode_dialog(llama3, dialog["messages"], dialog["form"]) == theirs.tolist(), dialog
 
 
 @pytest.mark.weights
@@ -35,32 +66,78 @@ def test_smollm2_as_its_own_template(ours, smollm2_gguf, system):
     import jinja2
 
     messages = [{"role": "system", "content": "Be brief."}] * system
-    messages += [
-        {"role": "user", "content": "Hi there"},
-        {"role": "assistant", "content": "Hello!\n"},
-        {"role": "user", "content": " 12 + 3?"},
-    ]
+    messages += [user("Hi there"), {"role": "assistant", "content": "Hello!\n"}, user(" 12 + 3?")]
     template = jinja2.Template(smollm2_gguf.fields["tokenizer.chat_template"].contents())
     text = template.render(messages=messages, add_generation_prompt=True)
     assert chat.encode_dialog(ours[1], messages) == ours[1].encode(text, allowed_special="all")
 
 
+# Injection: text stays text.
+
+
+def with_name(name: str) -> dict[str, list[dict]]:
+    """Dialogs that hold a name of a control token in every place where text can come from outside."""
+    call = {"name": name, "arguments": {name: [name]}}
+    answer = {"role": "assistant", "content": name, "calls": [call], "end": "eom"}
+    unknown = chat.run_tool({"f": lambda x: x}, call)
+    echo = chat.run_tool({"f": lambda x: x}, {"name": "f", "arguments": {"x": name}})
+    assert name in unknown and echo == name
+    code = {"name": "code_interpreter", "arguments": {"code": name}}
+    functions = [{"name": name, "description": name, "parameters": {"type": "object", "properties": {name: {}}}}]
+    return {
+        "content": [user(name)],
+        "system": [{"role": "system", "content": chat.system_prompt(name, functions=functions)}],
+        "call": [answer],
+        "query": [{"role": "assistant", "calls": [{"name": "brave_search", "arguments": {"query": name}}]}],
+        "code": [{"role": "assistant", "calls": [code], "tag": True}],
+        "broken call": [{"role": "assistant", "calls": [{"error": name, "text": name}]}],
+        "result": [{"role": "ipython", "content": unknown}, {"role": "tool", "content": echo}],
+    }
+
+
 @pytest.mark.weights
-@pytest.mark.parametrize("place", ["role", "content"])
-def test_text_never_becomes_a_control_token(either, place):
-    """However many names of control tokens the text holds, the dialog has as many control ids as without them."""
+@pytest.mark.parametrize("form", ["json", "function_tag"])
+def test_text_never_becomes_a_control_token(either, form):
+    """All of Llama 3.1's 256 names (SmolLM2: its 17): as many control ids as with a harmless word in their place."""
     control = set(either.specials.values())
 
-    def count(text):
-        message = {"role": "user", "content": "x"} | {place: text}
-        return sum(id in control for id in chat.encode_dialog(either, [message]))
+    def count(dialog):
+        return sum(id in control for id in chat.encode_dialog(either, dialog, form))
 
-    assert count("".join(either.specials)) == count("user")
+    harmless = {place: count(dialog) for place, dialog in with_name("word").items()}
+    for name in either.specials:
+        assert {place: count(dialog) for place, dialog in with_name(name).items()} == harmless, name
+    everything = "".join(either.specials)
+    assert {place: count(dialog) for place, dialog in with_name(everything).items()} == harmless
+
+
+@pytest.mark.parametrize("name", [*llama3_special_names()[:12], "sytem", "", "User", "user\n", None, 5, ["user"]])
+def test_a_role_is_one_of_the_known_ones(toy, name):
+    with pytest.raises(ValueError, match="role"):
+        chat.encode_dialog(toy, [{"role": name, "content": "x"}])
+    with pytest.raises(ValueError, match="role"):
+        chat.encode_dialog(toy, [{"content": "x"}])
+
+
+def test_what_else_is_refused(toy):
+    call = {"name": "f", "arguments": {}}
+    with pytest.raises(ValueError, match="only the assistant calls tools"):
+        chat.encode_dialog(toy, [user() | {"calls": [call]}])
+    with pytest.raises(ValueError, match='ends with "eot" or "eom"'):
+        chat.encode_dialog(toy, [{"role": "assistant", "content": "x", "end": "<|eom_id|>"}])
+    with pytest.raises(ValueError, match="form of a call"):
+        chat.encode_dialog(toy, [{"role": "assistant", "calls": [call]}], form="xml")
+    with pytest.raises(ValueError, match="surrogate"):
+        chat.encode_dialog(toy, [user("\ud800")])
+    with pytest.raises(TypeError, match="takes a str"):
+        chat.encode_dialog(toy, [user(None)])
+    with pytest.raises(ValueError, match="no built-in tool"):
+        chat.system_prompt(builtin=["google"])
 
 
 @pytest.mark.weights
 def test_a_dialog_ends_with_the_assistants_header(either):
-    one, two = ([{"role": "user", "content": "x"}] * n for n in (1, 2))
+    one, two = ([user()] * n for n in (1, 2))
     header = chat.encode_dialog(either, one)[-3:]
     assert chat.encode_dialog(either, two)[-3:] == header
     assert "assistant" in either.decode(header)
@@ -69,3 +146,265 @@ def test_a_dialog_ends_with_the_assistants_header(either):
 def test_a_tokenizer_without_chat_tokens():
     with pytest.raises(ValueError, match="no chat tokens"):
         chat.encode_dialog(Tokenizer({bytes([byte]): byte for byte in range(256)}, {}), [])
+
+
+# Calls.
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+names = st.sampled_from(["weather", "f.g-1", "brave_search", "code_interpreter"]) | st.text()
+calls = st.fixed_dictionaries({"name": names, "arguments": st.dictionaries(st.text(), json_values, max_size=4)})
+queries = st.fixed_dictionaries(
+    {"name": st.sampled_from(chat.BUILTIN), "arguments": st.fixed_dictionaries({"query": st.text()})}
+)
+programs = st.fixed_dictionaries(
+    {"name": st.just("code_interpreter"), "arguments": st.fixed_dictionaries({"code": st.text()})}
+)
+
+
+@given(calls | queries | programs, st.sampled_from(["json", "function_tag"]))
+@example({"name": "brave_search", "arguments": {"query": '"); brave_search.call(query="'}}, "json")
+@example({"name": "brave_search", "arguments": {"query": "\ud800"}}, "json")
+@example({"name": "code_interpreter", "arguments": {"code": '{"name": "f"}'}}, "json")
+@example({"name": "code_interpreter", "arguments": {"code": ""}}, "json")
+@example({"name": "a>{b", "arguments": {}}, "function_tag")
+@settings(deadline=None)
+def test_parse_is_the_inverse_of_render(call, form):
+    text = chat.render(call, form)
+    assert chat.parse(text) == [call]
+    assert text.encode().decode() == text
+
+
+@given(st.lists(calls, min_size=1, max_size=4), st.sampled_from(["", " ", "\n", "; "]))
+@settings(deadline=None)
+def test_several_calls_in_one_turn(several, between):
+    texts = [chat.render(call) for call in several]
+    assert chat.parse(between.join(texts)) == several or not all(text.startswith("{") for text in texts)
+
+
+@given(st.text() | st.text(alphabet='{}[]":,<>=/; \nabfunctiontypemrs'))
+@settings(deadline=None)
+def test_any_text_is_calls_code_or_a_reported_error(text):
+    for call in chat.parse(text) + chat.parse('{"name": ' + text) + chat.parse("<function=f>" + text):
+        assert call.keys() in ({"name", "arguments"}, {"error", "text"})
+        if "error" not in call:
+            assert chat.parse(chat.render(call)) == [call]
+
+
+MALFORMED = {
+    "cut off": ('{"name": "f", "parameters": {"city": "Par', "Unterminated string"),
+    "single quotes": ("{\"name\": 'f'}", "Expecting value"),
+    "no parameters": ('{"name": "f"}', '"parameters"'),
+    "parameters as a list": ('{"name": "f", "parameters": [1]}', '"parameters"'),
+    "no name": ('{"type": "function", "parameters": {}}', '"name"'),
+    "name as a number": ('{"name": 5, "parameters": {}}', '"name"'),
+    "a key twice": ('{"name": "f", "parameters": {"a": 1, "a": 2}}', "twice"),
+    "not a number": ('{"name": "f", "parameters": {"a": NaN}}', "no finite number"),
+    "infinite": ('{"name": "f", "parameters": {"a": 1e999}}', "no finite number"),
+    "too deep": ('{"name": ' + "[" * 100_000, "recursion"),
+    "words behind it": ('{"name": "f", "parameters": {}} Done!', "expected"),
+    "no end tag": ('<function=f>{"a": 1}', "</function> is missing"),
+    "no object": ("<function=f>5</function>", "expected"),
+    "query without quotes": ("brave_search.call(query=gold)", "expected"),
+    "query not closed": ('brave_search.call(query="gold', "expected"),
+}
+
+
+@pytest.mark.parametrize("text, words", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_call_is_reported_and_kept(toy, text, words):
+    *good, last = chat.parse(text)
+    assert words in last["error"] and text.endswith(last["text"]) and len(last["error"]) < 200
+    assert all("error" not in call for call in good)
+    assert chat.render(last) == last["text"]
+    assert chat.run_tool({"f": print}, last).startswith("error: malformed call")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"name": "f", "arguments": {"x": float("nan")}},
+        {"name": "f", "arguments": {"x": (1, 2)}},
+        {"name": "f", "arguments": {1: 2}},
+        {"name": "f", "arguments": {"x": object()}},
+        {"name": "f", "arguments": None},
+        {"name": "f"},
+        {"name": None, "arguments": {}},
+        {},
+    ],
+    ids=str,
+)
+def test_a_call_that_json_cannot_say_is_refused(call):
+    with pytest.raises(ValueError, match="no text reads back as this call"):
+        chat.render(call)
+
+
+CODE = {"name": "code_interpreter", "arguments": {"code": "print(1)\n"}}
+SEARCH = {"name": "brave_search", "arguments": {"query": 'price of "gold"'}}
+SONGS = {"name": "songs", "arguments": {"n": 10}}
+REPLIES = {  # what the model emits -> content, calls, tag, end
+    "Paris.<|eot_id|>": ("Paris.", [], False, "eot"),
+    "Paris": ("Paris", [], False, None),
+    "": ("", [], False, None),
+    "Bye<|end_of_text|>": ("Bye", [], False, "eot"),
+    "One<|eot_id|>two<|eom_id|>": ("One", [], False, "eot"),
+    "<|python_tag|>print(1)\n<|eom_id|>": ("", [CODE], True, "eom"),
+    "Let me see.<|python_tag|>print(1)\n<|eom_id|>": ("Let me see.", [CODE], True, "eom"),
+    '<|python_tag|>brave_search.call(query="price of "gold"")<|eom_id|>': ("", [SEARCH], True, "eom"),
+    '<|python_tag|>{\n  "type": "function", "name": "songs",\n  "parameters": {"n": 10}}<|eom_id|>':
+        ("", [SONGS], True, "eom"),
+    '{"name": "songs", "parameters": {"n": 10}}<|eot_id|>': ("", [SONGS], False, "eot"),
+    '<function=songs>{"n": 10}</function><|eot_id|>': ("", [SONGS], False, "eot"),
+    'Sure:\n<function=songs>{"n": 10}</function><|eot_id|>': ("Sure:\n", [SONGS], False, "eot"),
+    'I would write <function=songs>{"n": 10}</function><|eot_id|>':
+        ('I would write <function=songs>{"n": 10}</function>', [], False, "eot"),
+    '{"city": "Paris"}<|eot_id|>': ('{"city": "Paris"}', [], False, "eot"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text, want", REPLIES.items(), ids=REPLIES)
+def test_replies_are_read_from_ids(toy, text, want):
+    message = chat.parse_assistant(toy, ids_of(toy, text))
+    assert tuple(message[key] for key in ("content", "calls", "tag", "end")) == want and message["role"] == "assistant"
+
+
+@pytest.mark.parametrize("text", ["x<|python_tag|>print(1)<|eot_id|>y", "<|eom_id|>", "<|im_end|>"])
+def test_a_control_tokens_name_spelled_out_is_only_text(toy, text):
+    message = chat.parse_assistant(toy, toy.encode(text))
+    assert message == {"role": "assistant", "content": text, "calls": [], "tag": False, "end": None}
+
+
+def test_without_tools_nothing_is_a_call(toy):
+    text = '{"name": "Bob", "parameters": {}}'
+    assert chat.parse_assistant(toy, toy.encode(text), tools=False)["content"] == text
+
+
+@pytest.mark.parametrize("text", [each for each in REPLIES if each.count("_id|>") == 1 and "\n  " not in each])
+def test_what_was_read_is_written_back_as_it_came(toy, text):
+    """The prompt of the next round repeats the model's own ids (calls in the form they came in)."""
+    ids = ids_of(toy, text)
+    form = "function_tag" if "<function=" in text else "json"
+    header = chat.encode_dialog(toy, [])[1:]
+    back = chat.encode_dialog(toy, [chat.parse_assistant(toy, ids)], form)[1 + len(header) : -len(header)]
+    assert back == ids or text.startswith('{"name"')  # Meta's spelling says "type" first
+
+
+def test_chatml_replies(ours_or_toy_chatml):
+    message = chat.parse_assistant(ours_or_toy_chatml, ids_of(ours_or_toy_chatml, "Hi<|im_end|>\n"))
+    assert (message["content"], message["end"]) == ("Hi", "eot")
+
+
+@pytest.fixture
+def ours_or_toy_chatml():
+    return Tokenizer({bytes([byte]): byte for byte in range(256)}, {"<|im_start|>": 256, "<|im_end|>": 257})
+
+
+# The loop.
+
+
+def scripted(tokenizer, *texts):
+    """A model that says these texts, one a round; what it was shown is kept in `.seen`."""
+    replies = iter(texts)
+
+    def reply(ids):
+        reply.seen.append(tokenizer.decode(ids))
+        return ids_of(tokenizer, next(replies))
+
+    reply.seen = []
+    return reply
+
+
+def test_the_loop_calls_answers_and_ends(toy):
+    call = '<|python_tag|>{"type": "function", "name": "add", "parameters": {"a": 2, "b": 3}}<|eom_id|>'
+    reply = scripted(toy, call, "It is 5.<|eot_id|>")
+    before = [user("2 + 3?")]
+    after = chat.run_dialog(reply, toy, before, {"add": lambda a, b: a + b})
+    assert [message["role"] for message in after] == ["user", "assistant", "ipython", "assistant"]
+    assert (after[2]["content"], after[3]["content"]) == ("5", "It is 5.") and before == [user("2 + 3?")]
+    shown = call + "<|start_header_id|>ipython<|end_header_id|>\n\n5<|eot_id|>"
+    assert reply.seen[1] == reply.seen[0] + shown + "<|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+def test_several_calls_get_a_result_each_and_mistakes_are_results(toy):
+    def broken():
+        raise KeyError("no such song")
+
+    def odd():
+        return "\ud800"
+
+    calls = ['{"name": "broken", "parameters": {}}', '{"name": "broken", "parameters": {"x": 1}}',
+             '{"name": "missing", "parameters": {}}', '{"name": "odd", "parameters": {}}', '{"name": "']  # fmt: skip
+    reply = scripted(toy, "<|python_tag|>" + "; ".join(calls) + "<|eom_id|>", "Sorry.<|eot_id|>")
+    results = [message["content"] for message in chat.run_dialog(reply, toy, [user()], {"broken": broken, "odd": odd})]
+    assert results[2:7] == [
+        "error: KeyError: 'no such song'", results[3], "error: there is no tool 'missing'; there are: broken, odd",
+        "?", results[6],
+    ]  # fmt: skip
+    assert results[3].startswith("error: TypeError") and results[6].startswith("error: malformed call: Unterminated")
+
+
+def test_the_loop_has_a_limit(toy):
+    reply = scripted(toy, *['<|python_tag|>{"name": "f", "parameters": {}}<|eom_id|>'] * 9)
+    after = chat.run_dialog(reply, toy, [user()], {"f": lambda: "again"}, rounds=3)
+    assert len(reply.seen) == 3 and after[-1] == {"role": "ipython", "content": "again"}
+
+
+def test_code_is_not_run_unless_the_interpreter_is_given(toy):
+    reply = scripted(toy, "<|python_tag|>print(6 * 7)<|eom_id|>", "So be it.<|eot_id|>")
+    after = chat.run_dialog(reply, toy, [user()], {"f": print})
+    assert after[2]["content"] == "error: there is no tool 'code_interpreter'; there are: f"
+
+
+def test_the_oldest_turns_are_dropped_first(toy):
+    system, first = {"role": "system", "content": "Be brief."}, [user("one"), {"role": "assistant", "content": "1"}]
+    second, last = [user("two"), {"role": "assistant", "content": "2"}], [user("three")]
+    whole = [system, *first, *second, *last]
+    size = len(chat.encode_dialog(toy, whole))
+    assert chat.fit(toy, whole, size) == (whole, [])
+    assert chat.fit(toy, whole, size - 1) == ([system, *second, *last], first)
+    assert chat.fit(toy, whole, len(chat.encode_dialog(toy, [system, *last]))) == ([system, *last], first + second)
+    with pytest.raises(ValueError, match="the system prompt and the last turn take"):
+        chat.fit(toy, whole, 20)
+    assert chat.fit(toy, [], 20)[1] == []
+
+
+# The interpreter.
+
+
+def test_the_interpreter_runs_code_elsewhere():
+    python = chat.PythonInterpreter()
+    assert python("print('naïve 🦙', 6 * 7)") == "naïve 🦙 42"
+    assert python("import os; print(os.environ.get('HOME'), __name__)") == "None __main__"
+    assert python("") == "" and python("'\ud800'") == ""
+    assert python("import sys; sys.exit(3)") == "[exit status 3]"
+    failed = python("print('before')\n1 / 0")
+    assert failed.startswith("before\n") and "ZeroDivisionError" in failed and failed.endswith("[exit status 1]")
+    assert "EOFError" in python("input()")
+    assert python("import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'while True: print(1)'])") != "1"
+
+
+@pytest.mark.parametrize(
+    "code, note",
+    [
+        ("while True: pass", "[stopped after 0.5 s]"),
+        ("import os, time\nos.close(1)\nos.close(2)\ntime.sleep(20)", "[stopped after 0.5 s]"),
+        ("print('half', flush=True)\nimport time\ntime.sleep(20)", "half\n[stopped after 0.5 s]"),
+    ],
+    ids=["loop", "closed output", "says something first"],
+)
+def test_time_is_limited(code, note):
+    assert chat.PythonInterpreter(seconds=0.5)(code) == note
+
+
+def test_output_is_limited():
+    python = chat.PythonInterpreter(characters=100)
+    assert python("while True: print('spam')") == ("spam\n" * 20).rstrip() + "\n[stopped: too much output]"
+    assert python("print('é' * 101)") == "é" * 100 + "\n[the rest of the output was cut]"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps a process's memory limit")
+def test_memory_is_limited():
+    said = chat.PythonInterpreter(megabytes=300)("x = bytearray(1_000_000_000)")
+    assert "MemoryError" in said and said.endswith("[exit status 1]")
