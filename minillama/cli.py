@@ -1,8 +1,10 @@
-"""The command line: fetch, generate, verify. A mistake is one line and exit code 2, never a traceback."""
+"""The command line: fetch, generate, chat, verify. A mistake is one line and exit code 2, never a traceback."""
 
 import argparse
+import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,7 +25,9 @@ EXAMPLES = """examples:
   minillama generate --temperature 0.8 --top-p 0.9 --seed 1 "Tell me a story."
   minillama generate --raw "Once upon a time" --max-new-tokens 40
   minillama generate --model path/to/model.gguf - < question.txt
+  minillama chat --system "Answer in one sentence."
 """
+CHAT_HELP = "/system TEXT  /reset  /save FILE  /load FILE; Ctrl-C stops an answer, Ctrl-D ends the chat"
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,14 +73,19 @@ def build_parser() -> argparse.ArgumentParser:
         description="Answer a prompt. The answer goes to standard output, everything else to standard error.",
     )  # fmt: skip
     gen.add_argument("prompt", nargs="?", default=DEFAULT_PROMPT, help="default: %(default)s; - reads standard input")
-    gen.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (default: %(default)s)")
-    gen.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="stop after N (default: %(default)s)")
-    gen.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
-    gen.add_argument("--top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
-    gen.add_argument("--top-p", type=float, metavar="P", help="draw only from the likeliest tokens that reach P")
-    gen.add_argument("--seed", type=int, help="the same seed draws the same tokens")
     gen.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without chat format")
     gen.set_defaults(run=run_generate)
+
+    talk = commands.add_parser("chat", help="talk with the model, turn by turn", epilog=CHAT_HELP)
+    talk.add_argument("--system", default="", metavar="TEXT", help="the system message")
+    talk.set_defaults(run=run_chat)
+    for each in (gen, talk):
+        each.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
+        each.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="stop after N (%(default)s)")
+        each.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+        each.add_argument("--top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
+        each.add_argument("--top-p", type=float, metavar="P", help="draw only from the likeliest tokens that reach P")
+        each.add_argument("--seed", type=int, help="the same seed draws the same tokens")
 
     verify = commands.add_parser("verify", help="compare the real weights' logits with Meta's own code")
     verify.set_defaults(run=run_verify)
@@ -89,18 +98,24 @@ def run_fetch(args) -> int:
     return 0
 
 
-def run_generate(args) -> int:
+def sampling(args) -> dict:
+    """The settings of `generate` that the arguments ask for; ValueError if one has no meaning."""
     check_settings(args.temperature, args.top_k, args.top_p)
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
     if args.seed is not None and not 0 <= args.seed < 2**64:
         raise ValueError(f"--seed must be between 0 and 2**64 - 1, not {args.seed}")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
+def run_generate(args) -> int:
+    settings = sampling(args)
     prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
     if not prompt.strip():
         raise ValueError("the prompt is empty")
     model, tokenizer = hub.load(args.model)
     ids = encode_prompt(tokenizer, prompt, args)
-    settings = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
     times = [time.perf_counter()]
 
     def timed(stream):
@@ -108,7 +123,7 @@ def run_generate(args) -> int:
             times.append(time.perf_counter())
             yield id
 
-    stream = generate(model, ids, args.max_new_tokens, stop_ids=tokenizer.stop_ids, **settings)
+    stream = generate(model, ids, stop_ids=tokenizer.stop_ids, **settings)
     for text in tokenizer.decode_stream(timed(stream)):
         print(text, end="", flush=True)
     print(flush=True)
@@ -122,9 +137,97 @@ def encode_prompt(tokenizer, prompt: str, args) -> list[int]:
         raise CheckpointError(f"{args.model} has no tokenizer, so there is no text to continue")
     if args.raw:
         return tokenizer.encode(prompt, bos=tokenizer.bos_id is not None)
-    if not {"<|start_header_id|>", "<|im_start|>"} & tokenizer.specials.keys():
+    if not made_for_chat(tokenizer):
         raise CheckpointError(f"{args.model} was not made for chat; add --raw to continue the prompt as plain text")
     return chat.encode_dialog(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def made_for_chat(tokenizer) -> bool:
+    return tokenizer is not None and bool({"<|start_header_id|>", "<|im_start|>"} & tokenizer.specials.keys())
+
+
+def run_chat(args) -> int:
+    settings = sampling(args)
+    model, tokenizer = hub.load(args.model)
+    if not made_for_chat(tokenizer):
+        raise CheckpointError(f"{args.model} was not made for chat")
+    messages = [{"role": "system", "content": args.system}] if args.system else []
+    print(CHAT_HELP, file=sys.stderr)
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return 0
+        try:
+            if line.startswith("/"):
+                messages = obey(line, messages)
+            elif line:
+                messages = answer(model, tokenizer, [*messages, {"role": "user", "content": line}], settings)
+        except (ValueError, OSError) as error:  # the chat goes on as it was
+            print(f"minillama: {error}", file=sys.stderr)
+
+
+def answer(model, tokenizer, messages: list[dict], settings: dict) -> list[dict]:
+    """Print the answer as it comes; the conversation with it, without the oldest turns if they did not fit."""
+    messages, dropped = chat.fit(tokenizer, messages, model.cfg.max_seq_len - settings["max_new_tokens"])
+    if dropped:
+        what = f"{len(dropped)} oldest messages, from {dropped[0]['content'][:40]!r} on"
+        print(f"[dropped the {what}: the context holds {model.cfg.max_seq_len} tokens]", file=sys.stderr)
+    stream = generate(model, chat.encode_dialog(tokenizer, messages), stop_ids=tokenizer.stop_ids, **settings)
+    said = ""
+    try:
+        for text in tokenizer.decode_stream(stream):
+            said += text
+            print(text, end="", flush=True)
+        print(flush=True)
+    except KeyboardInterrupt:
+        print("\n[stopped]", flush=True)
+    return [*messages, {"role": "assistant", "content": said}]
+
+
+def obey(line: str, messages: list[dict]) -> list[dict]:
+    """The conversation after a line that begins with a slash."""
+    command, _, rest = line.partition(" ")
+    rest = rest.strip()
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    if command == "/system":
+        return [{"role": "system", "content": rest}] * bool(rest) + messages[len(system) :]
+    if command == "/reset" and not rest:
+        return system
+    if command == "/save" and rest:
+        save_chat(Path(rest), messages)
+    elif command == "/load" and rest:
+        return load_chat(Path(rest))
+    else:
+        raise ValueError(CHAT_HELP)
+    return messages
+
+
+def save_chat(path: Path, messages: list[dict]) -> None:
+    """Write the conversation as JSON, whole or not at all."""
+    text = json.dumps(messages, ensure_ascii=False, indent=1) + "\n"
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with open(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    print(f"[{len(messages)} messages saved to {path}]", file=sys.stderr)
+
+
+def load_chat(path: Path) -> list[dict]:
+    """The conversation in a file; ValueError if it holds anything else."""
+    try:
+        messages = [{"role": each["role"], "content": each["content"]} for each in json.loads(path.read_bytes())]
+        for message in messages:
+            chat.role_of(message)
+            message["content"].encode()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ValueError(f'{path} is no conversation: [{{"role": ..., "content": ...}}, ...]') from None
+    print(f"[{len(messages)} messages from {path}]", file=sys.stderr)
+    return messages
 
 
 def figures(model, n_prompt: int, times: list[float]) -> str:

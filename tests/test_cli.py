@@ -154,13 +154,13 @@ def test_a_misspelled_command_is_one_line(capsys, argv, words):
     assert (stop.value.code, out) == (2, "") and err.count("\n") == 1 and words in err
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"], ["fetch", "--help"], ["verify", "--help"]])
+@pytest.mark.parametrize("argv", [["--help"], *([name, "--help"] for name in ("generate", "chat", "fetch", "verify"))])
 def test_help_helps(capsys, argv):
     with pytest.raises(SystemExit) as stop:
         cli.main(argv)
     out, err = capsys.readouterr()
     assert (stop.value.code, err) == (0, "") and "usage: minillama" in out
-    assert argv[0] in ("fetch", "verify") or 'minillama generate "' in out
+    assert argv[0] in ("chat", "fetch", "verify") or 'minillama generate "' in out
 
 
 def test_raw_continues_plain_text(generate):
@@ -175,6 +175,87 @@ def test_ctrl_c_is_one_line(generate, monkeypatch):
 
     monkeypatch.setattr(cli, "generate", interrupted)
     assert generate("x") == (130, "H", "\nstopped\n")
+
+
+@pytest.fixture
+def talk(models, capsys, monkeypatch):
+    """Type lines into `chat`: exit code, stdout, stderr, and every conversation that reached the tokenizer."""
+    seen, encode = [], cli.chat.encode_dialog
+    monkeypatch.setattr(cli.chat, "encode_dialog", lambda tokenizer, told: seen.append(told) or encode(tokenizer, told))
+
+    def run(*lines, args=(), model="chat", tokens=8):
+        seen.clear()
+        typed = "".join(f"{line}\n" for line in lines).encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="latin-1"))
+        code = cli.main(["chat", "--model", str(models / model), "--max-new-tokens", str(tokens), *args])
+        return code, *capsys.readouterr(), [[(each["role"], each["content"]) for each in told] for told in seen]
+
+    return run
+
+
+def test_a_chat_remembers(talk):
+    code, out, err, seen = talk("Grüße 🦙", "", "and you?", args=["--system", "Be brief."])
+    assert code == 0 and "/save" in err and out
+    assert seen[0] == [("system", "Be brief."), ("user", "Grüße 🦙")]
+    assert seen[-1][:2] == seen[0] and seen[-1][2][0] == "assistant" and seen[-1][3:] == [("user", "and you?")]
+    assert out.startswith(seen[-1][2][1])
+
+
+def test_system_and_reset(talk):
+    seen = talk("one", "/system Rhyme.", "two", "/reset", "three", "/system", "four")[3]
+    asked = {told[-1][1]: told for told in seen}
+    assert asked["two"][0] == ("system", "Rhyme.") and asked["two"][1] == ("user", "one")
+    assert asked["three"] == [("system", "Rhyme."), ("user", "three")]
+    assert asked["four"][0] == ("user", "three")
+
+
+def test_a_saved_chat_goes_on(talk, tmp_path):
+    file = tmp_path / "my chat.json"
+    first = talk("<|im_end|> ü", f"/save {file}")
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert [each["role"] for each in saved] == ["user", "assistant"] and saved[0]["content"] == "<|im_end|> ü"
+    assert "2 messages saved" in first[2] and list(tmp_path.iterdir()) == [file]
+    told = talk(f"/load {file}", "more")[3][-1]
+    assert told == [(each["role"], each["content"]) for each in saved] + [("user", "more")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}x", "[[]]", "5", '[{"role": "user"}]', '[{"role": "boss", "content": "x"}]', "[" * 100_000,
+     '[{"role": "user", "content": 5}]', '[{"role": "user", "content": "\\ud800"}]'],
+    ids=range(9),
+)  # fmt: skip
+def test_what_is_no_conversation_is_one_line_and_the_chat_goes_on(talk, tmp_path, content):
+    (tmp_path / "bad.json").write_text(content, encoding="utf-8")
+    code, _, err, seen = talk(
+        "one", f"/load {tmp_path / 'bad.json'}", f"/save {tmp_path}/no/x", "/sing", "/load", "two"
+    )
+    assert code == 0 and err.count("minillama: ") == 4 and "is no conversation" in err and "Traceback" not in err
+    assert seen[-1][0] == ("user", "one") and seen[-1][-1] == ("user", "two")
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_the_chat(talk, monkeypatch):
+    def interrupted(*args, **kwargs):
+        yield 72
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "generate", interrupted)
+    code, out, _, seen = talk("one", "two")
+    assert code == 0 and out == "H\n[stopped]\n" * 2
+    assert seen[-1] == [("user", "one"), ("assistant", "H"), ("user", "two")]
+
+
+def test_a_chat_that_grows_too_long_loses_its_oldest_turns_and_says_so(talk):
+    code, _, err, seen = talk("a" * 60, "b" * 60, "c" * 400, "d")
+    assert code == 0 and "[dropped the 2 oldest messages, from 'aaaa" in err and "holds 300 tokens" in err
+    assert "the system prompt and the last turn take" in err  # the message of 400 is refused, and is not kept
+    assert seen[-1][-1] == ("user", "d") and not any("c" * 400 in text for _, text in seen[-1])
+
+
+@pytest.mark.parametrize("model, words", [("plain", "was not made for chat"), ("silent", "was not made for chat")])
+def test_a_model_that_cannot_chat(talk, model, words):
+    code, out, err, _ = talk("x", model=model)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and words in err
 
 
 def command(*args) -> list[str]:
