@@ -11,7 +11,7 @@ import importlib.util
 import operator
 import re
 from collections import Counter, defaultdict
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import regex
@@ -221,9 +221,7 @@ class Tokenizer:
         """The same vocabulary and pattern in tiktoken, which is written in Rust."""
         import tiktoken  # subtle: only now, so that `import minillama` stays quick
 
-        return tiktoken.Encoding(
-            "minillama", pat_str=self.pattern.pattern, mergeable_ranks=self.vocab, special_tokens={}
-        )
+        return tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=self.vocab, special_tokens={})
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
         data = chunk.encode()
