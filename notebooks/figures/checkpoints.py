@@ -132,8 +132,8 @@ def nibble_order(right_row, wrong_row):
     middle.set(xlabel="right", ylabel="wrong order", title="all entries of a row")
     show(
         fig,
-        "Two zigzag lines over 32 entries that agree only at the first and last entry; the scatter of right against wrong "
-        "values is a shapeless cloud.",
+        "Two zigzag lines over 32 entries that are bound to agree only at the first and the last; the scatter of right "
+        "against wrong values is a shapeless cloud.",
     )
 
 
