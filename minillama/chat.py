@@ -20,6 +20,7 @@ from minillama.tokenizer import Tokenizer
 
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "ipython": "ipython", "tool": "ipython"}
+BUILTIN = ("brave_search", "wolfram_alpha", "photogen")  # tools that take a query
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
@@ -83,6 +84,20 @@ def encode_chatml(tokenizer: Tokenizer, messages: list[dict], form="json") -> li
     return [*ids, start, *tokenizer.encode("assistant\n")]
 
 
+def fit(tokenizer: Tokenizer, messages: list[dict], limit: int) -> tuple[list[dict], list[dict]]:
+    """(kept, dropped): whole turns go, oldest first, until at most `limit` ids are left; ValueError if none helps.
+
+    A turn is a user's message and all that follows it. System messages at the start and the last turn stay.
+    """
+    start = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    turns = [i for i in range(start, len(messages)) if i == start or messages[i]["role"] == "user"]
+    for first in turns or [start]:
+        kept = messages[:start] + messages[first:]
+        if (size := len(encode_dialog(tokenizer, kept))) <= limit:
+            return kept, messages[start:first]
+    raise ValueError(f"the system prompt and the last turn take {size} tokens, more than {limit}")
+
+
 def system_prompt(text="", builtin=(), functions=(), interpreter=False, form="json") -> str:
     """A system message that offers tools: Llama 3.1's lines for its own, JSON Schema for yours, then the text.
 
@@ -101,7 +116,6 @@ def system_prompt(text="", builtin=(), functions=(), interpreter=False, form="js
     return "\n\n".join(part for part in [*parts, text] if part)
 
 
-BUILTIN = ("brave_search", "wolfram_alpha", "photogen")
 START = rf"(?:{'|'.join(BUILTIN)})\.call\("
 QUERY = re.compile(rf'(\w+)\.call\(query="(.*?)"\)(?=[\s;]*(?:\Z|{START}))', re.DOTALL)  # it may hold quotes itself
 FUNCTION = re.compile(r"<function=(.+?)>\s*(?=\{)")
@@ -119,7 +133,6 @@ def render(call: dict, form="json") -> str:
     if "error" in call:
         return call["text"]
     name, arguments = call.get("name"), call.get("arguments")
-    wanted = [{"name": name, "arguments": arguments}]
     try:
         texts = [json.dumps({"type": "function", "name": name, "parameters": arguments})]
         if form == "function_tag":
@@ -129,7 +142,7 @@ def render(call: dict, form="json") -> str:
         if name == "code_interpreter" and [*arguments] == ["code"]:
             texts.insert(0, str(arguments["code"]))
         for text in texts:
-            if parse(text.encode("utf-8", "replace").decode()) == wanted:  # half a surrogate pair has no ids
+            if parse(text.encode("utf-8", "replace").decode()) == [{"name": name, "arguments": arguments}]:
                 return text
     except (TypeError, ValueError, RecursionError):
         pass
@@ -225,14 +238,13 @@ def run_dialog(reply, tokenizer: Tokenizer, messages: list[dict], tools: dict, r
     reply: ids of a prompt -> ids of one message, its end token included. tools: name -> function that takes the
     call's arguments. If the limit is reached, the last message is a tool's, not an answer.
     """
-    messages = list(messages)
     for _ in range(rounds):
         ids = reply(encode_dialog(tokenizer, messages, form))
-        messages.append(parse_assistant(tokenizer, ids, tools=bool(tools)))
-        if not messages[-1]["calls"]:
+        message = parse_assistant(tokenizer, ids, tools=bool(tools))
+        results = [{"role": "ipython", "content": run_tool(tools, call)} for call in message["calls"]]
+        messages = [*messages, message, *results]
+        if not results:
             break
-        for call in messages[-1]["calls"]:
-            messages.append({"role": "ipython", "content": run_tool(tools, call)})
     return messages
 
 
@@ -286,18 +298,3 @@ except (ImportError, ValueError, OSError):
     pass
 exec(compile(open("code.py", encoding="utf-8").read(), "code.py", "exec"), {"__name__": "__main__"})
 """
-
-
-def fit(tokenizer: Tokenizer, messages: list[dict], limit: int) -> tuple[list[dict], list[dict]]:
-    """(kept, dropped): whole turns go, oldest first, until at most `limit` ids are left.
-
-    A turn is a user's message and all that follows it. System messages at the start and the last turn stay;
-    ValueError if these alone are too long.
-    """
-    start = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
-    turns = [i for i in range(start, len(messages)) if i == start or messages[i]["role"] == "user"]
-    for first in turns or [start]:
-        kept = messages[:start] + messages[first:]
-        if (size := len(encode_dialog(tokenizer, kept))) <= limit:
-            return kept, messages[start:first]
-    raise ValueError(f"the system prompt and the last turn take {size} tokens, more than {limit}")
