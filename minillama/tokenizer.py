@@ -11,7 +11,8 @@ import importlib.util
 import operator
 import re
 from collections import Counter, defaultdict
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 
 import regex
@@ -105,7 +106,8 @@ def cut_long(text: str, length: int = 400_000, run: int = 25_000):
     long_run = re.compile(rf"(?<!\s)\s{{{run + 1},}}|(?<!\S)\S{{{run + 1},}}")  # subtle: re's \s is str.isspace
     for start in range(0, len(text), length):
         part = text[start : start + length]
-        cuts = [cut for match in long_run.finditer(part) for cut in range(match.start() + run, match.end(), run)]
+        runs = long_run.finditer(part) if len(part) > run else []
+        cuts = [cut for match in runs for cut in range(match.start() + run, match.end(), run)]
         yield from (part[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True))
 
 
@@ -214,7 +216,7 @@ class Tokenizer:
         """Ids of text without control tokens."""
         if self.engine == "tiktoken":
             return self.tiktoken.encode_ordinary(text)
-        return [id for chunk in self.pattern.findall(text) for id in self.encode_chunk(chunk)]
+        return list(chain.from_iterable(map(self.encode_chunk, self.pattern.findall(text))))
 
     @cached_property
     def tiktoken(self):
