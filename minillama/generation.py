@@ -20,10 +20,11 @@ def distribution(logits: torch.Tensor, temperature=1.0, top_k=None, top_p=None) 
     Of equal logits the lower id goes first.
     """
     logits = logits.float()
-    temperature = float(
-        min(max(temperature, 1e-30), 1e30)
-    )  # subtle: float32 turns smaller ones into 0, larger into inf
+    # subtle: float32 turns smaller temperatures into 0 and larger ones into inf
+    temperature = float(min(max(temperature, 1e-30), 1e30))
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+    if top_k is None and top_p is None:
+        return scaled.softmax(dim=-1)  # nothing is cut, so nothing needs sorting
     ordered, ids = scaled.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered[:, min(top_k, ordered.shape[-1]) :] = -math.inf

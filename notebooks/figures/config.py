@@ -243,7 +243,9 @@ def gate(active, tokens, curve):
     )
     right.text(reached + 30, 0.45, f"{reached} units:\n90 %", color="#666666")
     show(
-        fig, f"Left, units times tokens: each unit is strong for few tokens. Right: {reached} of 1536 units carry 90 %."
+        fig,
+        "Left, units times tokens: each unit is strong for few tokens. "
+        f"Right: about {round(reached, -1)} of 1536 units carry 90 %.",
     )
 
 
@@ -276,7 +278,7 @@ def rank(ranks, probs, word):
     left.set(title=f"place of {visible(word)} among V tokens", xlabel="block (0: embedding)", ylim=(3000, 0.8))
     right.plot(range(len(probs)), probs, "o-", markersize=3, color=RIGHT)
     right.set(title=f"probability of {visible(word)}", xlabel="block (0: embedding)")
-    show(fig, f"{word.strip()} stays near place 1,000 until block 22, then climbs to place 1 in the last eight blocks.")
+    show(fig, f"{word.strip()} stays between places 400 and 1,200 until block 21, then climbs to place 1 in the last nine.")
 
 
 def bars(tokens, probs, title):
@@ -319,8 +321,8 @@ def surgery(drop, swap, lines):
     axes[0].set_ylabel("loss, nats per token")
     show(
         fig,
-        f"Left: without block 1 the loss is {drop[0]:.1f}, without block 2 {drop[1]:.1f}; most middle blocks cost little. "
-        f"Right: exchanging blocks 1 and 2 gives {swap[0]:.1f}; most middle pairs cost little.",
+        f"Left: without block 1 the loss is {drop[0]:.2f}, without block 2 {drop[1]:.2f}; most middle blocks cost little. "
+        f"Right: exchanging blocks 1 and 2 gives {swap[0]:.2f}; most middle pairs cost little.",
     )
 
 

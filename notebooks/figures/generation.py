@@ -143,23 +143,23 @@ def temperature(words, by_temperature, temperatures, entropies):
     """Toy distributions at several temperatures, and the entropy as a function of temperature."""
     fig, (left, right) = new(7.4, 2.9, columns=2)
     width = 0.8 / len(by_temperature)
-    for n, (T, probs) in enumerate(by_temperature.items()):
+    for n, (tau, probs) in enumerate(by_temperature.items()):
         x = np.arange(len(words)) + (n - (len(by_temperature) - 1) / 2) * width
-        left.bar(x, probs, width, color=HEAT[n], label=f"T = {T}")
+        left.bar(x, probs, width, color=HEAT[n], label=f"τ = {tau}")
     left.set_xticks(np.arange(len(words)), words)
-    left.set(ylabel="probability", title="softmax(z / T)")
+    left.set(ylabel="probability", title="softmax(z / τ)")
     left.grid(axis="x", visible=False)
     left.legend()
     right.semilogx(temperatures, entropies, color=RIGHT)
     right.axhline(np.log2(len(words)), color=NEUTRAL, linestyle="--", linewidth=1)
     right.text(temperatures[0], np.log2(len(words)) - 0.04, "log2 5: all equal", color="#777777", va="top", fontsize=8)
     right.plot([1], [1.875], "o", color=WRONG)
-    right.annotate("T = 1: 1.875 bits", (1, 1.875), (1.3, 1.5), color=WRONG, fontsize=8)
-    right.set(xlabel="temperature T", ylabel="entropy in bits", title="from one token to all of them")
+    right.annotate("τ = 1: 1.875 bits", (1, 1.875), (1.3, 1.5), color=WRONG, fontsize=8)
+    right.set(xlabel="temperature τ", ylabel="entropy in bits", title="from one token to all of them")
     show(
         fig,
-        "Left: at T = 0.25 tea has nearly everything, at T = 4 the five bars are nearly level. Right: entropy rises "
-        "with T from 0 bits through 1.875 at T = 1 to log2 of 5, 2.32 bits.",
+        "Left: at τ = 0.25 tea has nearly everything, at τ = 4 the five bars are nearly level. Right: entropy rises "
+        "with τ from 0 bits through 1.875 at τ = 1 to log2 of 5, 2.32 bits.",
     )
 
 
@@ -200,7 +200,7 @@ def nucleus_sizes(sizes):
     )
     show(
         fig,
-        f"Stems at {len(sizes)} positions on a logarithmic axis: the nucleus has between {min(sizes)} and {max(sizes)} "
+        f"Stems at {len(sizes)} positions on a logarithmic axis: the nucleus has between {min(sizes)} and more than 1,500 "
         "tokens and jumps by factors of a hundred from one position to the next.",
     )
 
@@ -282,7 +282,7 @@ def diversity(temperatures, curves, written):
     right.axhline(written, color=NEUTRAL, linestyle=":")
     right.text(0, written - 0.15, "the written paragraph", color="#666666", va="top", fontsize=8)
     left.set(xlabel="temperature", ylabel="distinct trigrams, share", ylim=(0, 1.05))
-    right.set(xlabel="temperature", ylabel="mean log-probability (at T = 1)")
+    right.set(xlabel="temperature", ylabel="mean log-probability (at τ = 1)")
     left.legend(loc="lower right")
     show(
         fig,

@@ -39,7 +39,7 @@ def arrows(q, k, pairs, turn):
     show(
         fig,
         "Three pictures of a query and a key as arrows, at positions (2, 1), (3, 2) and (5, 4): the pair turns as a "
-        "whole, the angle between the arrows stays, and so does the dot product, minus 2.",
+        "whole, the angle between the arrows stays, and so does the dot product, 3.",
     )
 
 
