@@ -278,7 +278,10 @@ def rank(ranks, probs, word):
     left.set(title=f"place of {visible(word)} among V tokens", xlabel="block (0: embedding)", ylim=(3000, 0.8))
     right.plot(range(len(probs)), probs, "o-", markersize=3, color=RIGHT)
     right.set(title=f"probability of {visible(word)}", xlabel="block (0: embedding)")
-    show(fig, f"{word.strip()} stays between places 400 and 1,200 until block 21, then climbs to place 1 in the last nine.")
+    show(
+        fig,
+        f"{word.strip()} stays between places 400 and 1,200 until block 21, then climbs to place 1 in the last nine.",
+    )
 
 
 def bars(tokens, probs, title):
