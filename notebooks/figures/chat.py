@@ -13,7 +13,8 @@ SHORT = {"begin_of_text": "bos", "start_header_id": "start", "end_header_id": "e
 
 def visible(text: str) -> str:
     """A token as it can be drawn."""
-    return text.replace(" ", "·").replace("\n", "↵").replace("\t", "→")
+    text = text.replace(" ", "·").replace("\n", "↵").replace("\r", "←").replace("\t", "→")
+    return "".join(char if char.isprintable() else "□" for char in text)
 
 
 def pieces(tokenizer, ids):
