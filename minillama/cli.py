@@ -8,16 +8,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from minillama import __version__, chat, hub
+from minillama import __version__, chat, hub, verify
 from minillama.checkpoints import CheckpointError
 from minillama.generation import check_settings, generate
 
 
-GOLDEN = Path(__file__).resolve().parent.parent / "data" / "golden" / "meta_smollm2.npz"
-TOLERANCE = 2e-4  # logits reach 37; Meta's code and transformers differ by 1e-4
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_PROMPT = "Explain in three sentences why the sky is blue."
 EXAMPLES = """examples:
@@ -87,8 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
         each.add_argument("--top-p", type=float, metavar="P", help="draw only from the likeliest tokens that reach P")
         each.add_argument("--seed", type=int, help="the same seed draws the same tokens")
 
-    verify = commands.add_parser("verify", help="compare the real weights' logits with Meta's own code")
-    verify.set_defaults(run=run_verify)
+    check = commands.add_parser("verify", help="check a checkpoint, and compare it with Meta's code and transformers")
+    check.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
+    check.set_defaults(run=run_verify)
     return parser
 
 
@@ -254,19 +250,4 @@ def peak_memory() -> int | None:
 
 
 def run_verify(args) -> int:
-    """Compare every logit with Meta's own, which are the stored final hidden states times the embedding."""
-    if not GOLDEN.exists():
-        raise ValueError("there are no golden values here; run verify in a checkout of the repository (data/golden)")
-    with np.load(GOLDEN) as golden:
-        ids, hidden, top = (torch.from_numpy(golden[name]) for name in ("ids", "hidden", "top1"))
-    model, _ = hub.load(DEFAULT_MODEL)
-    with torch.inference_mode():
-        ours = model(ids.long()[None])[0]
-        difference = (ours - hidden.double() @ model.embedding.weight.double().T).abs().max().item()
-        same = (ours.argmax(-1) == top).sum().item()
-    agree = difference <= TOLERANCE and same == len(ids)
-    print(f"{DEFAULT_MODEL}, float32, beside Meta's own code on {len(ids)} tokens of English, {ours.numel():,} logits:")
-    print(f"largest difference {difference:.1e} (at most {TOLERANCE:.0e} is allowed)")
-    print(f"same likeliest token at {same} of {len(ids)} positions")
-    print("minillama agrees with Meta's code" if agree else "minillama DISAGREES with Meta's code")
-    return 0 if agree else 1
+    return verify.verify(args.model)

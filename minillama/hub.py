@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minillama.checkpoints import CheckpointError, load_checkpoint
+from minillama.checkpoints import Checkpoint, CheckpointError, assemble
+from minillama.gguf import open_gguf
+from minillama.hugging_face import open_hugging_face
 
 
 @dataclass(frozen=True)
@@ -168,13 +170,32 @@ def check_sha256(path: Path, wanted: str) -> None:
         raise FetchError(f"{path.name} is damaged or was changed ({change}); nothing was kept, try again")
 
 
+def open_checkpoint(path: Path) -> Checkpoint:
+    """What a GGUF file or a Hugging Face folder holds, nothing of it read yet but the description. CheckpointError."""
+    if path.is_file():
+        return open_gguf(path)
+    if (path / "config.json").exists():
+        return open_hugging_face(path)
+    raise CheckpointError("neither a .gguf file nor a folder with a config.json")
+
+
+def locate(name_or_path) -> Path:
+    """The path of a name in ARTEFACTS, fetched on first use, or the path itself; CheckpointError if there is none."""
+    if str(name_or_path) in ARTEFACTS:
+        return fetch(str(name_or_path))
+    if not Path(name_or_path).exists():
+        raise CheckpointError(f"{name_or_path}: no such file or folder, and no such name ({', '.join(ARTEFACTS)})")
+    return Path(name_or_path)
+
+
 def load(name_or_path, dtype=torch.float32, device="cpu"):
     """(model, tokenizer) from a name in ARTEFACTS (fetched on first use), a .gguf file or a Hugging Face folder.
 
     CheckpointError for a file that cannot be used or a name that means nothing; FetchError if fetching fails.
     """
-    if str(name_or_path) in ARTEFACTS:
-        return load_checkpoint(fetch(str(name_or_path)), dtype, device)
-    if not Path(name_or_path).exists():
-        raise CheckpointError(f"{name_or_path}: no such file or folder, and no such name ({', '.join(ARTEFACTS)})")
-    return load_checkpoint(name_or_path, dtype, device)
+    path = locate(name_or_path)
+    try:
+        checkpoint = open_checkpoint(path)
+        return assemble(checkpoint, dtype, device), checkpoint.tokenizer
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

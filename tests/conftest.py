@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minillama import hub
-from minillama.checkpoints import load_checkpoint
+from minillama.hub import load
 
 
 GOLDEN = Path(__file__).resolve().parent.parent / "data" / "golden"
@@ -43,7 +43,7 @@ def llama3_vocabulary() -> Path:
 @pytest.fixture(scope="session")
 def ours(smollm2_path):
     """Our model and tokenizer, float32."""
-    return load_checkpoint(smollm2_path)
+    return load(smollm2_path)
 
 
 @pytest.fixture(scope="session")

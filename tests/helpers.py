@@ -5,7 +5,7 @@ import json
 import torch
 import transformers
 
-from minillama.checkpoints import load_checkpoint
+from minillama.hub import load
 
 
 BASE = dict(
@@ -33,7 +33,7 @@ def tiny_pair(folder, **changes):
     """(transformers' model, ours): ours read from the folder in which transformers saved it."""
     reference = tiny_hugging_face(**changes)
     reference.save_pretrained(folder)
-    return reference, load_checkpoint(folder)[0]
+    return reference, load(folder)[0]
 
 
 def edit_json(path, change) -> None:

@@ -15,14 +15,15 @@ from helpers import PLAIN, SCALED, edit_json, random_ids, tiny_hugging_face, tin
 from safetensors.torch import load_file, save_file
 
 from minillama import CheckpointError, Llama, LlamaConfig, RopeScaling
-from minillama.checkpoints import GGUF_NAMES, HUGGING_FACE_NAMES, load_checkpoint
+from minillama.checkpoints import GGUF, HUGGING_FACE
+from minillama.hub import load
 
 
 def refused(path, match=""):
-    """load_checkpoint raises one line that begins with this file's name, within a second."""
+    """load raises one line that begins with this file's name, within a second."""
     start = time.process_time()
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path)
+        load(path)
     assert time.process_time() - start < 1
     file, _, message = str(caught.value).partition(": ")
     assert file == str(path) and re.search(match, message) and "\n" not in message
@@ -49,7 +50,7 @@ def as_transformers_4(config):
 def test_config_of_transformers_4(tmp_path, rope):
     reference, model = tiny_pair(tmp_path, rope=rope)
     edit_json(tmp_path / "config.json", as_transformers_4)
-    older, _ = load_checkpoint(tmp_path)
+    older, _ = load(tmp_path)
     assert older.cfg == model.cfg
     assert older.cfg.rope_theta == rope["rope_theta"]
     assert older.cfg.rope_scaling == (RopeScaling() if rope is SCALED else None)
@@ -60,7 +61,7 @@ def test_config_of_transformers_4(tmp_path, rope):
 def test_config_without_head_dim_and_kv_heads(tmp_path):
     tiny_hugging_face(num_key_value_heads=4).save_pretrained(tmp_path)
     edit_json(tmp_path / "config.json", lambda c: (c.pop("head_dim"), c.pop("num_key_value_heads")))
-    cfg = load_checkpoint(tmp_path)[0].cfg
+    cfg = load(tmp_path)[0].cfg
     assert (cfg.head_dim, cfg.n_kv_heads) == (16, 4)
 
 
@@ -71,7 +72,7 @@ def test_sharded(tmp_path, tie):
     reference.save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     tokens = random_ids(20)
-    logits = load_checkpoint(tmp_path)[0](tokens)
+    logits = load(tmp_path)[0](tokens)
     torch.testing.assert_close(logits, reference(tokens).logits, atol=1e-5, rtol=0)
 
 
@@ -83,9 +84,9 @@ def test_half_precision_weights(tmp_path, dtype):
     copy.deepcopy(reference).to(dtype).save_pretrained(tmp_path)
     for weight in reference.parameters():
         weight.copy_(weight.to(dtype))
-    tokens, model = random_ids(20), load_checkpoint(tmp_path)[0]
+    tokens, model = random_ids(20), load(tmp_path)[0]
     torch.testing.assert_close(model(tokens), reference(tokens).logits, atol=1e-5, rtol=0)
-    assert load_checkpoint(tmp_path, dtype=dtype)[0].norm.weight.dtype == dtype
+    assert load(tmp_path, dtype=dtype)[0].norm.weight.dtype == dtype
 
 
 def set_rope(**changes):
@@ -266,7 +267,7 @@ def tiny_gguf_tensors(kind=None):
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in Llama(cfg).named_parameters()}
     arrays = {}
-    for theirs, mine in GGUF_NAMES.items():
+    for theirs, mine in GGUF.items():
         shape = shapes[mine.replace("N", "0")]
         array = rng.standard_normal(shape).astype(np.float32)
         arrays[theirs.replace("N", "0")] = (array, kind if len(shape) == 2 else None)
@@ -279,11 +280,11 @@ Q = gguf.GGMLQuantizationType
 @pytest.mark.parametrize("kind", [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q4_1], ids=lambda kind: kind.name)
 def test_dequantized_as_gguf_does(tmp_path, kind):
     tensors = tiny_gguf_tensors(kind)
-    model, tokenizer = load_checkpoint(write_gguf(tmp_path / "tiny.gguf", tensors))
+    model, tokenizer = load(write_gguf(tmp_path / "tiny.gguf", tensors))
     assert tokenizer is None
     state = model.state_dict()
     for name, (array, quantized) in tensors.items():
-        mine = state[GGUF_NAMES[name.replace("blk.0", "blk.N")].replace("N", "0")].numpy()
+        mine = state[GGUF[name.replace("blk.0", "blk.N")].replace("N", "0")].numpy()
         exact = array if quantized is None else gguf.dequantize(gguf.quantize(array, kind), kind)
         np.testing.assert_array_equal(mine, exact, err_msg=name)
 
@@ -294,9 +295,9 @@ def test_gguf_logits_as_transformers(tmp_path, factor):
     """Our reading of a GGUF as llama.cpp's converter writes it: q and k interleaved, scaling as divisors."""
     reference = tiny_hugging_face(num_hidden_layers=1, rope=PLAIN if factor is None else SCALED | {"factor": factor})
     state = reference.state_dict()
-    theirs = {mine: name for name, mine in HUGGING_FACE_NAMES.items()}
+    theirs = {mine: name for name, mine in HUGGING_FACE.items()}
     tensors = {}
-    for name, mine in GGUF_NAMES.items():
+    for name, mine in GGUF.items():
         array = state[theirs[mine].replace("N", "0")].numpy()
         if heads := {"blk.N.attn_q.weight": 4, "blk.N.attn_k.weight": 2}.get(name):  # as convert_hf_to_gguf.py
             array = array.reshape(heads, 2, 8, 64).swapaxes(1, 2).reshape(array.shape)
@@ -305,7 +306,7 @@ def test_gguf_logits_as_transformers(tmp_path, factor):
         plain = 500_000.0 ** -(np.arange(0, 16, 2) / 16)
         tensors["rope_freqs.weight"] = ((plain / reference.model.rotary_emb.inv_freq.numpy()).astype(np.float32), None)
     theta = 10_000.0 if factor is None else 500_000.0
-    model, _ = load_checkpoint(write_gguf(tmp_path / "tiny.gguf", tensors, theta=theta))
+    model, _ = load(write_gguf(tmp_path / "tiny.gguf", tensors, theta=theta))
     assert model.cfg.rope_scaling == (None if factor is None else RopeScaling(factor))
     tokens = random_ids(40)
     torch.testing.assert_close(model(tokens), reference(tokens).logits, atol=1e-5, rtol=0)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import minillama
 from minillama import cli
-from minillama.checkpoints import HUGGING_FACE_NAMES
+from minillama.checkpoints import HUGGING_FACE
 from minillama.tokenizer import gpt2_bytes
 
 
@@ -29,7 +29,7 @@ def write_model(folder: Path, chat=True, tokenizer=True) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = minillama.Llama(minillama.LlamaConfig(**sizes, max_seq_len=300))
-    spelled = {ours.replace(".N.", ".0."): theirs.replace(".N.", ".0.") for theirs, ours in HUGGING_FACE_NAMES.items()}
+    spelled = {ours.replace(".N.", ".0."): theirs.replace(".N.", ".0.") for theirs, ours in HUGGING_FACE.items()}
     save_file({spelled[name]: tensor for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     config = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
     config |= dict(intermediate_size=24, vocab_size=sizes["vocab_size"], max_position_embeddings=300)
