@@ -119,7 +119,7 @@ def system_prompt(text="", builtin=(), functions=(), interpreter=False, form="js
 START = rf"(?:{'|'.join(BUILTIN)})\.call\("
 QUERY = re.compile(rf'(\w+)\.call\(query="(.*?)"\)(?=[\s;]*(?:\Z|{START}))', re.DOTALL)  # it may hold quotes itself
 FUNCTION = re.compile(r"<function=(.+?)>\s*(?=\{)")
-CALL = re.compile(rf'\s*(?:\{{\s*"(?:type|name|parameters)"\s*:|<function=|{START})')
+CALL = re.compile(rf'\s*(?:\{{\s*["\'](?:type|name|parameters)["\']\s*:|<function=|{START})')
 
 
 def render(call: dict, form="json") -> str:

@@ -301,6 +301,84 @@ def ours_or_toy_chatml():
     return Tokenizer({bytes([byte]): byte for byte in range(256)}, {"<|im_start|>": 256, "<|im_end|>": 257})
 
 
+# Replies as Meta's own reader takes them: make_meta_chat.py wrote replies of 27 kinds, 25 of each, what each one means,
+# and what Meta's decode_assistant_message makes of it. Ours reads every one as it was meant, or reports it.
+
+AS_META = ["answer", "built-in", "code", "JSON", "JSON on several lines", "function tag"]
+UNLIKE_META = {  # kind -> what Meta's reader does with it, as (content, calls) beside what was meant
+    "space in front": "strips it",
+    "name of a control token": "takes the spelled name at the end of a text that was cut off for the token",
+    "python_tag spelled out": "takes the spelled name for the token, and the text for code",
+    "a call in running text": "calls what was only mentioned, and drops the rest",
+    "words before the tag": "leaves the tag's name in the text, and calls nothing",
+    "words before a call": "drops the words",
+    "several calls": "reads no call, or code, since all of it together is no JSON",
+    "several queries": "reads the first",
+    "quotes in a query": "takes the call for code",
+    "braces within braces": "cuts the arguments at the first brace that closes, which is no JSON",
+    "an apostrophe": "makes it a quotation mark, which is no JSON",
+    "code that calls": "takes a method named call for a tool, and drops the code",
+}
+MALFORMED_AT_META = {  # kind -> what Meta's reader makes of it with <|python_tag|>, and without
+    "cut off": ("code", "text"),
+    "single quotes": ("code", "text"),
+    "no parameters": ("KeyError", "KeyError"),
+    "parameters in a string": ("call", "call"),
+    "a key twice": ("call", "call"),
+    "not a number": ("call", "call"),
+    "no end of the function": ("call", "call"),
+    "a query without quotes": ("code", "text"),
+    "a query without an end": ("code", "text"),
+}
+
+
+@pytest.fixture(scope="module")
+def replies():
+    """kind -> [(ids, reply), ...]"""
+    with np.load(GOLDEN / "meta_chat.npz") as golden:
+        read = json.loads(golden["replies"].tobytes())
+        ids = np.split(golden["reply_ids"], golden["reply_lengths"].cumsum()[:-1])
+    found = {}
+    for reply, each in zip(read, ids, strict=True):
+        found.setdefault(reply["kind"], []).append((each.tolist(), reply))
+    assert {len(each) for each in found.values()} == {25}
+    return found
+
+
+@pytest.mark.weights
+def test_every_well_formed_reply_is_read_as_it_was_meant(llama3, replies):
+    for kind in [*AS_META, *UNLIKE_META]:
+        for ids, reply in replies[kind]:
+            message = chat.parse_assistant(llama3, ids)
+            assert {key: message[key] for key in ("content", "calls", "end")} == reply["meant"], kind
+            assert message["tag"] == reply["tag"], kind
+
+
+def test_where_metas_reader_differs(replies):
+    """The lists above are complete and not too long: Meta's reader misreads these kinds and no other."""
+    assert [*AS_META, *UNLIKE_META, *MALFORMED_AT_META] == [*replies]
+    misread = {kind: sum(reply["meta"] != reply["meant"] for _, reply in replies[kind]) for kind in replies}
+    assert not any(misread[kind] for kind in AS_META)
+    assert misread.pop("name of a control token") == 7  # the 7 without an end
+    assert all(misread[kind] == 25 for kind in misread if kind in UNLIKE_META)
+
+
+def made_of_it(read: dict) -> str:
+    if "raises" in read:
+        return read["raises"]
+    names = [call["name"] for call in read["calls"]]
+    return "code" if names == ["code_interpreter"] else "call" if names else "text"
+
+
+@pytest.mark.weights
+def test_malformed_replies_are_reported_where_metas_reader_guesses(llama3, replies):
+    for kind, guess in MALFORMED_AT_META.items():
+        for ids, reply in replies[kind]:
+            assert made_of_it(reply["meta"]) == guess[not reply["tag"]], kind
+            (call,) = chat.parse_assistant(llama3, ids)["calls"]
+            assert call.keys() == {"error", "text"} and call["text"], (kind, call)
+
+
 # The loop.
 
 
