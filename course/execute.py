@@ -35,7 +35,12 @@ def execute(path: Path) -> None:
     fetch_what_it_names(path)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=300, record_timing=False, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+        notebook,
+        timeout=300,
+        record_timing=False,
+        coalesce_streams=True,
+        kernel_name="python3",
+        resources={"metadata": {"path": path.parent}},
     ).execute()
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -486,3 +486,66 @@ def test_output_is_limited():
 def test_memory_is_limited():
     said = chat.PythonInterpreter(megabytes=300)("x = bytearray(1_000_000_000)")
     assert "MemoryError" in said and said.endswith("[exit status 1]")
+
+
+# The box in the notebook, without a browser: what its buttons and the Enter key do.
+
+
+@pytest.fixture
+def box(monkeypatch):
+    """A chat box whose model says one piece after another for as long as it is let."""
+    pytest.importorskip("ipywidgets")
+    monkeypatch.syspath_prepend(GOLDEN.parent.parent / "notebooks")
+    from figures.chat_box import ChatBox
+
+    def answer(messages):
+        if messages[-1]["content"] == "too long":
+            raise ValueError("no room")
+        kept = messages[2 * (len(messages) > 1 and messages[0]["content"] == "old") :]
+        return kept, messages[: len(messages) - len(kept)], gate(kept)
+
+    def gate(messages):
+        yield f"<{len(messages)}>"
+        while messages[-1]["content"] == "forever" and not box.stop.is_set():
+            yield "."
+
+    box = ChatBox(answer)
+    return box
+
+
+def enter(box, text):
+    box.line.value = text
+    box.line._handle_custom_msg({"event": "submit"}, [])  # what the browser sends
+
+
+def test_the_box_keeps_the_conversation_and_shows_text_as_text(box):
+    for text in ["<b>", "two", "  "]:
+        enter(box, text)
+        box.thread.join(5)
+    assert [message["content"] for message in box.messages] == ["<b>", "<1>", "two", "<3>"]
+    assert [message["role"] for message in box.messages] == ["user", "assistant"] * 2
+    assert "&lt;b&gt;" in box.said.value and "<b>" not in box.said.value and "&lt;3&gt;" in box.said.value
+    assert (box.line.value, box.button.description, box.saying.value) == ("  ", "Send", "")
+    box.anew.click()
+    assert (box.messages, box.said.value) == ([], "")
+
+
+def test_the_box_stops_an_answer_and_keeps_what_was_said(box):
+    enter(box, "forever")
+    enter(box, "meanwhile")  # is not sent, and not lost
+    assert box.line.value == "meanwhile" and box.button.description == "Stop"
+    box.button.click()
+    box.thread.join(5)
+    assert box.button.description == "Send" and "stopped" in box.said.value
+    assert [message["content"].strip(".") for message in box.messages] == ["forever", "<1>"]
+    enter(box, "forever")
+    box.anew.click()  # ends the answer as well
+    assert not box.thread.is_alive() and box.messages == [] and box.said.value == ""
+
+
+def test_the_box_says_what_it_drops_and_what_does_not_fit(box):
+    for text in ["old", "too long", "new"]:
+        enter(box, text)
+        box.thread.join(5)
+    assert "no room" in box.said.value and "the 2 oldest messages no longer fit" in box.said.value
+    assert [message["content"] for message in box.messages] == ["new", "<1>"]
