@@ -96,14 +96,18 @@ KINDS = {  # of numbers: how many in a unit, bytes of a unit, (N, bytes) uint8 -
     "F16": (1, 2, lambda unit: unit.view(torch.float16)),
     "BF16": (1, 2, lambda unit: unit.view(torch.bfloat16)),
 }
+SLICE = 2**20  # numbers that are turned from blocks at a time
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that still lies in its file: its shape, and `read`, which fetches it."""
+    """A tensor that still lies in its file: its shape, and `read`, which fetches it; if its rows may stay in the
+    order of the file, also the kind of its numbers and `raw`, which fetches its bytes as they are."""
 
     shape: tuple[int, ...]
     read: Callable[[], torch.Tensor]
+    kind: str | None = None
+    raw: Callable[[], torch.Tensor] | None = None
 
 
 def n_bytes(shape: tuple[int, ...], kind: str) -> int:
@@ -120,9 +124,15 @@ def padded(position: int, alignment: int) -> int:
 
 
 def fetch(file: RawFile, at: int, shape: tuple[int, ...], kind: str) -> torch.Tensor:
-    """A tensor's bytes, turned into numbers."""
-    _, size, to_numbers = KINDS[kind]
-    return to_numbers(file.read(at, n_bytes(shape, kind)).view(-1, size)).view(shape)
+    """A tensor's bytes, turned into numbers: blocks slice by slice, so that nothing but the result is large."""
+    numbers, size, to_numbers = KINDS[kind]
+    if numbers == 1:
+        return to_numbers(file.read(at, n_bytes(shape, kind)).view(-1, size)).view(shape)
+    result = torch.empty(math.prod(shape) // numbers, numbers)
+    for first in range(0, len(result), SLICE // numbers):
+        part = result[first : first + SLICE // numbers]
+        part.copy_(to_numbers(file.read(at + first * size, len(part) * size).view(-1, size)))
+    return result.view(shape)
 
 
 def lay_out(file: RawFile, start: int, infos: list[tuple], alignment: int = 1) -> dict[str, StoredTensor]:
@@ -137,7 +147,11 @@ def lay_out(file: RawFile, start: int, infos: list[tuple], alignment: int = 1) -
                 raise ValueError(f"it ends at byte {start + end}, the file at {file.size}: truncated?")
             if offset != expected:
                 raise ValueError("it overlaps another, is misaligned or leaves a hole")
-            tensors[name] = StoredTensor(shape, partial(fetch, file, start + offset, shape, kind))
+            read, raw = (
+                partial(fetch, file, start + offset, shape, kind),
+                partial(file.read, start + offset, end - offset),
+            )
+            tensors[name] = StoredTensor(shape, read, kind, raw)
             expected = padded(end, alignment)
     return tensors
 
