@@ -1,10 +1,11 @@
-"""7c. GGUF.
+"""7c. GGUF: four bits per weight, and everything in one file.
 
 Written by notebooks/07c_gguf.ipynb: edit it there.
 """
 
 import re
 import struct
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,15 +37,17 @@ def f16(block_bytes: torch.Tensor) -> torch.Tensor:
     return block_bytes.contiguous().view(torch.float16).float()
 
 
-def nibbles(block_bytes: torch.Tensor) -> torch.Tensor:
-    """(N, 16) bytes -> (N, 32) numbers 0..15: all low halves, then all high halves."""
-    return torch.cat((block_bytes & 15, block_bytes >> 4), dim=1)
+def unpack(data: torch.Tensor, bits: int, run: int) -> torch.Tensor:
+    """(N, B) bytes -> (N, 8 B / bits) levels; in each run of bytes the lowest bits of all, then the next of all, ..."""
+    runs = data.reshape(len(data), -1, run)
+    parts = [runs >> shift & 2**bits - 1 for shift in range(0, 8, bits)]
+    return torch.stack(parts, dim=2).flatten(1)
 
 
 KINDS |= {  # blocks of 32 numbers with a step of their own
-    "Q4_0": (32, 18, lambda block: f16(block[:, :2]) * (nibbles(block[:, 2:]).float() - 8)),
-    "Q4_1": (32, 20, lambda block: f16(block[:, :2]) * nibbles(block[:, 4:]) + f16(block[:, 2:4])),
-    "Q8_0": (32, 34, lambda block: f16(block[:, :2]) * block[:, 2:].contiguous().view(torch.int8)),
+    "Q4_0": (32, 18, lambda block: f16(block[:, :2]) * (unpack(block[:, 2:], 4, 16).view(torch.int8) - 8)),
+    "Q4_1": (32, 20, lambda block: f16(block[:, :2]) * unpack(block[:, 4:], 4, 16) + f16(block[:, 2:4])),
+    "Q8_0": (32, 34, lambda block: f16(block[:, :2]) * block[:, 2:].view(torch.int8)),
 }
 
 
@@ -53,7 +56,7 @@ class GGUFHeader:
 
     SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
     STRING, ARRAY = 8, 9
-    KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 30: "BF16"}
+    KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16"}
     MAX_ITEMS = 1_000_000  # Llama 3's has about 540,000, nearly all of them the tokenizer's
 
     def __init__(self, data: bytes):
@@ -125,6 +128,34 @@ def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
     return meta, [header.tensor() for _ in range(n_tensors)]
 
 
+def six_bits(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 12) bytes -> steps (N, 8) and minima (N, 8) of a super-block's blocks, 0..63"""
+    steps, minima, shared = data.reshape(-1, 3, 4).unbind(1)  # the last four of each are cut: 4 bits shared, 2 above
+    return (
+        torch.cat((steps & 63, shared & 15 | steps >> 6 << 4), dim=1),
+        torch.cat((minima & 63, shared >> 4 | minima >> 6 << 4), dim=1),
+    )
+
+
+def q4_k_or_q5_k(block: torch.Tensor) -> torch.Tensor:
+    """Super-blocks of 8 blocks with 6-bit steps and minima: (N, 144) or, with a fifth bit, (N, 176) -> (N, 256)"""
+    (steps, minima), levels = six_bits(block[:, 4:16]), unpack(block[:, -128:], 4, 32)
+    if block.shape[1] == 176:
+        levels |= unpack(block[:, 16:48], 1, 32) << 4
+    steps, minima = f16(block[:, :2]) * steps, f16(block[:, 2:4]) * minima
+    return (steps[:, :, None] * levels.view(-1, 8, 32) - minima[:, :, None]).flatten(1)
+
+
+def q6_k(block: torch.Tensor) -> torch.Tensor:
+    """Super-blocks of 16 blocks with 8-bit steps, no minima: (N, 210) -> (N, 256)"""
+    levels = unpack(block[:, :128], 4, 64) | unpack(block[:, 128:192], 2, 32) << 4
+    steps = f16(block[:, 208:]) * block[:, 192:208].view(torch.int8)
+    return (steps[:, :, None] * (levels.view(torch.int8) - 32).view(-1, 16, 16)).flatten(1)
+
+
+KINDS |= {"Q4_K": (256, 144, q4_k_or_q5_k), "Q5_K": (256, 176, q4_k_or_q5_k), "Q6_K": (256, 210, q6_k)}
+
+
 def open_gguf(path: Path) -> Checkpoint:
     """Read a GGUF file's header; a tensor is read and dequantized when it is asked for."""
     file = RawFile(Path(path))
@@ -136,6 +167,8 @@ def open_gguf(path: Path) -> Checkpoint:
     tensors = lay_out(file, padded(header.at, alignment), infos, alignment)
     if (architecture := meta.get("general.architecture")) != "llama":
         raise CheckpointError(f"the architecture is {architecture!r}, not 'llama'")
+    if meta.get("split.count", 1) != 1:
+        raise CheckpointError("this is one of several files; llama.cpp's llama-gguf-split --merge makes them one")
     divisors = tensors.pop("rope_freqs.weight", None)
     tensors = {rename(name, GGUF): tensor for name, tensor in tensors.items()}
     with reading("the header"):
@@ -167,24 +200,28 @@ def gguf_rope_scaling(divisors: StoredTensor | None, head_dim: int, theta: float
     raise ValueError("rope_freqs.weight holds a scaling that is neither Llama 3.1's nor 3.2's")
 
 
-GGUF_SPLITS = {"smollm": SMOLLM_SPLIT, "llama-bpe": LLAMA3_PATTERN, "gpt-2": GPT2_SPLIT}
+LLAMA_3_SPLITS = ("llama-bpe", "llama-v3", "llama3")  # three names of one pattern
+GGUF_SPLITS = dict.fromkeys(LLAMA_3_SPLITS, LLAMA3_PATTERN) | {"smollm": SMOLLM_SPLIT, "gpt-2": GPT2_SPLIT}
 
 
 def gguf_tokenizer(meta: dict) -> Tokenizer | None:
-    """The byte-level BPE inside a GGUF file, or None where there is none."""
+    """The byte-level BPE inside a GGUF file, or None where there is none or, with a warning, one of another kind."""
     if "tokenizer.ggml.tokens" not in meta:
         return None
-    model, pre = meta["tokenizer.ggml.model"], meta["tokenizer.ggml.pre"]
+    model, pre = (str(meta.get(f"tokenizer.ggml.{key}"))[:40] for key in ("model", "pre"))
     if model != "gpt2" or pre not in GGUF_SPLITS:
-        raise ValueError(f"its tokenizer is of kind {model!r}, {pre!r}; byte-level BPE is expected")
+        warnings.warn(
+            f"its tokenizer is of a kind ({model!r}, {pre!r}) that is not read: ids only, no text", stacklevel=2
+        )
+        return None
     tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     specials = {token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != 1}
     ids = {token: id for id, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         raise ValueError("its tokenizer lists a token twice")
-    starts = meta.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")  # SmolLM2 names one and never adds it
+    llama_3 = pre in LLAMA_3_SPLITS
+    starts = meta.get("tokenizer.ggml.add_bos_token", llama_3)
     bos = meta.get("tokenizer.ggml.bos_token_id") if starts else None
-    stop = [meta.get("tokenizer.ggml.eos_token_id")]
+    stop = [meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     stop += [specials.get(name) for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
-    merges = meta["tokenizer.ggml.merges"]
-    return build_tokenizer(ids, specials, merges, GGUF_SPLITS[pre], bos, stop, pre == "llama-bpe")
+    return build_tokenizer(ids, specials, meta["tokenizer.ggml.merges"], GGUF_SPLITS[pre], bos, stop, llama_3)

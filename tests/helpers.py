@@ -1,10 +1,14 @@
 """Tiny random models: transformers writes them, our loader reads them back."""
 
 import json
+import re
+import time
 
+import pytest
 import torch
 import transformers
 
+from minillama import CheckpointError
 from minillama.hub import load
 
 
@@ -46,3 +50,13 @@ def edit_json(path, change) -> None:
 def random_ids(count: int, seed=0, vocab_size=BASE["vocab_size"]) -> torch.Tensor:
     """(1, count) seeded ids."""
     return torch.randint(vocab_size, (1, count), generator=torch.Generator().manual_seed(seed))
+
+
+def refused(path, match="") -> None:
+    """load raises one line that begins with this file's name, within a second."""
+    start = time.process_time()
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert time.process_time() - start < 1
+    file, _, message = str(caught.value).partition(": ")
+    assert file == str(path) and re.search(match, message) and "\n" not in message
