@@ -4,9 +4,7 @@ Written by notebooks/10_chat.ipynb: edit it there.
 """
 
 import contextlib
-import itertools
 import json
-import math
 import os
 import re
 import signal
@@ -64,7 +62,8 @@ def encode_llama3(tokenizer: Tokenizer, messages: list[dict], form="json") -> li
                 body = [*body, control["<|python_tag|>"]]
             elif calls and calls[0].get("name") == "code_interpreter":
                 body = [control["<|python_tag|>"], *body]
-            body += itertools.chain(*(encode(render(call, form)) for call in calls))
+            for call in calls:
+                body += encode(render(call, form))
         if end not in ("eot", "eom"):
             raise ValueError(f'a message ends with "eot" or "eom", not {end!r}')
         ids += [*header(role), *body, control[f"<|{end}_id|>"]]
@@ -116,10 +115,10 @@ def system_prompt(text="", builtin=(), functions=(), interpreter=False, form="js
     return "\n\n".join(part for part in [*parts, text] if part)
 
 
-START = rf"(?:{'|'.join(BUILTIN)})\.call\("
-QUERY = re.compile(rf'(\w+)\.call\(query="(.*?)"\)(?=[\s;]*(?:\Z|{START}))', re.DOTALL)  # it may hold quotes itself
+NAMES = "|".join(BUILTIN)
+QUERY = re.compile(rf'({NAMES})\.call\(query="(.*?)"\)(?=[\s;]*(?:\Z|({NAMES})\.call\())', re.DOTALL)  # quotes and all
 FUNCTION = re.compile(r"<function=(.+?)>\s*(?=\{)")
-CALL = re.compile(rf'\s*(?:\{{\s*["\'](?:type|name|parameters)["\']\s*:|<function=|{START})')
+CALL = re.compile(rf'\s*(?:\{{\s*["\'](?:type|name|parameters)["\']\s*:|<function=|({NAMES})\.call\()')
 
 
 def render(call: dict, form="json") -> str:
@@ -170,12 +169,13 @@ def parse(text: str) -> list[dict]:
 
 def parse_one(text: str) -> tuple[dict, int]:
     """The call at the start of the text and where it ends; ValueError says what is wrong with it."""
-    if re.match(START, text) and (match := QUERY.match(text)):
-        return {"name": match[1], "arguments": {"query": match[2]}}, match.end()
+    if query := QUERY.match(text):
+        return {"name": query[1], "arguments": {"query": query[2]}}, query.end()
     tag = FUNCTION.match(text)
     if not tag and not text.startswith("{"):
         raise ValueError('expected {"name": ..., "parameters": {...}}, <function=NAME>{...}</function> or a query')
     value, end = JSON.raw_decode(text, tag.end() if tag else 0)
+    json.dumps(value, allow_nan=False)
     if tag:
         if not text.startswith("</function>", end):
             raise ValueError("</function> is missing after the arguments")
@@ -186,15 +186,14 @@ def parse_one(text: str) -> tuple[dict, int]:
     return {"name": name, "arguments": arguments}, end
 
 
-def strict(read: str | list[tuple]):
-    """A number or an object of JSON; ValueError for NaN, Infinity and 1e999, and for an object with a key twice."""
-    value = float(read) if isinstance(read, str) else dict(read)
-    if isinstance(value, float) and not math.isfinite(value) or isinstance(value, dict) and len(value) < len(read):
-        raise ValueError(f"{read} is no finite number" if isinstance(read, str) else "a key occurs twice")
+def unique(pairs: list[tuple]) -> dict:
+    """An object of JSON; ValueError if a key occurs twice."""
+    if len(value := dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice")
     return value
 
 
-JSON = json.JSONDecoder(object_pairs_hook=strict, parse_constant=strict, parse_float=strict)
+JSON = json.JSONDecoder(object_pairs_hook=unique)
 
 
 def parse_assistant(tokenizer: Tokenizer, ids, tools=True) -> dict:

@@ -70,29 +70,50 @@ def dialogs(tokenizer, rows, alt):
     show(fig, alt)
 
 
-def likely(rows, alt, title=""):
-    """The likeliest next tokens under several prompts: {label: [(token, probability), ...]}."""
-    fig, axes = new(7.6, 2.3, columns=len(rows), sharex=True)
+def likely(rows, alt):
+    """The likeliest next tokens under several prompts: {label: [(token, probability), ...]}; control ids dark."""
+    fig, axes = new(7.6, 1.9, columns=len(rows), sharex=True)
     for ax, (label, tokens) in zip(axes, rows.items(), strict=True):
         tokens = tokens[::-1]
-        colours = [WRONG if "im_end" in token else RIGHT for token, _ in tokens]
+        colours = [CONTROL if token.startswith("<|") else RIGHT for token, _ in tokens]
         ax.barh(range(len(tokens)), [p for _, p in tokens], color=colours)
-        ax.set_yticks(range(len(tokens)), [visible(token) for token, _ in tokens], family="monospace", fontsize=8)
+        ax.set_yticks(range(len(tokens)), [visible(token) for token, _ in tokens], family="monospace", fontsize=9)
         ax.set(title=label, xlabel="probability", xlim=(0, 1))
         ax.grid(axis="y", visible=False)
-    fig.suptitle(title, fontsize=10)
     show(fig, alt)
 
 
-def costs(rows, alt, xlabel, colours=None):
-    """Horizontal bars with their values: {label: number} or {label: [numbers]} drawn side by side."""
+def languages(bits, tokens, alt):
+    """Per language, bits of a name in one model, and the tokens of an answer in two vocabularies."""
+    fig, axes = new(7.6, 3.4, columns=2, sharey=True)
+    labels = list(bits)
+    axes[0].set_xlabel("bits that the name takes")
+    axes[1].set_xlabel("tokens that the answer takes")
+    for ax, rows in zip(axes, (bits, tokens), strict=True):
+        kinds = list(rows[labels[0]])
+        for i, kind in enumerate(kinds):
+            values, height = [rows[label][kind] for label in labels], 0.8 / len(kinds)
+            places = [j + height * (i - (len(kinds) - 1) / 2) for j in range(len(labels))]
+            ax.barh(places, values, height, color=RIGHT if "Llama" in kind else WRONG, label=kind)
+            for place, value in zip(places, values, strict=True):
+                ax.text(value, place, f" {value}", va="center", fontsize=8)
+        ax.set_yticks(range(len(labels)), labels, fontsize=9)
+        ax.set(ylim=(len(labels) - 0.5, -0.5))
+        ax.margins(x=0.12)
+        ax.grid(axis="y", visible=False)
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8, handlelength=1)
+    show(fig, alt)
+
+
+def costs(rows, alt, xlabel):
+    """Horizontal bars with their values: {label: {kind: number}}, the kinds side by side."""
     fig, ax = new(7.2, 0.34 * len(rows) + 0.8)
     labels = list(rows)[::-1]
     kinds = list(next(iter(rows.values())))
     height = 0.8 / len(kinds)
     for i, kind in enumerate(kinds):
         values = [rows[label][kind] for label in labels]
-        colour = (colours or [RIGHT, WRONG, NEUTRAL])[i]
+        colour = (RIGHT, WRONG)[i]
         places = [j + (len(kinds) / 2 - i - 0.5) * height for j in range(len(labels))]
         ax.barh(places, values, height, color=colour, label=kind)
         for place, value in zip(places, values, strict=True):
@@ -111,16 +132,19 @@ def sequence(steps, alt):
     colours = {"user": COLOURS["T"], "program": NEUTRAL, "model": COLOURS["D"], "tool": COLOURS["H"]}
     height = 0.46 * len(steps) + 0.5
     fig, ax = new(7.6, height)
-    for lane, x in lanes.items():
-        ax.plot([x, x], [0, height - 0.4], color="#dddddd", linewidth=6, solid_capstyle="butt", zorder=0)
-        ax.text(x, height - 0.2, lane, ha="center", va="center", fontsize=10, color=colours[lane], weight="bold")
+    lane = {"color": "#dddddd", "linewidth": 6, "solid_capstyle": "butt"}
+    for who, x in lanes.items():
+        ax.plot([x, x], [0, height - 0.4], zorder=0, **lane)
+        ax.text(x, height - 0.2, who, ha="center", va="center", fontsize=10, color=colours[who], weight="bold")
     for i, (start, end, text) in enumerate(steps):
         y = height - 0.8 - 0.46 * i
         arrow = {"arrowstyle": "-|>", "color": colours[start], "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
-        ax.annotate("", (lanes[end], y), (lanes[start], y), arrowprops=arrow)
-        ax.text(
-            (lanes[start] + lanes[end]) / 2, y + 0.05, text, ha="center", va="bottom", fontsize=7.5, family="monospace"
-        )
+        ax.annotate("", (lanes[end], y), (lanes[start], y), arrowprops=arrow, zorder=1)
+        x = (lanes[start] + lanes[end]) / 2
+        if {start, end} == {"program", "tool"}:  # passes behind the model's lane
+            ax.plot([lanes["model"]] * 2, [y - 0.1, y + 0.1], zorder=3, **lane)
+            x = (lanes["model"] + lanes["tool"]) / 2
+        ax.text(x, y + 0.05, text, ha="center", va="bottom", fontsize=7.5, family="monospace")
     ax.set(xlim=(0, 7.6), ylim=(0, height))
     ax.axis("off")
     show(fig, alt)
