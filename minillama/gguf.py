@@ -52,58 +52,70 @@ KINDS |= {  # blocks of 32 numbers with a step of their own
 
 
 class GGUFHeader:
-    """Reads a GGUF header front to back; never past its end, and never more than MAX_ITEMS items."""
+    """Reads a GGUF header front to back; never past its end, and no more tensors, keys and items than it says here."""
 
     SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
     STRING, ARRAY = 8, 9
     KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16"}
-    MAX_ITEMS = 1_000_000  # Llama 3's has about 540,000, nearly all of them the tokenizer's
+    TENSORS, KEYS, ITEMS = 2_000, 1_000, 600_000  # 405B has 1,138 tensors; Llama 3's lists have 536,659 items
 
     def __init__(self, data: bytes):
-        self.data, self.at, self.items = data, 0, 0
+        self.data, self.at, self.items_left = data, 0, self.ITEMS
+
+    def move(self, end: int) -> int:
+        """Go to that position; returns the one before."""
+        if end > len(self.data):
+            raise CheckpointError(f"the header goes on to byte {end}, the file ends at {len(self.data)}: truncated?")
+        self.at, before = end, self.at
+        return before
 
     def bytes(self, size: int) -> bytes:
-        if size > len(self.data) - self.at:
-            raise CheckpointError(f"the header wants {size} bytes at {self.at}, ends at {len(self.data)}: truncated?")
-        self.at += size
-        return self.data[self.at - size : self.at]
+        before = self.move(self.at + size)
+        return self.data[before : self.at]
 
     def numbers(self, code: str, count: int = 1) -> list:
         return list(struct.unpack(f"<{count}{code}", self.bytes(count * struct.calcsize("<" + code))))
 
-    def count(self) -> int:
-        """The number of items that follow, refused before anything is built if it is absurd."""
-        [count] = self.numbers("Q")
-        self.items += count
-        if self.items > self.MAX_ITEMS:
-            raise CheckpointError(f"a count or array of {count} items at byte {self.at} of the header: too many")
+    def count(self, most: int) -> int:
+        """How many things follow, refused before anything is built if that is absurd."""
+        count = int.from_bytes(self.bytes(8), "little")
+        if count > most:
+            raise CheckpointError(f"the header announces {count} items at byte {self.at}, at most {most} are read")
         return count
 
-    def string(self) -> str:
-        [size] = self.numbers("Q")
+    def strings(self, count: int) -> list[str]:
+        data, end, found = self.data, self.at, []
+        for _ in range(count):  # subtle: 400,000 times for Llama 3, so this loop calls nothing of ours
+            start = end + 8
+            end = start + int.from_bytes(data[end:start], "little")
+            if end > len(data):
+                break
+            found.append(data[start:end])
+        self.move(end)
         try:
-            return self.bytes(size).decode("utf-8")
+            return [text.decode("utf-8") for text in found]
         except UnicodeDecodeError:
-            raise CheckpointError(f"the string before byte {self.at} of the header is not UTF-8") from None
+            raise CheckpointError(f"a string before byte {self.at} of the header is not UTF-8") from None
 
     def values(self, kind: int, count: int) -> list:
         if kind == self.STRING:
-            return [self.string() for _ in range(count)]
+            return self.strings(count)
         if kind not in self.SCALARS:  # arrays of arrays among them
             raise CheckpointError(f"the header has a value or array of unknown type {kind} at byte {self.at}")
         return self.numbers(self.SCALARS[kind], count)
 
     def pair(self) -> tuple:
         """A key and its value."""
-        key, [kind] = self.string(), self.numbers("I")
+        [key], [kind] = self.strings(1), self.numbers("I")
         if kind == self.ARRAY:
-            [kind] = self.numbers("I")
-            return key, self.values(kind, self.count())
+            [kind], count = self.numbers("I"), self.count(self.items_left)
+            self.items_left -= count
+            return key, self.values(kind, count)
         return key, self.values(kind, 1)[0]
 
     def tensor(self) -> tuple[str, tuple[int, ...], str, int]:
         """Name, shape (slowest dimension first, as in PyTorch), kind and offset of the next tensor."""
-        name, [n_dims] = self.string(), self.numbers("I")
+        [name], [n_dims] = self.strings(1), self.numbers("I")
         if not 1 <= n_dims <= 4:
             raise CheckpointError(f"tensor {name!r} has {n_dims} dimensions")
         shape, [kind, offset] = tuple(self.numbers("Q", n_dims)[::-1]), self.numbers("IQ")
@@ -119,7 +131,7 @@ def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
     [version] = header.numbers("I")
     if version not in (2, 3):
         raise CheckpointError(f"GGUF version {version} is not supported, only 2 and 3")
-    n_tensors, n_keys, meta = header.count(), header.count(), {}
+    n_tensors, n_keys, meta = header.count(header.TENSORS), header.count(header.KEYS), {}
     for _ in range(n_keys):
         key, value = header.pair()
         if not key or key in meta:
@@ -210,9 +222,7 @@ def gguf_tokenizer(meta: dict) -> Tokenizer | None:
         return None
     model, pre = (str(meta.get(f"tokenizer.ggml.{key}"))[:40] for key in ("model", "pre"))
     if model != "gpt2" or pre not in GGUF_SPLITS:
-        warnings.warn(
-            f"its tokenizer is of a kind ({model!r}, {pre!r}) that is not read: ids only, no text", stacklevel=2
-        )
+        warnings.warn(f"its tokenizer is of a kind ({model!r}, {pre!r}) that is not read: ids only", stacklevel=2)
         return None
     tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     specials = {token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != 1}
