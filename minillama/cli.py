@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 from minillama import __version__, chat, hub, verify
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    warnings.formatwarning = lambda message, *_, **__: f"minillama: {message}\n"
     args = build_parser().parse_args(argv)
     try:
         return args.run(args)

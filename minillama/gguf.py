@@ -14,7 +14,6 @@ import torch
 from minillama.checkpoints import (
     GGUF,
     KINDS,
-    LIMIT,
     SIZES,
     Checkpoint,
     CheckpointError,
@@ -57,7 +56,8 @@ class GGUFHeader:
     SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
     STRING, ARRAY = 8, 9
     KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16"}
-    TENSORS, KEYS, ITEMS = 2_000, 1_000, 600_000  # 405B has 1,138 tensors; Llama 3's lists have 536,659 items
+    BYTES, ITEMS = 16_000_000, 600_000  # Llama 3's header has about 8 million bytes, its lists 536,659 items
+    TENSORS, KEYS = 2_000, 1_000  # 405B has 1,138 tensors
 
     def __init__(self, data: bytes):
         self.data, self.at, self.items_left = data, 0, self.ITEMS
@@ -65,7 +65,7 @@ class GGUFHeader:
     def move(self, end: int) -> int:
         """Go to that position; returns the one before."""
         if end > len(self.data):
-            raise CheckpointError(f"the header goes on to byte {end}, the file ends at {len(self.data)}: truncated?")
+            raise CheckpointError(f"the header goes on to byte {end}, of {len(self.data)} that can be read: truncated?")
         self.at, before = end, self.at
         return before
 
@@ -171,7 +171,7 @@ KINDS |= {"Q4_K": (256, 144, q4_k_or_q5_k), "Q5_K": (256, 176, q4_k_or_q5_k), "Q
 def open_gguf(path: Path) -> Checkpoint:
     """Read a GGUF file's header; a tensor is read and dequantized when it is asked for."""
     file = RawFile(Path(path))
-    header = GGUFHeader(file.text(0, min(file.size, LIMIT)))
+    header = GGUFHeader(file.text(0, min(file.size, GGUFHeader.BYTES)))
     meta, infos = gguf_header(header)
     alignment = meta.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 8 or alignment % 8:
@@ -185,6 +185,8 @@ def open_gguf(path: Path) -> Checkpoint:
     tensors = {rename(name, GGUF): tensor for name, tensor in tensors.items()}
     with reading("the header"):
         cfg = gguf_config(meta, divisors, tied="head.weight" not in tensors)
+        if len(meta.get("tokenizer.ggml.tokens", [])) > tensors["embedding.weight"].shape[0]:
+            raise ValueError("it lists more tokens than the embedding has rows")
         return Checkpoint(cfg, tensors, gguf_tokenizer(meta))
 
 
@@ -222,7 +224,9 @@ def gguf_tokenizer(meta: dict) -> Tokenizer | None:
         return None
     model, pre = (str(meta.get(f"tokenizer.ggml.{key}"))[:40] for key in ("model", "pre"))
     if model != "gpt2" or pre not in GGUF_SPLITS:
-        warnings.warn(f"its tokenizer is of a kind ({model!r}, {pre!r}) that is not read: ids only", stacklevel=2)
+        warnings.warn(
+            f"its tokenizer ({model!r}, {pre!r}) is of a kind not known here: it takes ids only", stacklevel=2
+        )
         return None
     tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     specials = {token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != 1}

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import struct
+import subprocess
+import sys
 
 import gguf
 import numpy as np
@@ -100,7 +102,7 @@ def test_random_bytes_dequantized_as_gguf_does(tmp_path, monkeypatch, kind):
     """Through a file, in several slices; and the bytes themselves, for those who want to compute with them."""
     monkeypatch.setattr(checkpoints, "SLICE", 7 * 256)
     raw = blocks(kind).reshape(10, -1)
-    write_gguf(tmp_path / "tiny.gguf", {"output.weight": (raw, kind)})
+    write_gguf(tmp_path / "tiny.gguf", tiny_tensors() | {"output.weight": (raw, kind)})
     tensor = open_gguf(tmp_path / "tiny.gguf").tensors["head.weight"]
     with np.errstate(all="ignore"):
         theirs = gguf.dequantize(raw, kind)
@@ -189,7 +191,9 @@ def bpe():
 
 
 def open_tokenizer(path, keys):
-    return open_gguf(write_gguf(path, {}, keys | {"llama.vocab_size": None})).tokenizer
+    n_tokens = len(keys["tokenizer.ggml.tokens"][1])
+    embedding = {"token_embd.weight": (np.zeros((n_tokens, 1), np.float16), None)}
+    return open_gguf(write_gguf(path, embedding, keys | {"llama.vocab_size": None})).tokenizer
 
 
 @pytest.mark.parametrize("pre", ["llama-bpe", "llama-v3", "llama3"])
@@ -234,6 +238,20 @@ def test_a_tokenizer_of_another_kind_leaves_the_weights_usable(tmp_path, changes
     assert tokenizer is None and model(random_ids(5)).shape == (1, 5, 128)
 
 
+def test_the_command_line_says_why_there_is_no_text(tmp_path):
+    keys = tokenizer_keys(["a"], [("a", "a")], "qwen2")
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_tensors(), keys)
+    done = subprocess.run(
+        [sys.executable, "-m", "minillama", "generate", "--raw", "--model", str(path), "a"],
+        capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "minillama: its tokenizer ('gpt2', 'qwen2') is of a kind not known here: it takes ids only",
+        f"minillama: {path} has no tokenizer, so there is no text to continue",
+    ]
+
+
 @pytest.mark.weights
 def test_llama_3_vocabulary_as_the_converter_stores_it(tmp_path, llama3_vocabulary):
     """128,256 tokens and the merges that follow from their ranks: the ids are those of Meta's file."""
@@ -267,7 +285,7 @@ def vector(*shape, value=1.0):
 
 FIT = {
     "a tensor missing": (lambda t: t.pop("output_norm.weight"), {}, "missing"),
-    "no embedding": (lambda t: t.pop("token_embd.weight"), {}, "missing"),
+    "no embedding": (lambda t: t.pop("token_embd.weight"), {}, "embedding"),
     "a tensor too many": (lambda t: t.update(bias=vector(4)), {}, "bias"),
     "a bias": (lambda t: t.update({"blk.0.attn_q.bias": vector(64)}), {}, "bias"),
     "a block too many": (lambda t: t.update({"blk.1.attn_norm.weight": vector(64)}), {}, "too many"),
@@ -343,7 +361,7 @@ TOKENIZERS = {  # changes to a good one
     "a token twice": ({"tokens": (T.ARRAY, ["a", "b", "c", "ab", "abc", "a", "</s>"])}, "twice"),
     "more tokens than rows": (
         {"tokens": (T.ARRAY, [f"ab{i}" for i in range(129)]), "token_type": (T.ARRAY, [3] * 129), "merges": NO_LIST},
-        "ids up to 128",
+        "more tokens than",
     ),
     "tokens that are numbers": ({"tokens": (T.ARRAY, [1, 2, 3, 4, 5, 6, 7])}, ""),
     "tokens that are no list": ({"tokens": (T.STRING, "abc")}, ""),
@@ -452,7 +470,8 @@ BROKEN = {
     "architecture of another type": (header(key(b"general.architecture", 4, bytes(4))), "architecture"),
     "another architecture": (header(key(b"general.architecture", 8, string(b"gemma"))), "gemma"),
     "as many texts as are read": (header(array(8, 600_000, bytes(8 * 600_000))), "architecture"),
-    "as much text as is read": (header(array(8, 600_000, string(b"0123456789" * 4) * 600_000)), "architecture"),
+    "as much text as is read": (header(array(8, 600_000, string(b"0123456789abcdefg") * 600_000)), "architecture"),
+    "more text than is read": (header(array(8, 600_000, string(b"0123456789abcdefghi") * 600_000)), "goes on to"),
     "two lists that are too long together": (
         header(array(0, 500_000, bytes(500_000)), key(b"b", 9, struct.pack("<IQ", 0, 500_000) + bytes(500_000))),
         "at most 100000",
@@ -477,6 +496,26 @@ BROKEN = {
 def test_broken_headers(tmp_path, content, message):
     (tmp_path / "broken.gguf").write_bytes(content)
     refused(tmp_path / "broken.gguf", message)
+
+
+def hostile(folder):
+    """For test_hostile.py: a good file, and {name: path} of all the broken ones above."""
+    paths = {}
+    for table in (FIT, TOKENIZERS, BROKEN):
+        for name, case in table.items():
+            path = paths[name] = folder / f"{len(paths)}.gguf"
+            if table is FIT:
+                write_case(path, *case[:2])
+            elif table is TOKENIZERS:
+                write_gguf(path, tiny_tensors(), tokenizer_changes(case[0]))
+            else:
+                path.write_bytes(case[0])
+    whole = write_gguf(folder / "good.gguf", tiny_tensors(Q.Q8_0), BASE)
+    data = whole.read_bytes()
+    for size in range(0, 3000, 7):
+        paths[f"cut at {size}"] = folder / f"{len(paths)}.gguf"
+        paths[f"cut at {size}"].write_bytes(data[:size])
+    return whole, paths
 
 
 def test_cut_off_anywhere(tmp_path):
