@@ -23,7 +23,7 @@ from minillama.model import Llama
 from minillama.tokenizer import Tokenizer
 
 
-LIMIT = 32_000_000  # bytes of a header or a JSON file; the largest that Llama 3.1 comes with has about 17 million
+LIMIT = 32_000_000  # bytes of a header or of a JSON file; the largest that Llama 3.1 comes with has about 17 million
 
 
 class CheckpointError(ValueError):
@@ -85,6 +85,8 @@ def parse_json(data: bytes, name: str) -> dict:
         return dict(pairs)
 
     with reading(f"the JSON of {name}"):
+        if data.count(b",") > 1_200_000 or data.count(b"{") > 100_000:  # Llama 3's tokenizer has about 970,000 commas
+            raise ValueError("it has more items than any Llama's")
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
         if not isinstance(value, dict):
             raise ValueError("it is not an object")
@@ -102,12 +104,12 @@ SLICE = 2**20  # numbers that are turned from blocks at a time
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor that still lies in its file: its shape, and `read`, which fetches it; if its rows may stay in the
-    order of the file, also the kind of its numbers and `raw`, which fetches its bytes as they are."""
+    order of the file, also the kind of its numbers and `raw(first=0, last=None)`, its bytes as they are."""
 
     shape: tuple[int, ...]
     read: Callable[[], torch.Tensor]
     kind: str | None = None
-    raw: Callable[[], torch.Tensor] | None = None
+    raw: Callable[..., torch.Tensor] | None = None
 
 
 def n_bytes(shape: tuple[int, ...], kind: str) -> int:
@@ -135,6 +137,11 @@ def fetch(file: RawFile, at: int, shape: tuple[int, ...], kind: str) -> torch.Te
     return result.view(shape)
 
 
+def fetch_bytes(file: RawFile, at: int, size: int, first=0, last=None) -> torch.Tensor:
+    """A tensor's bytes from `first` up to `last`, or all of them: (last - first,) uint8"""
+    return file.read(at + first, min(size, last or size) - first)
+
+
 def lay_out(file: RawFile, start: int, infos: list[tuple], alignment: int = 1) -> dict[str, StoredTensor]:
     """Tensors (name, shape, kind, offset from `start`), each of which must begin where the one before ends, padded."""
     tensors, expected = {}, 0
@@ -147,10 +154,8 @@ def lay_out(file: RawFile, start: int, infos: list[tuple], alignment: int = 1) -
                 raise ValueError(f"it ends at byte {start + end}, the file at {file.size}: truncated?")
             if offset != expected:
                 raise ValueError("it overlaps another, is misaligned or leaves a hole")
-            read, raw = (
-                partial(fetch, file, start + offset, shape, kind),
-                partial(file.read, start + offset, end - offset),
-            )
+            read = partial(fetch, file, start + offset, shape, kind)
+            raw = partial(fetch_bytes, file, start + offset, end - offset)
             tensors[name] = StoredTensor(shape, read, kind, raw)
             expected = padded(end, alignment)
     return tensors
@@ -206,59 +211,6 @@ def rename(name: str, table: dict[str, str]) -> str:
     return table[pattern] if number is None else table[pattern].replace("N", number[0])
 
 
-@dataclass
-class Checkpoint:
-    """An opened file or folder: sizes, tensors under minillama's names, the tokenizer if it has one."""
-
-    cfg: LlamaConfig
-    tensors: dict[str, StoredTensor]
-    tokenizer: Tokenizer | None
-
-    def __post_init__(self):
-        if self.tokenizer and self.tokenizer.vocab_size > (rows := self.cfg.vocab_size):
-            raise CheckpointError(
-                f"the tokenizer has ids up to {self.tokenizer.vocab_size - 1}, the embedding {rows} rows"
-            )
-
-
-class Bare(TorchFunctionMode):
-    """While it is active, modules are built without drawing their first weights, which nobody will see."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def skeleton(cfg: LlamaConfig, n_tensors: int) -> Llama:
-    """A model whose parameters have shapes and no memory, unless that many tensors cannot fill it."""
-    if 9 * cfg.n_layers > n_tensors or n_tensors > 2_000:
-        raise CheckpointError(f"{n_tensors} tensors cannot be those of a Llama of {cfg.n_layers} layers")
-    try:
-        with torch.device("meta"), Bare():
-            return Llama(cfg)
-    except (RuntimeError, TypeError, OverflowError):
-        raise CheckpointError(f"an embedding of vocab_size {cfg.vocab_size}, dim {cfg.dim} fits no computer") from None
-
-
-def assemble(checkpoint: Checkpoint, dtype=torch.float32, device="cpu") -> Llama:
-    """The model, filled one tensor at a time; CheckpointError for a missing, extra or misshapen tensor."""
-    model, tensors = skeleton(checkpoint.cfg, len(checkpoint.tensors)), checkpoint.tensors
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    if missing := sorted(shapes.keys() - tensors.keys()):
-        raise CheckpointError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
-    if extra := sorted(tensors.keys() - shapes.keys()):
-        raise CheckpointError(f"{len(extra)} tensors too many, the first is {extra[0]}")
-    if wrong := [name for name in shapes if tensors[name].shape != shapes[name]]:
-        raise CheckpointError(f"{wrong[0]} has shape {tensors[wrong[0]].shape}, not {shapes[wrong[0]]}")
-    for name, tensor in tqdm(tensors.items(), "loading", unit="tensor", disable=None, leave=False):
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.read().to(device=device, dtype=dtype)))
-    if checkpoint.cfg.tied_embeddings:
-        model.head.weight = model.embedding.weight
-    return model.eval()
-
-
 SIZES = (  # LlamaConfig, Hugging Face, GGUF
     ("dim", "hidden_size", "llama.embedding_length"),
     ("n_layers", "num_hidden_layers", "llama.block_count"),
@@ -311,3 +263,56 @@ def build_tokenizer(ids, specials, merges, pattern, bos, stop, whole_chunks) -> 
         raise ValueError(f"its control ids {bos!r} and {stop!r} are not in the vocabulary")
     eos = stop[0] if stop else None
     return Tokenizer.from_gpt2(vocab, specials, merges, pattern, bos, eos, stop, whole_chunks)
+
+
+@dataclass
+class Checkpoint:
+    """An opened file or folder: sizes, tensors under minillama's names, the tokenizer if it has one."""
+
+    cfg: LlamaConfig
+    tensors: dict[str, StoredTensor]
+    tokenizer: Tokenizer | None
+
+    def __post_init__(self):
+        if self.tokenizer and self.tokenizer.vocab_size > (rows := self.cfg.vocab_size):
+            raise CheckpointError(
+                f"the tokenizer has ids up to {self.tokenizer.vocab_size - 1}, the embedding {rows} rows"
+            )
+
+
+class Bare(TorchFunctionMode):
+    """While it is active, modules are built without drawing their first weights, which nobody will see."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def skeleton(cfg: LlamaConfig, n_tensors: int) -> Llama:
+    """A model whose parameters have shapes and no memory, unless that many tensors cannot fill it."""
+    if 9 * cfg.n_layers > n_tensors or n_tensors > 2_000:
+        raise CheckpointError(f"{n_tensors} tensors cannot be those of a Llama of {cfg.n_layers} layers")
+    try:
+        with torch.device("meta"), Bare():
+            return Llama(cfg)
+    except (RuntimeError, TypeError, OverflowError):
+        raise CheckpointError(f"an embedding of vocab_size {cfg.vocab_size}, dim {cfg.dim} fits no computer") from None
+
+
+def assemble(checkpoint: Checkpoint, dtype=torch.float32, device="cpu") -> Llama:
+    """The model, filled one tensor at a time; CheckpointError for a missing, extra or misshapen tensor."""
+    model, tensors = skeleton(checkpoint.cfg, len(checkpoint.tensors)), checkpoint.tensors
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if missing := sorted(shapes.keys() - tensors.keys()):
+        raise CheckpointError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
+    if extra := sorted(tensors.keys() - shapes.keys()):
+        raise CheckpointError(f"{len(extra)} tensors too many, the first is {extra[0]}")
+    if wrong := [name for name in shapes if tensors[name].shape != shapes[name]]:
+        raise CheckpointError(f"{wrong[0]} has shape {tensors[wrong[0]].shape}, not {shapes[wrong[0]]}")
+    for name, tensor in tqdm(tensors.items(), "loading", unit="tensor", disable=None, leave=False):
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.read().to(device=device, dtype=dtype)))
+    if checkpoint.cfg.tied_embeddings:
+        model.head.weight = model.embedding.weight
+    return model.eval()

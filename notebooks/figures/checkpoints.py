@@ -83,145 +83,23 @@ def float_spacing(sizes, errors):
     )
 
 
-def levels(values, low, step, quantized):
-    """A block's numbers on the ladder of 16 levels, each with the line to its level."""
-    fig, ax = new(7.2, 2.2)
-    for k in range(16):
-        ax.axvline(low + k * step, color="#dddddd", linewidth=1)
-        ax.text(low + k * step, 1.28, str(k), ha="center", fontsize=8, color="#777777")
-    for x, q in zip(values, quantized, strict=True):
-        ax.plot([x, low + q * step], [0.85, 0.15], color=NEUTRAL, linewidth=1)
-    ax.scatter(values, [0.85] * len(values), color=COLOURS["D"], zorder=3, label="the numbers")
-    ax.scatter([low + q * step for q in quantized], [0.15] * len(values), color=RIGHT, zorder=3, label="their levels")
-    ax.set(ylim=(-0.1, 1.55), yticks=[], xlabel="value")
-    ax.grid(False)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    show(
-        fig,
-        "Eight numbers above, sixteen evenly spaced levels from the smallest to the largest; each goes to the nearest.",
-    )
-
-
-def row_errors(row, versions):
-    """Left: one block of a real row and its Q4_1 levels; right: errors of whole rows in three formats, sorted."""
-    fig, (left, right) = new(7.6, 2.9, columns=2)
-    left.step(range(32), row[:32], where="mid", color=NEUTRAL, label="the row")
-    left.plot(range(32), versions["Q4_1"][:32], ".", color=RIGHT, label="Q4_1")
-    left.set(title="one block of a row", xlabel="entry")
-    left.legend(fontsize=8)
-    for (label, values), colour in zip(versions.items(), (RIGHT, COLOURS["F"], COLOURS["D"]), strict=True):
-        right.plot(np.sort(np.abs(values - row)), color=colour, label=label)
-    right.set(title="errors of all 576 entries, sorted", xlabel="entry", ylabel="|error|")
-    right.legend(fontsize=8)
-    show(
-        fig,
-        "Left: 32 weights and their 4-bit versions, close but visibly off. Right: sorted errors; Q4_0's are the largest, "
-        "Q4_1's somewhat smaller, Q8_0's lie almost on the axis.",
-    )
-
-
-def nibble_order(right_row, wrong_row):
-    """The same bytes decoded in the two orders."""
-    fig, (left, middle) = new(7.2, 2.9, columns=2, width_ratios=[1.6, 1])
-    left.plot(right_row[:32], ".-", color=RIGHT, linewidth=0.8, label="low halves first")
-    left.plot(wrong_row[:32], ".-", color=WRONG, linewidth=0.8, label="neighbours share a byte")
-    left.set(xlabel="entry of the block", title="one block, the same 20 bytes")
-    left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 1.02))
-    left.margins(y=0.25)
-    middle.scatter(right_row, wrong_row, s=6, color=WRONG, alpha=0.5)
-    middle.set(xlabel="right", ylabel="wrong order", title="all entries of a row")
-    show(
-        fig,
-        "Two zigzag lines over 32 entries that are bound to agree only at the first and the last; the scatter of right "
-        "against wrong values is a shapeless cloud.",
-    )
-
-
-def where_the_bytes_are(kinds, total):
-    """Horizontal bars: share of a file's bytes, and of its numbers, per kind of tensor."""
-    fig, ax = new(7.4, 1.9)
-    for row, column in ((0, 1), (1, 0)):
-        left, whole = 0, sum(kind[column] for kind in kinds.values())
-        for (label, counts), colour in zip(kinds.items(), PALETTE, strict=False):
-            share = counts[column] / whole
-            ax.barh(row, share, left=left, color=colour, alpha=0.75, label=label if row == 0 else None)
-            if share > 0.05:
-                ax.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=9)
-            left += share
-    ax.set_yticks([0, 1], ["bytes", "numbers"])
-    ax.set(xlim=(0, 1), xticks=[], title=f"{total / 1e6:.1f} MB")
-    ax.grid(False)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=5, fontsize=8)
-    show(
-        fig,
-        "Feed-forward matrices hold 59% of the numbers and 51% of the bytes; the embedding 21% and 31%; attention 20% and "
-        "17%; the norms and the header are slivers.",
-    )
-
-
-def two_orders(width):
-    """One head's rows in the neighbour order and in the half-split order, with lines between equal rows."""
-    fig, ax = new(6.6, 2.5)
-    pairs, colours = width // 2, [COLOURS[letter] for letter in "THDFKSLW"]
-    for i in range(width):
-        pair, second = divmod(i, 2)
-        j = pair + second * pairs
-        colour = colours[pair % len(colours)]
-        ax.add_patch(plt_rectangle(i, 0, colour, 0.45))
-        ax.add_patch(plt_rectangle(j, 2.2, colour, 0.45))
-        name = f"{'xy'[second]}{pair}"
-        ax.text(i + 0.5, 0.5, name, ha="center", va="center")
-        ax.text(j + 0.5, 2.7, name, ha="center", va="center")
-        ax.plot([i + 0.5, j + 0.5], [1, 2.2], color=colour, linewidth=1.2)
-    bare(ax, width, 3.3)
-    ax.set_xlim(-3.6, width)
-    ax.text(-0.3, 0.5, "Meta, GGUF:\nneighbours", ha="right", va="center", fontsize=9)
-    ax.text(-0.3, 2.7, "Hugging Face:\nhalves", ha="right", va="center", fontsize=9)
-    show(
-        fig,
-        f"The {width} rows of one head. Above, partners x and y of each pair side by side; below, all x first, then all y. "
-        "Lines join equal rows; only the first and the last stay in place.",
-    )
-
-
-def permutation_damage(curves, losses):
-    """Largest logit difference at each position; loss of the next token averaged over the text."""
-    fig, (left, right) = new(7.6, 3, columns=2, width_ratios=[2, 1])
-    colours = [NEUTRAL, COLOURS["D"], WRONG]
-    for (label, values), colour in zip(curves.items(), colours[1:], strict=True):
-        left.plot(values, color=colour, label=label)
-    left.set(
-        xlabel="position in the text", ylabel="largest difference of a logit", title="the first token is always right"
-    )
-    left.set_ylim(-1, 48)
-    left.legend(fontsize=8, loc="upper left")
-    right.barh(range(len(losses)), list(losses.values()), color=colours)
-    right.set_yticks(range(len(losses)), list(losses), fontsize=8)
-    right.invert_yaxis()
-    right.set(title="loss per token")
-    for i, value in enumerate(losses.values()):
-        right.text(value, i, f" {value:.2f}", va="center", fontsize=9)
-    right.margins(x=0.25)
-    show(
-        fig,
-        "Left: both wrong loaders differ by nothing at position 0 and by 4 to 36 units after it. Right: the right order "
-        "has a loss of 3.9, weights left in halves 5.4, k permuted with twice its heads 8.4.",
-    )
-
-
-def memory(formats, machines):
-    """Bytes of a model in each format, with lines at common memory sizes."""
-    fig, ax = new(7, 2.2)
-    for row, size in enumerate(formats.values()):
-        ax.barh(row, size / 2**30, color=PALETTE[row], alpha=0.75)
-        ax.text(size / 2**30, row, f" {size / 2**30:.1f}", va="center", fontsize=9)
-    ax.set_yticks(range(len(formats)), list(formats))
-    ax.invert_yaxis()
+def loading(curves, machines):
+    """Bytes in memory while the 8B model's tensors are loaded one by one, with lines at common memory sizes."""
+    fig, ax = new(7.2, 3.1)
+    labels = {
+        "naive": "the whole file, then float32",
+        "float32": "one by one, float32",
+        "bfloat16": "one by one, bfloat16",
+    }
+    for (name, curve), colour in zip(curves.items(), (WRONG, COLOURS["S"], RIGHT), strict=True):
+        ax.plot(range(1, len(curve) + 1), curve.numpy() / 1e9, color=colour, label=labels[name])
+    ax.hlines(machines, 0, len(curve), color=NEUTRAL, linestyle="--", linewidth=1)
     for size in machines:
-        ax.axvline(size, color=NEUTRAL, linestyle="--", linewidth=1)
-        ax.text(size, -0.62, f"{size} GiB", ha="center", fontsize=8, color="#666666")
-    ax.set(xlabel="GiB", xlim=(0, 36))
+        ax.text(len(curve) + 3, size, f"{size} GB", va="center", fontsize=8, color="#666666")
+    ax.set(xlabel="tensors loaded", ylabel="GB in memory", ylim=(0, 54), xlim=(0, len(curve) + 24))
+    ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.46, 1.0), ncol=3)
     show(
         fig,
-        "Bars for the 8B model: float32 needs 29.9 GiB, bfloat16 15.0, Q8_0 7.9, Q4_1 4.7; dashed lines at 8, 16 and 24 GiB.",
+        "Memory over the 291 tensors of the 8B model. The naive way starts at 16 GB and climbs to 48; one tensor at a time "
+        "climbs from nothing to 33 GB in float32 and to 16 in bfloat16. Dashed lines at 16, 24 and 48 GB.",
     )

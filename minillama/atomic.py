@@ -1,0 +1,72 @@
+"""A folder that appears whole or not at all: chapter 7 says why."""
+
+import ctypes
+import os
+import re
+import secrets
+import shutil
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from minillama.checkpoints import CheckpointError
+
+
+FILES = re.compile(  # of a checkpoint, which a new one may replace
+    r"(model|consolidated)[\w.-]*\.(safetensors|index\.json|pth)|(params|config|generation_config)\.json"
+    r"|(tokenizer|tokenizer_config|special_tokens_map)\.json|tokenizer\.model|chat_template\.jinja"
+)
+
+
+@contextmanager
+def new_folder(folder):
+    """A folder to write into, which takes its name at the end: a kill at any moment leaves the old one or the new.
+
+    CheckpointError if it cannot be written, and if the name is taken by anything but an older checkpoint.
+    """
+    target = Path(folder).resolve()
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        check_replaceable(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        for path in (*partial.iterdir(), partial):
+            flush(path)
+        check_replaceable(target)  # again: writing may have taken an hour
+        (swap if target.exists() else os.rename)(partial, target)
+        flush(target.parent)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # what is not finished, or what was replaced
+
+
+def check_replaceable(target: Path) -> None:
+    """CheckpointError unless the name is free, or that of a folder with nothing in it but a checkpoint's files."""
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file: choose another name for the folder")
+    if others := [path.name for path in target.glob("*") if path.is_dir() or not FILES.fullmatch(path.name)]:
+        raise CheckpointError(f"{target} holds {min(others)!r}, which would be lost: choose another folder")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, has reached the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows keeps its lists in order by itself
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def swap(a: Path, b: Path) -> None:
+    """Two folders exchange their names: on Linux and macOS in one step, elsewhere in three."""
+    one, other = os.fsencode(a), os.fsencode(b)
+    for name, arguments in (("renameat2", (-100, one, -100, other, 2)), ("renamex_np", (one, other, 2))):
+        with suppress(OSError, TypeError, AttributeError):  # this system, or this disk, has no such call
+            if getattr(ctypes.CDLL(None), name)(*arguments) == 0:
+                return
+    old = b.with_name(a.name + ".old")
+    for before, after in ((b, old), (a, b), (old, a)):
+        os.rename(before, after)
