@@ -1,6 +1,7 @@
 """The command line: fetch, generate, chat, verify. A mistake is one line and exit code 2, never a traceback."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
   minillama chat --system "Answer in one sentence."
 """
 CHAT_HELP = "/system TEXT  /reset  /save FILE  /load FILE; Ctrl-C stops an answer, Ctrl-D ends the chat"
+TOOLS_HELP = "let a Llama 3.1 model run Python on this computer, each time after you agree; it is no sandbox"
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     talk = commands.add_parser("chat", help="talk with the model, turn by turn", epilog=CHAT_HELP)
     talk.add_argument("--system", default="", metavar="TEXT", help="the system message")
+    talk.add_argument("--tools", choices=["python"], help=TOOLS_HELP)
     talk.set_defaults(run=run_chat)
     for each in (gen, talk):
         each.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
@@ -149,60 +152,90 @@ def run_chat(args) -> int:
     model, tokenizer = hub.load(args.model)
     if not made_for_chat(tokenizer):
         raise CheckpointError(f"{args.model} was not made for chat")
-    messages = [{"role": "system", "content": args.system}] if args.system else []
+    if args.tools and "<|python_tag|>" not in tokenizer.specials:
+        raise CheckpointError(f"{args.model} was not trained to call tools; --tools wants Llama 3.1")
+    tools = {"code_interpreter": ask_and_run} if args.tools else {}
+    messages = obey(f"/system {args.system}", [], tokenizer, tools)
+    with contextlib.suppress(ImportError):  # arrow keys and a history of lines, where the system has them
+        import readline  # noqa: F401
     print(CHAT_HELP, file=sys.stderr)
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return 0
-        try:
             if line.startswith("/"):
-                messages = obey(line, messages)
+                messages = obey(line, messages, tokenizer, tools)
             elif line:
-                messages = answer(model, tokenizer, [*messages, {"role": "user", "content": line}], settings)
-        except (ValueError, OSError) as error:  # the chat goes on as it was
+                messages = answer(model, tokenizer, [*messages, {"role": "user", "content": line}], settings, tools)
+        except EOFError:
+            print(end="\n" if sys.stdin.isatty() else "")
+            return 0
+        except KeyboardInterrupt:
+            print("\n[Ctrl-D ends the chat]", file=sys.stderr)
+        except ValueError as error:  # the chat goes on as it was
             print(f"minillama: {error}", file=sys.stderr)
 
 
-def answer(model, tokenizer, messages: list[dict], settings: dict) -> list[dict]:
+def ask_and_run(code: str) -> str:
+    """The interpreter of `chat --tools python`: the code has been printed, and runs if the user says so."""
+    if input("run this on your computer, without a sandbox? [y/N] ").strip().lower() not in ("y", "yes"):
+        return "error: the user did not let this run"
+    result = chat.PythonInterpreter()(code)
+    print(result)
+    return result
+
+
+def answer(model, tokenizer, messages: list[dict], settings: dict, tools: dict) -> list[dict]:
     """Print the answer as it comes; the conversation with it, without the oldest turns if they did not fit."""
-    messages, dropped = chat.fit(tokenizer, messages, model.cfg.max_seq_len - settings["max_new_tokens"])
+    kept, dropped = chat.fit(tokenizer, messages, model.cfg.max_seq_len - settings["max_new_tokens"])
     if dropped:
         what = f"{len(dropped)} oldest messages, from {dropped[0]['content'][:40]!r} on"
         print(f"[dropped the {what}: the context holds {model.cfg.max_seq_len} tokens]", file=sys.stderr)
-    stream = generate(model, chat.encode_dialog(tokenizer, messages), stop_ids=tokenizer.stop_ids, **settings)
-    said = ""
-    try:
-        for text in tokenizer.decode_stream(stream):
-            said += text
+    said = []
+
+    def reply(ids):
+        said.clear()
+        for text in tokenizer.decode_stream(heard(generate(model, ids, **settings), tokenizer.stop_ids, said)):
             print(text, end="", flush=True)
         print(flush=True)
+        return list(said)
+
+    try:
+        told = chat.run_dialog(reply, tokenizer, kept, tools)
     except KeyboardInterrupt:
         print("\n[stopped]", flush=True)
-    return [*messages, {"role": "assistant", "content": said}]
+        return [*kept, {"role": "assistant", "content": tokenizer.decode(said)}] if said else messages[:-1]
+    return [each if each.get("calls") else {"role": each["role"], "content": each["content"]} for each in told]
 
 
-def obey(line: str, messages: list[dict]) -> list[dict]:
+def heard(stream, stop_ids, said: list[int]):
+    """The ids until one of stop_ids; `said` gets all of them, that one too."""
+    for id in stream:
+        said.append(id)
+        if id in stop_ids:
+            return
+        yield id
+
+
+def obey(line: str, messages: list[dict], tokenizer, tools: dict) -> list[dict]:
     """The conversation after a line that begins with a slash."""
     command, _, rest = line.partition(" ")
     rest = rest.strip()
     system = [message for message in messages[:1] if message["role"] == "system"]
     if command == "/system":
-        return [{"role": "system", "content": rest}] * bool(rest) + messages[len(system) :]
+        text = chat.system_prompt(rest, interpreter=bool(tools))
+        return [{"role": "system", "content": text}] * bool(text) + messages[len(system) :]
     if command == "/reset" and not rest:
         return system
-    if command == "/save" and rest:
-        save_chat(Path(rest), messages)
-    elif command == "/load" and rest:
-        return load_chat(Path(rest))
-    else:
-        raise ValueError(CHAT_HELP)
-    return messages
+    if command not in ("/save", "/load") or not rest:
+        raise ValueError(f"{line[:40]!r} is none of: {CHAT_HELP}")
+    try:
+        return save_chat(Path(rest), messages) if command == "/save" else load_chat(Path(rest), tokenizer)
+    except OSError as error:
+        raise ValueError(f"{rest}: {error.strerror}") from None
 
 
-def save_chat(path: Path, messages: list[dict]) -> None:
-    """Write the conversation as JSON, whole or not at all."""
+def save_chat(path: Path, messages: list[dict]) -> list[dict]:
+    """Write the conversation as JSON, whole or not at all; returns it."""
     text = json.dumps(messages, ensure_ascii=False, indent=1) + "\n"
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
@@ -213,15 +246,18 @@ def save_chat(path: Path, messages: list[dict]) -> None:
         os.unlink(partial)
         raise
     print(f"[{len(messages)} messages saved to {path}]", file=sys.stderr)
+    return messages
 
 
-def load_chat(path: Path) -> list[dict]:
+def load_chat(path: Path, tokenizer) -> list[dict]:
     """The conversation in a file; ValueError if it holds anything else."""
     try:
-        messages = [{"role": each["role"], "content": each["content"]} for each in json.loads(path.read_bytes())]
-        for message in messages:
-            chat.role_of(message)
-            message["content"].encode()
+        messages = [
+            {"role": each["role"], "content": each["content"]}
+            | {key: each[key] for key in ("calls", "tag", "end") if key in each}
+            for each in json.loads(path.read_bytes())
+        ]
+        chat.encode_dialog(tokenizer, messages)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f'{path} is no conversation: [{{"role": ..., "content": ...}}, ...]') from None
     print(f"[{len(messages)} messages from {path}]", file=sys.stderr)

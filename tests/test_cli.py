@@ -21,10 +21,13 @@ from minillama.tokenizer import gpt2_bytes
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def write_model(folder: Path, chat=True, tokenizer=True) -> Path:
+CHATML = ["<|im_start|>", "<|im_end|>"]
+LLAMA3 = [f"<|{name}|>" for name in "begin_of_text start_header_id end_header_id eom_id eot_id python_tag".split()]
+
+
+def write_model(folder: Path, specials=CHATML, tokenizer=True) -> Path:
     """A tiny random model with a byte tokenizer, as a Hugging Face folder."""
     folder.mkdir()
-    specials = ["<|im_start|>", "<|im_end|>"] if chat else ["<end>"]
     sizes = dict(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, ffn_dim=24, vocab_size=256 + len(specials))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -33,6 +36,7 @@ def write_model(folder: Path, chat=True, tokenizer=True) -> Path:
     save_file({spelled[name]: tensor for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     config = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
     config |= dict(intermediate_size=24, vocab_size=sizes["vocab_size"], max_position_embeddings=300)
+    config |= dict(eos_token_id=[256 + i for i, name in enumerate(specials) if name in ("<|eom_id|>", "<|eot_id|>")])
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     if tokenizer:
         vocab = {char: byte for char, byte in gpt2_bytes().items()}
@@ -47,7 +51,8 @@ def models(tmp_path_factory) -> Path:
     """A folder with a model for chat, one for plain text, one without a tokenizer, and things that are no model."""
     root = tmp_path_factory.mktemp("models")
     write_model(root / "chat")
-    write_model(root / "plain", chat=False)
+    write_model(root / "llama", LLAMA3)
+    write_model(root / "plain", ["<end>"])
     write_model(root / "silent", tokenizer=False)
     (root / "empty").mkdir()
     (root / "hollow").mkdir()
@@ -181,7 +186,9 @@ def test_ctrl_c_is_one_line(generate, monkeypatch):
 def talk(models, capsys, monkeypatch):
     """Type lines into `chat`: exit code, stdout, stderr, and every conversation that reached the tokenizer."""
     seen, encode = [], cli.chat.encode_dialog
-    monkeypatch.setattr(cli.chat, "encode_dialog", lambda tokenizer, told: seen.append(told) or encode(tokenizer, told))
+    monkeypatch.setattr(
+        cli.chat, "encode_dialog", lambda tokenizer, told, *form: seen.append(told) or encode(tokenizer, told, *form)
+    )
 
     def run(*lines, args=(), model="chat", tokens=8):
         seen.clear()
@@ -243,6 +250,73 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(talk, monkeypatch):
     code, out, _, seen = talk("one", "two")
     assert code == 0 and out == "H\n[stopped]\n" * 2
     assert seen[-1] == [("user", "one"), ("assistant", "H"), ("user", "two")]
+
+
+def test_ctrl_c_before_the_first_word_takes_the_question_back(talk, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(cli, "generate", interrupted)
+    code, out, _, seen = talk("one", "two")
+    assert code == 0 and out == "\n[stopped]\n" * 2 and seen[-1] == [("user", "two")]
+
+
+def test_ctrl_c_at_the_prompt_keeps_the_chat(talk, monkeypatch):
+    typed = iter(["one", KeyboardInterrupt, "two", EOFError])
+
+    def type_it(prompt):
+        if isinstance(line := next(typed), str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", type_it)
+    code, _, err, seen = talk()
+    assert code == 0 and "[Ctrl-D ends the chat]" in err
+    assert [text for who, text in seen[-1] if who == "user"] == ["one", "two"]
+
+
+@pytest.fixture
+def calling(monkeypatch):
+    """A model that calls the interpreter, and says what it got; `.prompts` are the texts that it was shown."""
+
+    def generate(model, ids, **settings):
+        calling.prompts.append(bytes(id for id in ids if id < 256).decode())
+        eom, eot, tag = (256 + LLAMA3.index(f"<|{name}|>") for name in ("eom_id", "eot_id", "python_tag"))
+        yield from [b"So it is.", eot] if len(calling.prompts) % 2 == 0 else [tag, b"print(6 * 7)", eom]
+
+    def one_by_one(*args, **settings):
+        for each in generate(*args, **settings):
+            yield from each if isinstance(each, bytes) else [each]
+
+    calling.prompts = []
+    monkeypatch.setattr(cli, "generate", one_by_one)
+    return calling
+
+
+@pytest.mark.parametrize("agree, result", [("y", "42"), ("n", "error: the user did not let this run")])
+def test_python_runs_only_if_asked_for_and_agreed_to(talk, calling, tmp_path, agree, result):
+    lines = ["6 times 7?", agree, f"/save {tmp_path}/chat.json", "/reset", f"/load {tmp_path}/chat.json"]
+    code, out, err, _ = talk(*lines, "and?", agree, args=["--tools", "python", "--system", "Be brief."], model="llama")
+    assert code == 0 and "minillama: " not in err, err
+    assert (
+        out.startswith("<|python_tag|>print(6 * 7)\nrun this on your computer, without a sandbox? [y/N] ")
+        and "So it is." in out
+    )
+    assert "Environment: ipython\n\nBe brief." in calling.prompts[0] and calling.prompts[1].count(result) == 1
+    assert calling.prompts[2].startswith(calling.prompts[1].removesuffix("assistant\n\n"))  # loaded with its calls
+    assert calling.prompts[3].count(result) == 2
+
+
+def test_without_tools_code_is_only_text(talk, calling):
+    code, out, _, _ = talk("6 times 7?", model="llama")
+    assert (code, out, len(calling.prompts)) == (0, "<|python_tag|>print(6 * 7)\nSo it is.\n", 2)
+    assert "ipython" not in calling.prompts[0] and "there is no tool" in calling.prompts[1]
+
+
+def test_tools_want_a_model_that_knows_them(talk):
+    code, out, err, _ = talk("x", args=["--tools", "python"])
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "was not trained to call tools" in err
 
 
 def test_a_chat_that_grows_too_long_loses_its_oldest_turns_and_says_so(talk):
