@@ -43,8 +43,9 @@ NB ?= notebooks/*.ipynb
 execute: .venv/test  ## re-run notebooks in place: make execute NB=notebooks/03_rope.ipynb
 	$(BIN)/python -m course.execute $(NB)
 
-bench: .venv/test  ## speed against transformers, side by side
+bench: .venv/test  ## speed beside transformers, tiktoken and Hugging Face's tokenizers
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/tokenizer.py
 
 clean:  ## remove .venv and fetched files
 	rm -rf .venv data/cache
