@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -110,6 +111,37 @@ def test_random_bytes_dequantized_as_gguf_does(tmp_path, monkeypatch, kind):
     assert np.isinf(theirs).any() and np.isnan(theirs).any()
     same_bits(tensor.read(), theirs)
     np.testing.assert_array_equal(tensor.raw().numpy(), raw.ravel())
+
+
+READ_ALL = """
+import sys
+from pathlib import Path
+from open_all import memory
+from minillama.gguf import open_gguf
+tensors = open_gguf(Path(sys.argv[1])).tensors
+tensors["norm.weight"].read()
+Path("/proc/self/clear_refs").write_text("5")
+before = memory("VmRSS")
+print(tensors["head.weight"].read().nbytes, memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux does")
+def test_a_large_tensor_needs_little_more_than_its_numbers(tmp_path):
+    """Q6_K, 105 MB on disk (a file with a hole: nothing but zeros), 512 MB as float32."""
+    path, rows = tmp_path / "large.gguf", 32_768
+    write_gguf(path, tiny_tensors() | {"output.weight": (np.zeros((1, 4096 // 256 * 210), np.uint8), Q.Q6_K)})
+    data = path.read_bytes()
+    at = data.index(string(b"output.weight")) + 8 + 13 + 4 + 8  # behind the number of columns
+    path.write_bytes(data[:at] + struct.pack("<Q", rows) + data[at + 8 :])
+    with open(path, "ab") as file:
+        file.truncate(len(data) + (rows - 1) * 4096 // 256 * 210)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ALL, str(path)], capture_output=True, encoding="utf-8", cwd=Path(__file__).parent
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    size, peak = map(int, done.stdout.split())
+    assert size == 4 * rows * 4096 and peak < size + 60e6
 
 
 def test_the_sizes_of_blocks():
