@@ -1,43 +1,76 @@
-"""7a. Hugging Face.
+"""7a. Hugging Face: folders read and written, and the order of the rows.
 
 Written by notebooks/07a_hugging_face.ipynb: edit it there.
 """
 
+import json
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
+from minillama.atomic import new_folder
+from minillama.chat import SMOLLM2_SYSTEM
 from minillama.checkpoints import (
     HUGGING_FACE,
+    SIZES,
     Checkpoint,
     CheckpointError,
     StoredTensor,
     build_tokenizer,
     inside,
+    n_bytes,
     open_safetensors,
     read_json,
     reading,
     rename,
     sizes,
+    skeleton,
 )
 from minillama.config import LlamaConfig, RopeScaling
-from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, SMOLLM_SPLIT, Tokenizer
+from minillama.model import Llama
+from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, SMOLLM_SPLIT, Tokenizer, gpt2_bytes
+
+
+def to_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of wq or wk from neighbouring pairs to Hugging Face's order, first halves, second halves, per head."""
+    return weight.view(heads, -1, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+
+
+def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of wq or wk from Hugging Face's order (first halves, second halves) to neighbouring pairs, per head."""
+    return weight.view(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+
+
+def heads_of(name: str, cfg: LlamaConfig) -> int | None:
+    """How many heads share out the rows of this tensor, if it is one that gets rotated."""
+    return {"wq": cfg.n_heads, "wk": cfg.n_kv_heads}.get(name.split(".")[-2])
 
 
 def open_hugging_face(folder: Path) -> Checkpoint:
     """Read a Hugging Face folder: config.json, *.safetensors, and the tokenizer if it is there."""
     folder = Path(folder)
     cfg = hugging_face_config(read_json(folder, "config.json"))
-    stored = safetensors_folder(folder)
-    if cfg.tied_embeddings and (head := stored.pop("lm_head.weight", None)):
-        if not torch.equal(head.read(), stored.get("model.embed_tokens.weight", head).read()):
+    stored = {rename(name, HUGGING_FACE): tensor for name, tensor in safetensors_folder(folder).items()}
+    if cfg.tied_embeddings and (head := stored.pop("head.weight", None)):
+        if not same_bytes(head, stored.get("embedding.weight")):
             raise CheckpointError("config.json ties the head to the embedding, but there is a head of its own")
     tensors = {}
     for name, tensor in stored.items():
-        if heads := {"q_proj": cfg.n_heads, "k_proj": cfg.n_kv_heads}.get(name.removesuffix(".weight").split(".")[-1]):
+        if heads := heads_of(name, cfg):
             tensor = StoredTensor(tensor.shape, lambda halves=tensor, heads=heads: interleave(halves.read(), heads))
-        tensors[rename(name, HUGGING_FACE)] = tensor
+        tensors[name] = tensor
     return Checkpoint(cfg, tensors, hugging_face_tokenizer(folder))
+
+
+def same_bytes(a: StoredTensor, b: StoredTensor | None, slice_bytes=2**24) -> bool:
+    """Compared slice by slice, so that neither is ever whole in memory."""
+    if b is None or (a.shape, a.kind) != (b.shape, b.kind):
+        return False
+    starts = range(0, n_bytes(a.shape, a.kind), slice_bytes)
+    return all(torch.equal(a.raw(start, start + slice_bytes), b.raw(start, start + slice_bytes)) for start in starts)
 
 
 def safetensors_folder(folder: Path) -> dict[str, StoredTensor]:
@@ -54,11 +87,6 @@ def safetensors_folder(folder: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path.name} holds or lacks {wrong[0]!r}, otherwise than {index} lists it")
         tensors |= found
     return tensors
-
-
-def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of wq or wk from Hugging Face's order (first halves, second halves) to neighbouring pairs, per head."""
-    return weight.view(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
 
 
 def hugging_face_config(config: dict) -> LlamaConfig:
@@ -78,10 +106,10 @@ def hugging_face_config(config: dict) -> LlamaConfig:
 
 def hugging_face_rope(config: dict) -> tuple[float, RopeScaling | None]:
     """Theta and scaling; unknown kinds and keys are refused, never ignored."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"the rope settings are not an object but {rope!r}")
-    rope = dict(rope)
+    given = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
+    if len(given) > 1 or not all(isinstance(rope, dict) for rope in given):
+        raise ValueError(f"the rope settings are not one object but {', '.join(map(repr, given))}")
+    rope = dict(*given)
     theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
     if config.get("rope_theta", theta) != theta:
         raise ValueError(f"rope_theta is both {theta!r} and {config['rope_theta']!r}")
@@ -92,6 +120,34 @@ def hugging_face_rope(config: dict) -> tuple[float, RopeScaling | None]:
     if kind != "llama3" or rope.keys() != known:
         raise ValueError(f"rope scaling {kind!r} with {', '.join(sorted(rope)) or 'nothing'} is not known")
     return theta, RopeScaling(original_max_seq_len=rope.pop("original_max_position_embeddings"), **rope)
+
+
+def byte_level(use_regex: bool) -> dict:
+    """The building block that spells bytes as characters and, if asked, cuts text as GPT-2 did."""
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+LLAMA3_CUT = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
+CUTS = {  # pattern -> the same as tokenizer.json says it
+    LLAMA3_PATTERN: [LLAMA3_CUT, byte_level(False)],
+    SMOLLM_SPLIT: [{"type": "Digits", "individual_digits": True}, byte_level(True)],
+    GPT2_SPLIT: [byte_level(True)],
+    r"[\s\S]+": [byte_level(False)],  # the whole text is one chunk
+}
+
+
+def split_pattern(file: dict) -> str:
+    """The regular expression that cuts text into chunks; ValueError for a way of cutting that we do not know."""
+    if file.get("normalizer") is not None:
+        raise ValueError("it rewrites the text before it cuts it")
+    parts = file["pre_tokenizer"]
+    parts = parts["pretokenizers"] if parts["type"] == "Sequence" else [parts]
+    fixed = {"trim_offsets": True}  # of no effect on ids
+    given = [{"use_regex": True} | part | fixed if part["type"] == "ByteLevel" else part for part in parts]
+    for pattern, chain in CUTS.items():
+        if given == chain:
+            return pattern
+    raise ValueError(f"it cuts text in an unknown way, {[part['type'] for part in parts]}")
 
 
 def hugging_face_tokenizer(folder: Path) -> Tokenizer | None:
@@ -118,18 +174,174 @@ def hugging_face_tokenizer(folder: Path) -> Tokenizer | None:
         )
 
 
-def split_pattern(file: dict) -> str:
-    """The regular expression that cuts text into chunks; ValueError for a way of cutting that we do not know."""
-    if file.get("normalizer") is not None:
-        raise ValueError("it rewrites the text before it cuts it")
-    if (parts := file["pre_tokenizer"]) is None:
-        return r"[\s\S]+"  # the whole text is one chunk
-    parts = parts["pretokenizers"] if parts["type"] == "Sequence" else [parts]
-    kinds = [part["type"] for part in parts]
-    if kinds == ["Split", "ByteLevel"] and parts[0]["pattern"] == {"Regex": LLAMA3_PATTERN}:
-        return LLAMA3_PATTERN
-    if kinds == ["Digits", "ByteLevel"] and parts[0]["individual_digits"] is True:
-        return SMOLLM_SPLIT
-    if kinds == ["ByteLevel"]:
-        return GPT2_SPLIT
-    raise ValueError(f"it cuts text in an unknown way, {kinds}")
+STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def write_safetensors(path: Path, tensors: dict[str, StoredTensor]) -> None:
+    """Write one file, reading the tensors one after another, so that no two of them are in memory at once."""
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        end = at + n_bytes(tensor.shape, tensor.kind)
+        header[name] = {"dtype": tensor.kind, "shape": tensor.shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tqdm(tensors.values(), f"writing {path.name}", unit="tensor", disable=None, leave=False):
+            file.write(tensor.read().view(torch.uint8).numpy())
+
+
+def shards(sizes: dict[str, int], most: int) -> list[list[str]]:
+    """Names in order, a new list wherever one would grow above `most` bytes; a larger tensor is alone in its list."""
+    lists, filled = [[]], 0
+    for name, size in sizes.items():
+        if lists[-1] and filled + size > most:
+            lists, filled = [*lists, []], 0
+        lists[-1].append(name)
+        filled += size
+    return lists
+
+
+def weights(model: Llama) -> dict[str, torch.Tensor]:
+    """The tensors to store, a tied head left out; CheckpointError if they are not those of a plain Llama."""
+    found = dict(model.named_parameters(remove_duplicate=False))
+    if model.cfg.tied_embeddings and (head := found.pop("head.weight", None)) is not found.get("embedding.weight"):
+        if head is None or not torch.equal(head, found["embedding.weight"]):
+            raise CheckpointError("the model's config ties the head to the embedding, but it has a head of its own")
+    wanted = {name: parameter.shape for name, parameter in skeleton(model.cfg, len(found)).named_parameters()}
+    if odd := dict({(name, weight.shape) for name, weight in found.items()} ^ wanted.items()):
+        raise CheckpointError(f"{min(odd)} is not as in a plain Llama: undo quantization, fuse adapters, then save")
+    return found
+
+
+def hugging_face_tensors(model: Llama, dtype: torch.dtype | None) -> dict[str, StoredTensor]:
+    """Tensors under Hugging Face's names that are converted when they are read."""
+    theirs, tensors = {ours: name for name, ours in HUGGING_FACE.items()}, {}
+    for name, weight in weights(model).items():
+        target = dtype or weight.dtype
+        if target not in STORED:
+            raise CheckpointError(f"{target} is not stored: choose torch.float32, bfloat16 or float16")
+        read = partial(as_stored, weight, target, heads_of(name, model.cfg))
+        tensors[rename(name, theirs)] = StoredTensor(tuple(weight.shape), read, STORED[target])
+    return tensors
+
+
+def as_stored(weight: torch.Tensor, dtype: torch.dtype, heads: int | None) -> torch.Tensor:
+    """One weight as the file has it."""
+    weight = weight.detach().to("cpu", dtype)
+    return (weight if heads is None else to_halves(weight, heads)).contiguous()
+
+
+def config_json(cfg: LlamaConfig, tokenizer: Tokenizer | None, dtype: torch.dtype) -> dict:
+    """config.json as published Llamas have it, which both transformers 4 and 5 read."""
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+    config |= {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": cfg.tied_embeddings}
+    config |= {theirs: getattr(cfg, ours) for ours, theirs, _ in SIZES} | {"rope_scaling": None}
+    if cfg.rope_scaling:
+        scaling = {"rope_type": "llama3"} | asdict(cfg.rope_scaling)
+        scaling["original_max_position_embeddings"] = scaling.pop("original_max_seq_len")
+        config["rope_scaling"] = scaling
+    return config | {"torch_dtype": str(dtype).removeprefix("torch.")} | control_ids(tokenizer)
+
+
+def control_ids(tokenizer: Tokenizer | None) -> dict:
+    """First token and those at which to stop, the usual one first."""
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None}
+    stop = sorted(tokenizer.stop_ids, key=lambda id: (id != tokenizer.eos_id, id))
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": stop or None}
+
+
+def merges_of(tokenizer: Tokenizer) -> list[tuple[bytes, bytes]]:
+    """The pairs that may be joined, first learned first; worked out where, as at Meta, only tokens have ranks."""
+    if tokenizer.merges is not None:
+        return sorted(tokenizer.merges, key=tokenizer.merges.get)
+    vocab = tokenizer.vocab
+    cuts = ((token[:i], token[i:]) for token in sorted(vocab, key=vocab.get) for i in range(1, len(token)))
+    return [(left, right) for left, right in cuts if left in vocab and right in vocab]
+
+
+CHAT_TEMPLATES = {  # by a special token of the format; plain messages only
+    "<|start_header_id|>": "{{ '<|begin_of_text|>' }}{% for message in messages %}"
+    "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% endif %}"
+    "{{ '<|start_header_id|>' + ('ipython' if message.role == 'tool' else message.role) + '<|end_header_id|>' }}"
+    "{{ '\\n\\n' + message.content + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+    "<|im_start|>": "{% if not messages or messages[0].role != 'system' %}"
+    "{{ '<|im_start|>system\\n" + SMOLLM2_SYSTEM + "<|im_end|>\\n' }}{% endif %}{% for message in messages %}"
+    "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% endif %}"
+    "{{ '<|im_start|>' + ('tool' if message.role == 'ipython' else message.role) + '\\n' }}"
+    "{{ message.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+}
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict:
+    """Vocabulary, merges, cuts and special tokens as the tokenizers library reads them. CheckpointError."""
+    if tokenizer.pattern.pattern not in CUTS:
+        raise CheckpointError("tokenizer.json cannot say how this tokenizer cuts text: its pattern is not a known one")
+    char = {byte: char for char, byte in gpt2_bytes().items()}
+    spelled = {token: "".join(char[byte] for byte in token) for token in tokenizer.vocab}
+    vocab, specials = {spelled[token]: id for token, id in tokenizer.vocab.items()}, tokenizer.specials
+    if sorted(specials.values()) != list(range(len(vocab), len(vocab) + len(specials))):
+        vocab |= specials  # or the library would number them anew, behind the vocabulary
+    added = [{"id": id, "content": name, "special": True} for name, id in specials.items()]
+    added = [token | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) for token in added]
+    model = {"type": "BPE", "ignore_merges": tokenizer.whole_chunks, "vocab": vocab}
+    model["merges"] = [[spelled[left], spelled[right]] for left, right in merges_of(tokenizer)]
+    return {
+        "version": "1.0", "added_tokens": sorted(added, key=lambda token: token["id"]), "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": CUTS[tokenizer.pattern.pattern]},
+        "post_processor": first_token(tokenizer), "decoder": byte_level(True), "model": model,
+    }  # fmt: skip
+
+
+def first_token(tokenizer: Tokenizer) -> dict | None:
+    """The template that puts the first token in front of a text, if the tokenizer has one."""
+    if tokenizer.bos_id is None:
+        return None
+    name = tokenizer.token_bytes[tokenizer.bos_id].decode()
+    single = [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokens = {name: {"id": name, "ids": [tokenizer.bos_id], "tokens": [name]}}
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+
+
+def tokenizer_config_json(tokenizer: Tokenizer, max_seq_len: int) -> dict:
+    """What transformers wants to know beside tokenizer.json, and the chat template of a format that we know."""
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len}
+    config |= {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
+    names = {id: name for name, id in tokenizer.specials.items()}
+    config |= {"bos_token": names.get(tokenizer.bos_id), "eos_token": names.get(tokenizer.eos_id)}
+    template = [text for name, text in CHAT_TEMPLATES.items() if name in tokenizer.specials]
+    return config | ({"chat_template": template[0]} if template else {})
+
+
+def save_hugging_face(
+    model: Llama, tokenizer: Tokenizer | None, folder, dtype: torch.dtype | None = None, max_shard_bytes=5_000_000_000
+) -> None:
+    """Write what `load` returns as a Hugging Face folder, which transformers and most engines read.
+
+    dtype: of the numbers in the files, by default the model's. A model above max_shard_bytes is cut into several files.
+    The folder appears when all is written, and an older checkpoint in it stays until then. CheckpointError if the model
+    is not a plain Llama, if the folder cannot be written, or if it holds anything that is no part of a checkpoint.
+    """
+    tensors = hugging_face_tensors(model, dtype)
+    size_of = {name: n_bytes(tensor.shape, tensor.kind) for name, tensor in tensors.items()}
+    files = {"config.json": config_json(model.cfg, tokenizer, dtype or model.embedding.weight.dtype)}
+    files["generation_config.json"] = control_ids(tokenizer)
+    if tokenizer is not None:
+        files["tokenizer.json"] = tokenizer_json(tokenizer)
+        files["tokenizer_config.json"] = tokenizer_config_json(tokenizer, model.cfg.max_seq_len)
+    lists, index = shards(size_of, max_shard_bytes), {}
+    with new_folder(folder) as new:
+        for i, names in enumerate(lists, 1):
+            file = f"model-{i:05}-of-{len(lists):05}.safetensors" if len(lists) > 1 else "model.safetensors"
+            write_safetensors(new / file, {name: tensors[name] for name in names})
+            index |= dict.fromkeys(names, file)
+        if len(lists) > 1:
+            total = {"total_size": sum(size_of.values())}
+            files["model.safetensors.index.json"] = {"metadata": total, "weight_map": index}
+        for name, value in files.items():
+            (new / name).write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")

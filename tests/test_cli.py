@@ -41,7 +41,8 @@ def write_model(folder: Path, specials=CHATML, tokenizer=True) -> Path:
     if tokenizer:
         vocab = {char: byte for char, byte in gpt2_bytes().items()}
         added = [{"id": 256 + i, "content": name, "special": True} for i, name in enumerate(specials)]
-        content = {"model": {"vocab": vocab, "merges": []}, "pre_tokenizer": None, "added_tokens": added}
+        cut = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+        content = {"model": {"vocab": vocab, "merges": []}, "pre_tokenizer": cut, "added_tokens": added}
         (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
