@@ -300,8 +300,11 @@ def skeleton(cfg: LlamaConfig, n_tensors: int) -> Llama:
         raise CheckpointError(f"an embedding of vocab_size {cfg.vocab_size}, dim {cfg.dim} fits no computer") from None
 
 
-def assemble(checkpoint: Checkpoint, dtype=torch.float32, device="cpu") -> Llama:
-    """The model, filled one tensor at a time; CheckpointError for a missing, extra or misshapen tensor."""
+def assemble(checkpoint: Checkpoint, dtype=torch.float32, device="cpu", convert=None) -> Llama:
+    """The model, filled one tensor at a time; CheckpointError for a missing, extra or misshapen tensor.
+
+    convert(name, tensor) may return a layer to put in the place of the one of that name (chapter 12), or None.
+    """
     model, tensors = skeleton(checkpoint.cfg, len(checkpoint.tensors)), checkpoint.tensors
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if missing := sorted(shapes.keys() - tensors.keys()):
@@ -312,7 +315,10 @@ def assemble(checkpoint: Checkpoint, dtype=torch.float32, device="cpu") -> Llama
         raise CheckpointError(f"{wrong[0]} has shape {tensors[wrong[0]].shape}, not {shapes[wrong[0]]}")
     for name, tensor in tqdm(tensors.items(), "loading", unit="tensor", disable=None, leave=False):
         owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.read().to(device=device, dtype=dtype)))
+        if convert and (layer := convert(owner, tensor)):
+            model.set_submodule(owner, layer)
+        else:
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.read().to(device=device, dtype=dtype)))
     if checkpoint.cfg.tied_embeddings:
         model.head.weight = model.embedding.weight
     return model.eval()

@@ -7,14 +7,17 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from minillama import quantization
 from minillama.checkpoints import Checkpoint, CheckpointError, assemble
 from minillama.gguf import open_gguf
 from minillama.hugging_face import open_hugging_face
+from minillama.meta import open_meta
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ ARTEFACTS = {
         "Llama 3.1 Community License",
     ),
 }
+
+
+QUANTIZE = {"int8": 8, "int4": 4}  # bits
 
 
 class FetchError(Exception):
@@ -171,12 +177,17 @@ def check_sha256(path: Path, wanted: str) -> None:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """What a GGUF file or a Hugging Face folder holds, nothing of it read yet but the description. CheckpointError."""
+    """What a GGUF file, a Hugging Face folder or a folder of Meta's holds, of which only the description is read yet.
+
+    Where a folder has both config.json and params.json, the former counts. CheckpointError.
+    """
     if path.is_file():
         return open_gguf(path)
     if (path / "config.json").exists():
         return open_hugging_face(path)
-    raise CheckpointError("neither a .gguf file nor a folder with a config.json")
+    if (path / "params.json").exists():
+        return open_meta(path)
+    raise CheckpointError("neither a .gguf file nor a folder with a config.json or a params.json")
 
 
 def locate(name_or_path) -> Path:
@@ -188,14 +199,20 @@ def locate(name_or_path) -> Path:
     return Path(name_or_path)
 
 
-def load(name_or_path, dtype=torch.float32, device="cpu"):
-    """(model, tokenizer) from a name in ARTEFACTS (fetched on first use), a .gguf file or a Hugging Face folder.
+def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None):
+    """(model, tokenizer) from a name in ARTEFACTS (fetched on first use), a .gguf file, or a folder (open_checkpoint).
 
-    CheckpointError for a file that cannot be used or a name that means nothing; FetchError if fetching fails.
+    quantize: None, "int8" or "int4" for linear layers of 8 or 4 bits (chapter 12; CPU only).
+    CheckpointError for a file that cannot be used or a name that means nothing; FetchError if fetching fails;
+    ValueError for a way of quantizing that there is not.
     """
+    if quantize not in (None, *QUANTIZE) or (quantize and torch.device(device).type != "cpu"):
+        raise ValueError(f"quantize must be None or, on the CPU, one of {', '.join(QUANTIZE)}, not {quantize!r}")
     path = locate(name_or_path)
     try:
         checkpoint = open_checkpoint(path)
-        return assemble(checkpoint, dtype, device), checkpoint.tokenizer
+        convert = partial(quantization.convert, bits=QUANTIZE[quantize]) if quantize else None
+        model = assemble(checkpoint, dtype, device, convert)
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    return (quantization.quantize_head(model) if quantize else model), checkpoint.tokenizer
