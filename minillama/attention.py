@@ -20,7 +20,7 @@ def causal_mask(n_queries: int, n_keys: int, device=None) -> torch.Tensor:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Grouped-query attention: q (B, H, T, W), k and v (B, K, S, W), mask (T, S) -> (B, H, T, W).
+    """Grouped-query attention: q (B, H, T, W), k and v (B, K, S, W), mask (T, S) or (B, 1, T, S) -> (B, H, T, W).
 
     Heads h*G .. h*G+G-1 share kv head h. Softmax in float32. Ainslie et al. 2023, arXiv:2305.13245.
     """
@@ -38,6 +38,7 @@ class Attention(nn.Module):
     """x (B, T, D) -> (B, T, D): project to queries, keys and values, rotate, attend, project back.
 
     rope: cos and sin (T, W/2) of the tokens' positions; mask: True where a query may look (T, S), None for everywhere.
+    Both may differ from row to row: (B, 1, T, W/2) and (B, 1, T, S).
     """
 
     def __init__(self, cfg: LlamaConfig):

@@ -11,14 +11,30 @@ from minillama.config import LlamaConfig
 class KVCache:
     """Keys and values of every layer for the tokens seen so far: two tensors (L, B, K, S, W).
 
-    length: how many positions are filled; the model reads its position from it. Nothing else is state.
+    length: how many slots are filled; the next token goes into that slot of every row.
+    padding: None, or (B,) int64, how many first slots of each row are filler (rows of different lengths end together);
+    a token's position is its slot less its row's padding. Nothing else is state.
     """
 
-    def __init__(self, cfg: LlamaConfig, batch_size=1, max_seq_len=256, dtype=torch.float32, device="cpu"):
+    def __init__(
+        self, cfg: LlamaConfig, batch_size=1, max_seq_len=256, dtype=torch.float32, device="cpu", padding=None
+    ):
+        if batch_size < 1 or max_seq_len < 1:
+            raise ValueError(f"a cache needs at least one row and one slot, not {batch_size} and {max_seq_len}")
         shape = (cfg.n_layers, batch_size, cfg.n_kv_heads, max_seq_len, cfg.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        try:
+            self.keys = torch.zeros(shape, dtype=dtype, device=device)
+            self.values = torch.zeros(shape, dtype=dtype, device=device)
+        except RuntimeError:
+            raise ValueError(f"there is no memory for a cache of {batch_size} x {max_seq_len:,} tokens") from None
         self.length = 0
+        self.padding = None
+        if padding is not None:
+            filler = torch.as_tensor(padding, device=device)
+            right = filler.shape == (batch_size,) and filler.dtype == torch.int64
+            if not right or filler.min() < 0 or filler.max() >= max_seq_len:
+                raise ValueError(f"padding must be {batch_size} whole numbers below {max_seq_len}, not {padding}")
+            self.padding = filler if filler.any() else None  # rows of one length need nothing special
 
     @property
     def max_seq_len(self) -> int:
@@ -37,3 +53,30 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def hide_padding(self, slots: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slots (T,) and causal mask (T, S) of the newest tokens -> positions (B, 1, T) and mask (B, 1, T, S).
+
+        Nobody looks at filler, except filler at itself: a softmax over nothing would be NaN.
+        """
+        padding = self.padding[:, None, None]  # (B, 1, 1)
+        keys = torch.arange(self.length + len(slots), device=slots.device)  # (S,)
+        visible = (keys >= padding[..., None]) | (keys == slots[:, None])  # (B, 1, T, S)
+        return slots - padding, visible if mask is None else visible & mask
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` slots; ValueError if fewer are filled."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"{self.length} slots are filled, so {length} cannot be kept")
+        self.length = length
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all rows but these, which move together; ValueError unless they are ascending rows of the cache."""
+        if not rows or rows != sorted(set(rows) & set(range(self.keys.shape[1]))):
+            raise ValueError(f"{rows} are no ascending rows of a cache of {self.keys.shape[1]}")
+        for new, old in enumerate(rows):
+            if new != old:
+                self.keys[:, new, :, : self.length] = self.keys[:, old, :, : self.length]
+                self.values[:, new, :, : self.length] = self.values[:, old, :, : self.length]
+        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
+        self.padding = None if self.padding is None else self.padding[rows]

@@ -32,7 +32,7 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """The decoder: tokens (B, T) int64 -> logits (B, T, V) float32.
 
-    With a cache, tokens continue what it holds: their positions start at cache.length.
+    With a cache, tokens continue what it holds: their positions start at cache.length, less the row's padding.
     """
 
     def __init__(self, cfg: LlamaConfig):
@@ -53,8 +53,11 @@ class Llama(nn.Module):
         T, start = tokens.shape[1], 0 if cache is None else cache.length
         if cache is not None:
             cache.reserve(*tokens.shape)
-        rope = rope_table(self.cfg, torch.arange(start, start + T, device=tokens.device))
+        positions = torch.arange(start, start + T, device=tokens.device)
         mask = causal_mask(T, start + T, tokens.device) if T > 1 else None  # a single query may look at every key
+        if cache is not None and cache.padding is not None:
+            positions, mask = cache.hide_padding(positions, mask)  # (B, 1, T), (B, 1, T, S)
+        rope = rope_table(self.cfg, positions)
         x = self.embedding(tokens)
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, mask, cache, layer)
