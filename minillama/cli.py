@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     talk.set_defaults(run=run_chat)
     for each in (gen, talk):
         each.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
+        each.add_argument("--quantize", choices=hub.QUANTIZE, help="keep the weights in 8 or 4 bits (CPU)")
         each.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="stop after N (%(default)s)")
         each.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
         each.add_argument("--top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
@@ -115,7 +116,7 @@ def run_generate(args) -> int:
     prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
     if not prompt.strip():
         raise ValueError("the prompt is empty")
-    model, tokenizer = hub.load(args.model)
+    model, tokenizer = hub.load(args.model, quantize=args.quantize)
     ids = encode_prompt(tokenizer, prompt, args)
     times = [time.perf_counter()]
 
@@ -149,7 +150,7 @@ def made_for_chat(tokenizer) -> bool:
 
 def run_chat(args) -> int:
     settings = sampling(args)
-    model, tokenizer = hub.load(args.model)
+    model, tokenizer = hub.load(args.model, quantize=args.quantize)
     if not made_for_chat(tokenizer):
         raise CheckpointError(f"{args.model} was not made for chat")
     if args.tools and "<|python_tag|>" not in tokenizer.specials:
