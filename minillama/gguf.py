@@ -88,8 +88,6 @@ class GGUFHeader:
         for _ in range(count):  # subtle: 400,000 times for Llama 3, so this loop calls nothing of ours
             start = end + 8
             end = start + int.from_bytes(data[end:start], "little")
-            if end > len(data):
-                break
             found.append(data[start:end])
         self.move(end)
         try:

@@ -201,7 +201,7 @@ def tokenizer_keys(tokens, merges, pre, specials=(), **more):
         "tokenizer.ggml.model": (T.STRING, "gpt2"),
         "tokenizer.ggml.pre": (T.STRING, pre),
         "tokenizer.ggml.tokens": (T.ARRAY, [*tokens, *specials]),
-        "tokenizer.ggml.token_type": (T.ARRAY, [1] * len(tokens) + [3] * len(specials)),
+        "tokenizer.ggml.token_type": (T.ARRAY, [1] * len(tokens) + [3 + i % 2 for i in range(len(specials))]),
         "tokenizer.ggml.merges": (T.ARRAY, [" ".join(pair) for pair in merges]),
     }
     return keys | {f"tokenizer.ggml.{name}": value for name, value in more.items()}
