@@ -116,11 +116,14 @@ def test_a_chapter_is_clean(path, fault):
     assert not found, f"{path.name}: {fault.__name__.replace('_', ' ')}: {found}"
 
 
+TO_COME = {"11"}  # fused attention
+
+
 def test_chapters_are_numbered_without_a_gap():
-    """00, 01, ... and, in any of them, a, b, ..."""
+    """00, 01, ... and, in any of them, a, b, ...; but for the chapters that the plan has and nobody has written yet."""
     numbers = [path.stem.split("_")[0] for path in NOTEBOOKS]
     whole = [number for number in numbers if number.isdigit()]
-    assert whole == [f"{number:02}" for number in range(len(whole))]
+    assert sorted([*whole, *TO_COME]) == [f"{number:02}" for number in range(len(whole) + len(TO_COME))]
     for first in {number[:2] for number in numbers}:
         letters = [number[2:] for number in numbers if number[:2] == first]
         assert letters == ["", *"abcdefgh"][: len(letters)]
