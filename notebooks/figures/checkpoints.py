@@ -1,5 +1,7 @@
 """Figures of chapter 7."""
 
+import itertools
+
 import numpy as np
 
 from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
@@ -13,7 +15,7 @@ def bytemap(data: bytes, spans, alt, title="", per_row=16):
     rows = -(-len(data) // per_row)
     fig, ax = new(7.6, 0.3 * rows + 0.35 * -(-len(spans) // 4) + 0.5)
     labels = {}
-    for (label, start, end), colour in zip(spans, PALETTE * 3, strict=False):
+    for (label, start, end), colour in zip(spans, itertools.cycle(PALETTE), strict=False):
         colour = labels.setdefault(label, colour)
         for at in range(start, end):
             row, column = divmod(at, per_row)
