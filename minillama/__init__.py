@@ -7,6 +7,7 @@ from minillama.config import LlamaConfig, RopeScaling
 from minillama.feedforward import FeedForward
 from minillama.generation import generate, sample
 from minillama.hub import load
+from minillama.hugging_face import save_hugging_face as save
 from minillama.kv_cache import KVCache
 from minillama.model import Block, Llama
 from minillama.rmsnorm import RMSNorm
@@ -25,6 +26,7 @@ __all__ = [
     "Llama",
     "KVCache",
     "load",
+    "save",
     "CheckpointError",
     "sample",
     "generate",

@@ -115,8 +115,8 @@ class StoredTensor:
 def n_bytes(shape: tuple[int, ...], kind: str) -> int:
     """What a tensor takes in the file; ValueError where its rows do not divide into units."""
     numbers, size, _ = KINDS[kind]
-    if not math.prod(shape) or not shape or shape[-1] % numbers:
-        raise ValueError(f"its shape {shape} does not divide into {kind} blocks")
+    if not 1 <= len(shape) <= 4 or 0 in shape or shape[-1] % numbers:
+        raise ValueError(f"its shape {str(shape)[:80]} does not divide into {kind} blocks")
     return math.prod(shape) // numbers * size
 
 
@@ -167,6 +167,8 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     start = end = 8 + int.from_bytes(file.text(0, 8), "little")
     header = parse_json(file.text(8, start - 8), file.path.name)
     header.pop("__metadata__", None)
+    if len(header) > 2_000:  # 405B has 1,138
+        raise CheckpointError(f"{file.path.name} has {len(header)} tensors, more than any Llama")
     for name, info in header.items():
         with reading(f"{file.path.name}, tensor {name!r},"):
             if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:

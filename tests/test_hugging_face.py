@@ -1,0 +1,616 @@
+"""Hugging Face folders: transformers' are read exactly, ours are read by transformers, broken ones refused."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from helpers import PLAIN, SCALED, edit_json, random_ids, refused, tiny_hugging_face, tiny_pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_tokenizer import TEXTS
+
+from minillama import CheckpointError, Llama, LlamaConfig, RopeScaling, Tokenizer, chat
+from minillama.checkpoints import StoredTensor
+from minillama.hub import load
+from minillama.hugging_face import CHAT_TEMPLATES, merges_of, same_bytes, save_hugging_face, shards
+from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, SMOLLM_SPLIT, train_bpe
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_hugging_face().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def as_transformers_4(config):
+    """Move the RoPE settings to where transformers 4 had them."""
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = None if rope == {"rope_type": "default"} else rope
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rope", [PLAIN, SCALED], ids=["plain", "scaled"])
+def test_config_of_transformers_4(tmp_path, rope):
+    reference, model = tiny_pair(tmp_path, rope=rope)
+    edit_json(tmp_path / "config.json", as_transformers_4)
+    older, _ = load(tmp_path)
+    assert older.cfg == model.cfg
+    assert older.cfg.rope_theta == rope["rope_theta"]
+    assert older.cfg.rope_scaling == (RopeScaling() if rope is SCALED else None)
+    tokens = random_ids(20)
+    torch.testing.assert_close(older(tokens), reference(tokens).logits, atol=1e-5, rtol=0)
+
+
+def test_config_without_head_dim_and_kv_heads(tmp_path):
+    tiny_hugging_face(num_key_value_heads=4).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", lambda c: (c.pop("head_dim"), c.pop("num_key_value_heads")))
+    cfg = load(tmp_path)[0].cfg
+    assert (cfg.head_dim, cfg.n_kv_heads) == (16, 4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("tie", [True, False])
+def test_sharded(tmp_path, tie):
+    reference = tiny_hugging_face(tie_word_embeddings=tie)
+    reference.save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    tokens = random_ids(20)
+    logits = load(tmp_path)[0](tokens)
+    torch.testing.assert_close(logits, reference(tokens).logits, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights(tmp_path, dtype):
+    """The weights are rounded when they are saved; both then compute in float32."""
+    reference = tiny_hugging_face()
+    copy.deepcopy(reference).to(dtype).save_pretrained(tmp_path)
+    for weight in reference.parameters():
+        weight.copy_(weight.to(dtype))
+    tokens, model = random_ids(20), load(tmp_path)[0]
+    torch.testing.assert_close(model(tokens), reference(tokens).logits, atol=1e-5, rtol=0)
+    assert load(tmp_path, dtype=dtype)[0].norm.weight.dtype == dtype
+
+
+def set_rope(**changes):
+    return lambda config: config["rope_parameters"].update(changes)
+
+
+CONFIGS = {
+    "another model": (lambda c: c.update(model_type="mistral"), "model_type"),
+    "a bias": (lambda c: c.update(attention_bias=True), "attention_bias"),
+    "another activation": (lambda c: c.update(hidden_act="gelu"), "hidden_act"),
+    "no size": (lambda c: c.pop("hidden_size"), "hidden_size"),
+    "a size of 0": (lambda c: c.update(num_attention_heads=0), "num_attention_heads|zero|head"),
+    "a boolean size": (lambda c: c.update(hidden_size=True), "dim"),
+    "a text for a size": (lambda c: c.update(hidden_size="64"), "dim"),
+    "an infinite eps": (lambda c: c.update(rms_norm_eps=float("inf")), "norm_eps|Infinity"),
+    "wrong size": (lambda c: c.update(intermediate_size=95), "shape"),
+    "huge size": (lambda c: c.update(vocab_size=10**9), "shape"),
+    "overflowing size": (lambda c: c.update(vocab_size=2**62), "embedding|vocab_size|sizes"),
+    "very many layers": (lambda c: c.update(num_hidden_layers=3_000), "missing|layers"),
+    "one layer more": (lambda c: c.update(num_hidden_layers=3), "missing|layers"),
+    "one layer less": (lambda c: c.update(num_hidden_layers=1), "too many|layers"),
+    "tied, but a head of its own": (lambda c: c.update(tie_word_embeddings=True), "head|tied"),
+    "unknown scaling": (set_rope(rope_type="yarn", factor=2.0), "yarn"),
+    "unknown key": (set_rope(rope_type="llama3", factor=8.0, beta=1), "beta"),
+    "scaling incomplete": (set_rope(rope_type="llama3", factor=8.0), "llama3"),
+    "scaling by a text": (lambda c: c.update(rope_parameters=SCALED | {"factor": "8"}), "factor"),
+    "scaling that is no object": (lambda c: c.update(rope_parameters=[8.0]), "rope"),
+    "theta given twice": (lambda c: c.update(rope_theta=5.0), "rope_theta"),
+    "scaling given twice": (lambda c: c.update(rope_scaling=SCALED), "not one object"),
+    "theta of nothing": (set_rope(rope_theta=None), "rope_theta"),
+    "theta below 0": (set_rope(rope_theta=-1.0), "rope_theta"),
+    "an eps that is no number": (lambda c: c.update(rms_norm_eps=float("nan")), "norm_eps"),
+    "a negative size": (lambda c: c.update(num_hidden_layers=-1), "n_layers"),
+    "a fractional size": (lambda c: c.update(hidden_size=64.0), "dim"),
+    "an odd head": (lambda c: c.update(head_dim=15), "even"),
+    "heads that do not divide": (lambda c: c.update(num_key_value_heads=3), "heads"),
+    "tied by a word": (lambda c: c.update(tie_word_embeddings="yes"), "tied"),
+    "half of each head rotated": (lambda c: c.update(partial_rotary_factor=0.5), "partial_rotary_factor"),
+    "a list for an object": (lambda c: c.update(rope_parameters=None, rope_scaling=["llama3"]), "rope"),
+}
+
+
+@pytest.mark.parametrize("change, message", CONFIGS.values(), ids=CONFIGS.keys())
+def test_configs_that_do_not_fit(folder, change, message):
+    edit_json(folder / "config.json", change)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"a": 1, "a": 2}', b"[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_files_that_are_no_json(folder, name, content):
+    (folder / name).write_bytes(content)
+    refused(folder, name)
+
+
+NORM, OTHER = "model.norm.weight", "model.layers.7.mlp.up_proj.weight"
+INDEXES = {
+    "parent folder": ({NORM: "../model.safetensors"}, "inside"),
+    "absolute path": ({NORM: "/etc/passwd"}, "inside"),
+    "hidden parent": ({NORM: "x/../../model.safetensors"}, "inside"),
+    "backslash": ({NORM: "..\\model.safetensors"}, "inside"),
+    "no text": ({NORM: 3}, "inside"),
+    "missing shard": ({NORM: "model-2.safetensors"}, "No such file"),
+    "a tensor that is absent": ({OTHER: "model.safetensors"}, OTHER),
+    "an unlisted tensor": ({NORM: None}, NORM),
+    "the folder itself": ({NORM: "."}, "inside"),
+    "nothing": ({NORM: ""}, "inside"),
+    "a zero byte": ({NORM: "model\0.safetensors"}, "inside"),
+    "a very long name": ({NORM: "m" * 5000}, "inside"),
+    "another kind of file": ({NORM: "config.json"}, "config.json"),
+}
+
+
+@pytest.mark.parametrize("changes, message", INDEXES.values(), ids=INDEXES.keys())
+def test_indexes_that_do_not_fit(folder, changes, message):
+    """The index lists what the file holds, but for one tensor."""
+    files = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors") | changes
+    weight_map = {name: file for name, file in files.items() if file is not None}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": "model"}'])
+def test_an_index_of_nothing(folder, content):
+    (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+    refused(folder, "weight_map")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model"])
+def test_a_file_that_is_a_link_to_elsewhere(folder, tmp_path_factory, name):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / name
+    elsewhere.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(elsewhere)
+    refused(folder, "inside")
+
+
+def test_the_links_of_a_download_cache(folder, tmp_path):
+    """As huggingface_hub stores a repository: names in snapshots/REVISION, linked to contents in blobs."""
+    cache = tmp_path / "models--org--name"
+    snapshot, blobs = cache / "snapshots" / "0123abcd", cache / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for i, path in enumerate(folder.glob("*.*")):
+        path.rename(blobs / f"{i:040x}")
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", f"{i:040x}"))
+    load(snapshot)
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(tmp_path / "config.json")
+    refused(snapshot)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_pipe_that_nobody_writes_into(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    refused(folder, "No such file")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_tied_head_that_is_stored_too(folder, dtype):
+    """The embedding once more is fine; the same numbers in another type, or one other number, are not."""
+    edit_json(folder / "config.json", lambda c: c.update(tie_word_embeddings=True))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone().to(dtype)
+    save_file(tensors, folder / "model.safetensors")
+    if dtype == torch.float32:
+        assert load(folder)[0].cfg.tied_embeddings
+        tensors["lm_head.weight"][-1, -1] += 1e-3
+        save_file(tensors, folder / "model.safetensors")
+    refused(folder, "ties the head")
+
+
+@given(st.integers(0, 3000), st.integers(1, 700), st.integers(0, 2**31))
+def test_tensors_are_compared_in_slices(size, slice_bytes, flip):
+    numbers = torch.randint(256, (size, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
+    one, other = numbers.flatten(), numbers.flatten().clone()
+
+    def stored(data):
+        return StoredTensor((size,), None, "F32", lambda first, last: data[first:last])
+
+    assert not size or same_bytes(stored(one), stored(other), slice_bytes)
+    assert not same_bytes(stored(one), None)
+    if size:
+        other[flip % len(other)] ^= 1
+        assert not same_bytes(stored(one), stored(other), slice_bytes)
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    tiny_hugging_face().save_pretrained(tmp_path, max_shard_size="60KB")
+    first, second = sorted(tmp_path.glob("*.safetensors"))[:2]
+    save_file(load_file(first) | load_file(second), second)
+    refused(tmp_path, "twice|list")
+
+
+TENSORS = {
+    "missing": (lambda t: t.pop("model.norm.weight"), "missing"),
+    "extra": (lambda t: t.update({"model.extra.weight": torch.ones(2)}), "extra"),
+    "a bias": (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}), "bias"),
+    "wrong shape": (lambda t: t.update({"model.norm.weight": torch.ones(63)}), "shape"),
+    "transposed": (lambda t: t.update({"lm_head.weight": t["lm_head.weight"].T.contiguous()}), "shape"),
+    "misshapen q": (lambda t: t.update({"model.layers.0.self_attn.q_proj.weight": torch.ones(3, 64)}), "shape|q_proj"),
+    "flat k": (lambda t: t.update({"model.layers.0.self_attn.k_proj.weight": torch.ones(64)}), "shape|k_proj"),
+    "whole numbers": (lambda t: t.update({"model.norm.weight": torch.ones(64, dtype=torch.int32)}), "I32"),
+    "a name without a dot": (lambda t: t.update(norm=torch.ones(64)), "norm"),
+    "no head": (lambda t: t.pop("lm_head.weight"), "head"),
+}
+
+
+@pytest.mark.parametrize("change, message", TENSORS.values(), ids=TENSORS.keys())
+def test_tensors_that_do_not_fit(folder, change, message):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    refused(folder, message)
+
+
+# tokenizer.json
+
+TOKENIZERS = {
+    "a normalizer": (lambda t: t.update(normalizer={"type": "NFC"}), "rewrites"),
+    "no cuts": (lambda t: t.update(pre_tokenizer=None), "malformed"),
+    "unknown cuts": (lambda t: t.update(pre_tokenizer={"type": "Whitespace"}), "cuts text"),
+    "a space in front": (lambda t: t["pre_tokenizer"]["pretokenizers"][-1].update(add_prefix_space=True), "cuts text"),
+    "an expression of its own": (
+        lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": "(a|a)*b"}), "cuts text",
+    ),
+    "cuts removed": (lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "cuts text"),
+    "no vocabulary": (lambda t: t["model"].pop("vocab"), "vocab"),
+    "another kind of model": (lambda t: t["model"].update(merges=None), "malformed"),
+    "a negative id": (lambda t: t["model"]["vocab"].update(a=-1), "id"),
+    "an id of true": (lambda t: t["model"]["vocab"].update(a=True), "id"),
+    "an id twice": (lambda t: t["model"]["vocab"].update(a=1), "same id"),
+    "an id beyond the embedding": (lambda t: t["model"]["vocab"].update(a=10**6), "rows"),
+    "merges of three": (lambda t: t["model"]["merges"].append(["a", "b", "c"]), "malformed"),
+    "merges of numbers": (lambda t: t["model"]["merges"].append([1, 2]), "malformed"),
+    "merges into nothing": (lambda t: t["model"]["merges"].append(["z", "\u0100"]), "does not have"),
+    "whole chunks perhaps": (lambda t: t["model"].update(ignore_merges="no"), "malformed"),
+    "a special token without an id": (lambda t: t["added_tokens"][0].pop("id"), "id"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    vocab = train_bpe("the cat sat on the mat, that is that " * 3, 290)
+    specials = {"<|im_start|>": len(vocab), "<|im_end|>": len(vocab) + 1, "<|begin|>": len(vocab) + 2}
+    return Tokenizer(vocab, specials, bos_id=len(vocab) + 2, eos_id=len(vocab) + 1, stop_ids=[len(vocab) + 1])
+
+
+def tiny_llama(vocab_size=310, **changes) -> Llama:
+    return Llama(replace(LlamaConfig(16, 2, 4, 2, 6, 24, vocab_size), **changes)).eval()
+
+
+@pytest.mark.parametrize("change, message", TOKENIZERS.values(), ids=TOKENIZERS.keys())
+def test_tokenizers_that_do_not_fit(tmp_path, trained, change, message):
+    save_hugging_face(tiny_llama(), trained, tmp_path)
+    edit_json(tmp_path / "tokenizer.json", change)
+    refused(tmp_path, message)
+
+
+# Writing
+
+KINDS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n_kv_heads=st.integers(1, 3), group=st.integers(1, 3), half=st.integers(1, 4), n_layers=st.integers(1, 3),
+    tied=st.booleans(), dtype=st.sampled_from([*KINDS]), most=st.sampled_from([1, 3000, 10**9]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_every_bit_comes_back(tmp_path_factory, n_kv_heads, group, half, n_layers, tied, dtype, most, seed):
+    """Random bits: NaNs of all kinds, infinities, zeros with a sign. Names, shapes and order of rows as they were."""
+    sizes = dict(n_heads=group * n_kv_heads, n_kv_heads=n_kv_heads, head_dim=2 * half, n_layers=n_layers)
+    model = tiny_llama(12, **sizes, tied_embeddings=tied).to(dtype)
+    generator, ints = torch.Generator().manual_seed(seed), KINDS[dtype]
+    limits = torch.iinfo(ints)
+    for weight in model.parameters():
+        bits = torch.randint(limits.min, limits.max, weight.shape, generator=generator, dtype=ints)
+        weight.data = bits.view(dtype)
+    folder = tmp_path_factory.mktemp("bits")
+    save_hugging_face(model, None, folder, max_shard_bytes=most)
+    again, tokenizer = load(folder, dtype=dtype)
+    assert tokenizer is None and again.cfg == model.cfg
+    before, after = dict(model.named_parameters()), dict(again.named_parameters())
+    assert before.keys() == after.keys() and ("head.weight" in before) != tied
+    for name, weight in before.items():
+        assert torch.equal(weight.data.view(ints), after[name].data.view(ints)), name
+    stored = {name for path in folder.glob("*.safetensors") for name in load_file(path)}  # the format's own library
+    assert len(stored) == len(before)
+    shutil.rmtree(folder)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("scaling", [None, RopeScaling(factor=32.0)], ids=["plain", "scaled"])
+def test_transformers_reads_what_we_write(tmp_path, scaling, tied, dtype):
+    model = tiny_llama(rope_scaling=scaling, tied_embeddings=tied, max_seq_len=20_000, norm_eps=2e-5)
+    for weight in model.parameters():
+        weight.copy_(torch.randn_like(weight) / 5)
+    save_hugging_face(model, None, tmp_path / "saved", dtype=dtype, max_shard_bytes=10_000)
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "saved", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for weight in model.parameters():
+        weight.copy_(weight.to(dtype))
+    tokens = random_ids(300, vocab_size=310)
+    torch.testing.assert_close(model(tokens), theirs(tokens).logits, atol=2e-5, rtol=0)
+    assert theirs.config.max_position_embeddings == 20_000 and theirs.config.tie_word_embeddings == tied
+    assert theirs.generation_config.eos_token_id is None  # not transformers' default, 2
+
+
+def test_what_the_file_says_of_itself(tmp_path, trained):
+    save_hugging_face(tiny_llama(), trained, tmp_path / "saved", dtype=torch.bfloat16)
+    with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}
+    data = (tmp_path / "saved" / "model.safetensors").read_bytes()
+    assert int.from_bytes(data[:8], "little") % 8 == 0  # so that the numbers behind it are aligned
+    config = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+    assert config["torch_dtype"] == "bfloat16" and config["eos_token_id"] == [trained.eos_id]
+    assert config["rope_theta"] == 500_000.0 and config["rope_scaling"] is None  # transformers 4 reads only this form
+
+
+@given(st.lists(st.integers(1, 30), max_size=12), st.integers(1, 60))
+def test_shards(sizes, most):
+    sizes = dict(enumerate(sizes))
+    lists = shards(sizes, most)
+    assert [name for names in lists for name in names] == [*sizes]
+    totals = [sum(sizes[name] for name in names) for names in lists]
+    assert all(total <= most or len(names) == 1 for total, names in zip(totals, lists, strict=True))
+    for (first, names), total in zip(zip(lists, lists[1:], strict=False), totals, strict=False):
+        assert total + sizes[names[0]] > most and first  # not cut too early, none is empty
+
+
+def quantized(model):
+    model.blocks[0].attention.wk = torch.nn.Identity()
+
+
+def adapted(model):
+    model.blocks[1].feed_forward.up.adapter = torch.nn.Linear(2, 2)
+
+
+def untied(model):
+    model.head.weight = torch.nn.Parameter(model.head.weight + 1)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [(quantized, "wk.weight"), (adapted, "up.adapter"), (untied, "head of its own"), (Llama.double, "float64")],
+)
+def test_what_is_no_plain_llama_is_not_saved(tmp_path, change, message):
+    model = tiny_llama(tied_embeddings=True)
+    change(model)
+    with pytest.raises(CheckpointError, match=message):
+        save_hugging_face(model, None, tmp_path / "saved")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_tied_head_that_is_a_copy_is_stored_once(tmp_path):
+    model = tiny_llama(tied_embeddings=True)
+    model.head.weight = torch.nn.Parameter(model.embedding.weight.detach().clone())
+    save_hugging_face(model, None, tmp_path / "saved")
+    assert "lm_head.weight" not in load_file(tmp_path / "saved" / "model.safetensors")
+
+
+def test_a_pattern_that_tokenizer_json_cannot_say(tmp_path, trained):
+    other = Tokenizer(trained.vocab, trained.specials, pattern=r"\w+|\W+")
+    with pytest.raises(CheckpointError, match="cuts text"):
+        save_hugging_face(tiny_llama(), other, tmp_path / "saved")
+    assert not [*tmp_path.iterdir()]
+
+
+# Tokenizers that others read
+
+
+def saved(tokenizer, folder):
+    """(AutoTokenizer's, ours) from the folder in which ours was saved."""
+    rows = -(-tokenizer.vocab_size // 8) * 8
+    save_hugging_face(tiny_llama(rows, n_layers=1), tokenizer, folder)
+    return transformers.AutoTokenizer.from_pretrained(folder), load(folder)[1]
+
+
+@pytest.fixture(scope="module", params=["trained", "smollm2", "llama3"])
+def three(request, tmp_path_factory):
+    """(ours, AutoTokenizer's of the saved folder, ours of the saved folder)"""
+    if request.param == "trained":
+        ours = request.getfixturevalue("trained")
+    elif request.param == "smollm2":
+        ours = request.getfixturevalue("ours")[1]
+    else:
+        ours = Tokenizer.from_file(request.getfixturevalue("llama3_vocabulary"))
+    return ours, *saved(ours, tmp_path_factory.mktemp("tokenizer") / "saved")
+
+
+def same_ids(three, text):
+    ours, theirs, again = three
+    ids = ours.encode(text)
+    assert theirs.encode(text, add_special_tokens=False) == ids == again.encode(text)
+    assert theirs.decode(ids, skip_special_tokens=False) == ours.decode(ids)
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if "<|" not in text])
+def test_auto_tokenizer_has_our_ids(three, text):
+    same_ids(three, text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="<"), max_size=40))
+def test_auto_tokenizer_has_our_ids_of_any_text(three, text):
+    same_ids(three, text)
+
+
+def test_control_tokens_of_saved_tokenizers(three):
+    ours, theirs, again = three
+    assert again.specials == ours.specials and again.vocab == ours.vocab
+    assert (again.bos_id, again.eos_id, again.stop_ids) == (ours.bos_id, ours.eos_id, ours.stop_ids)
+    assert again.whole_chunks == ours.whole_chunks and again.pattern.pattern == ours.pattern.pattern
+    first = [] if ours.bos_id is None else [ours.bos_id]
+    assert theirs("Hello").input_ids == first + ours.encode("Hello")
+    for name, id in ours.specials.items():
+        assert theirs.convert_tokens_to_ids(name) == id
+    assert theirs.eos_token_id == ours.eos_id and set(theirs("a")) == {"input_ids", "attention_mask"}
+
+
+DIALOGS = [
+    [{"role": "user", "content": "Hello World!"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " two  spaces \n"}],
+    [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}, {"role": "user", "content": "Ok\n\n"}],
+    [{"role": "user", "content": ""}, {"role": "assistant", "content": "?"}, {"role": "tool", "content": "{'a': 1}"}],
+]
+
+
+@pytest.mark.parametrize("messages", DIALOGS)
+def test_the_chat_template_writes_what_chapter_10_does(three, messages):
+    ours, theirs, _ = three
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == chat.encode_dialog(ours, messages)
+    closed = theirs.apply_chat_template(messages, return_dict=False)
+    assert closed == ids[: len(closed)] and len(closed) < len(ids)
+
+
+def test_the_chat_template_refuses_what_it_cannot_write(three):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+    with pytest.raises(Exception, match="writes no tool calls"):
+        three[1].apply_chat_template([call])
+
+
+def test_only_known_formats_get_a_template(tmp_path):
+    plain = Tokenizer({bytes([byte]): byte for byte in range(256)}, {"<end>": 256}, GPT2_SPLIT)
+    theirs, _ = saved(plain, tmp_path / "saved")
+    assert theirs.chat_template is None and len(CHAT_TEMPLATES) == 2
+    assert theirs.encode("a<end>") == [97, 256]
+
+
+@pytest.mark.parametrize("pattern", [LLAMA3_PATTERN, SMOLLM_SPLIT, GPT2_SPLIT, r"[\s\S]+"])
+@pytest.mark.parametrize("specials", [{}, {"<a>": 256}, {"<a>": 300, "<b>": 298}], ids=["none", "next", "with a gap"])
+def test_patterns_and_special_ids(tmp_path, pattern, specials):
+    plain = Tokenizer({bytes([byte]): byte for byte in range(256)}, specials, pattern, whole_chunks=False)
+    three = plain, *saved(plain, tmp_path / "saved")
+    for text in ("naïve 12 x", " \n\t", "it's 1,234 ½"):
+        same_ids(three, text)
+    for name, id in specials.items():
+        assert three[1].encode(name) == [id]
+
+
+def test_merges_worked_out_of_ranks():
+    """By hand: every way to cut a token into two tokens, in the order of the tokens; found merges as they are."""
+    ranked = Tokenizer({b"a": 0, b"b": 1, b"ab": 2, b"abb": 3, b"bb": 4}, {})
+    assert merges_of(ranked) == [(b"a", b"b"), (b"a", b"bb"), (b"ab", b"b"), (b"b", b"b")]
+    listed = Tokenizer(ranked.vocab, {}, merges={(b"b", b"b"): 1, (b"a", b"b"): 0})
+    assert merges_of(listed) == [(b"a", b"b"), (b"b", b"b")]
+
+
+@pytest.mark.weights
+def test_real_weights_through_the_folder(tmp_path, ours):
+    model, tokenizer = ours
+    save_hugging_face(model, tokenizer, tmp_path / "saved", dtype=torch.bfloat16, max_shard_bytes=200_000_000)
+    again, again_tokenizer = load(tmp_path / "saved", dtype=torch.bfloat16)
+    for (name, weight), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight.bfloat16(), other), name
+    text = "The lighthouse keeper counted 1,024 steps. Im März schneite es."
+    assert again_tokenizer.encode(text) == tokenizer.encode(text)
+
+
+# Memory
+
+PEAK = """
+import sys, torch, minillama
+from pathlib import Path
+
+def memory(field):
+    return 1024 * int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
+
+def measured(action):
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    result = action()
+    return memory("VmHWM") - before, result
+
+minillama.load(sys.argv[1])  # whatever is imported on first use is imported now
+loaded, (model, _) = measured(lambda: minillama.load(sys.argv[2], dtype=torch.bfloat16))
+sizes = [weight.nbytes for weight in model.parameters()]
+saved, _ = measured(lambda: minillama.save(model, None, sys.argv[3], max_shard_bytes=100_000_000))
+print(loaded, saved, sum(sizes), max(sizes))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux does")
+@pytest.mark.parametrize("tied", [True, False])
+def test_memory_of_reading_and_writing(tmp_path, tied):
+    """Loading peaks at the model and its largest tensor, saving at the largest tensor; 40 MB for all the rest."""
+    sizes = dict(dim=1024, n_heads=16, n_kv_heads=16, head_dim=64, ffn_dim=4096, tied_embeddings=tied)
+    big = tiny_llama(32_000, **sizes).to(torch.bfloat16)
+    save_hugging_face(tiny_llama(), None, tmp_path / "tiny")
+    save_hugging_face(big, None, tmp_path / "big", max_shard_bytes=100_000_000)
+    if tied:  # stored twice: the comparison must not hold both
+        index = json.loads((tmp_path / "big" / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        save_file({"lm_head.weight": big.head.weight.detach()}, tmp_path / "big" / "head.safetensors")
+        index["weight_map"]["lm_head.weight"] = "head.safetensors"
+        (tmp_path / "big" / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    del big
+    command = [sys.executable, "-c", PEAK, *map(str, (tmp_path / "tiny", tmp_path / "big", tmp_path / "again"))]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    loaded, saved, model, largest = map(int, done.stdout.split())
+    assert loaded < 1.1 * (model + largest) + 40e6, (loaded, model, largest)
+    assert saved < 1.1 * largest + 40e6, (saved, largest)
+
+
+def hostile(folder):
+    """For test_hostile.py: a good folder, and {name: path} of all the broken ones above."""
+    good, paths = folder / "good", {}
+    tiny_hugging_face().save_pretrained(good)
+    save_hugging_face(tiny_llama(), trained.__wrapped__(), folder / "ours")
+    whole = dict.fromkeys(load_file(good / "model.safetensors"), "model.safetensors")
+
+    def broken(name, source=good) -> Path:
+        paths[name] = folder / str(len(paths))
+        return shutil.copytree(source, paths[name])
+
+    for name, (change, _) in CONFIGS.items():
+        edit_json(broken(f"config: {name}") / "config.json", change)
+    for name, (changes, _) in INDEXES.items():
+        listed = {tensor: file for tensor, file in (whole | changes).items() if file is not None}
+        index = broken(f"index: {name}") / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": listed}), encoding="utf-8")
+    for name, (change, _) in TENSORS.items():
+        tensors = load_file(good / "model.safetensors")
+        change(tensors)
+        save_file(tensors, broken(f"tensors: {name}") / "model.safetensors")
+    for name, (change, _) in TOKENIZERS.items():
+        edit_json(broken(f"tokenizer: {name}", folder / "ours") / "tokenizer.json", change)
+    for name, content in LARGE.items():
+        for file in ("config.json", "model.safetensors.index.json", "tokenizer.json"):
+            (broken(f"{name} in {file}") / file).write_bytes(content)
+    return good, paths
+
+
+LARGE = {  # as much as a few megabytes can ask for
+    "lists": b'{"a": [' + b"[]," * 5_000_000 + b"[]]}",
+    "objects": b'{"a": [' + b"{}," * 5_000_000 + b"{}]}",
+    "full objects": b'{"a": [' + b'{"a":0},' * 95_000 + b"{}]}",
+    "numbers": b'{"a": [' + b"1234567," * 1_100_000 + b"0]}",
+    "words": b'{"a": [' + b",".join(b'"%d"' % n for n in range(10**6, 10**6 + 1_100_000)) + b"]}",
+    "wide characters": b'{"a": "' + "\U0001f999".encode() * 7_000_000 + b'"}',
+    "nesting": b'{"a": ' + b"[" * 9_000_000,
+    "one number": b'{"a": ' + b"9" * 9_000_000 + b"}",
+    "too large": b'{"a": "' + b"x" * 40_000_000 + b'"}',
+}
