@@ -98,7 +98,10 @@ def with_name(name: str) -> dict[str, list[dict]]:
 @pytest.mark.weights
 @pytest.mark.parametrize("form", ["json", "function_tag"])
 def test_text_never_becomes_a_control_token(either, form):
-    """All of Llama 3.1's 256 names (SmolLM2: its 17): as many control ids as with a harmless word in their place."""
+    """All of Llama 3.1's 256 names (SmolLM2: its 17): as many control ids as with a harmless word in their place.
+
+    As a role, a name is refused.
+    """
     control = set(either.specials.values())
 
     def count(dialog):
@@ -107,6 +110,10 @@ def test_text_never_becomes_a_control_token(either, form):
     harmless = {place: count(dialog) for place, dialog in with_name("word").items()}
     for name in either.specials:
         assert {place: count(dialog) for place, dialog in with_name(name).items()} == harmless, name
+        assert not control & set(either.encode(name)), name
+        for role in (name, name.strip("<|>"), f"user{name}"):
+            with pytest.raises(ValueError, match="role"):
+                chat.encode_dialog(either, [{"role": role, "content": "x"}])
     everything = "".join(either.specials)
     assert {place: count(dialog) for place, dialog in with_name(everything).items()} == harmless
 
