@@ -49,6 +49,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     paths = sys.stdin.read().splitlines()
     load(paths[0])  # a good one: whatever is imported on first use is imported now
+    "".encode("cp437")  # the names in an old zip archive
     sys.addaudithook(watch)
     for path in paths[1:]:
         print(json.dumps(attempt(path)), flush=True)
