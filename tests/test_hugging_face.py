@@ -285,11 +285,15 @@ TOKENIZERS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def trained() -> Tokenizer:
+def train() -> Tokenizer:
     vocab = train_bpe("the cat sat on the mat, that is that " * 3, 290)
     specials = {"<|im_start|>": len(vocab), "<|im_end|>": len(vocab) + 1, "<|begin|>": len(vocab) + 2}
     return Tokenizer(vocab, specials, bos_id=len(vocab) + 2, eos_id=len(vocab) + 1, stop_ids=[len(vocab) + 1])
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    return train()
 
 
 def tiny_llama(vocab_size=310, **changes) -> Llama:
@@ -579,7 +583,7 @@ def hostile(folder):
     """For test_hostile.py: a good folder, and {name: path} of all the broken ones above."""
     good, paths = folder / "good", {}
     tiny_hugging_face().save_pretrained(good)
-    save_hugging_face(tiny_llama(), trained.__wrapped__(), folder / "ours")
+    save_hugging_face(tiny_llama(), train(), folder / "ours")
     whole = dict.fromkeys(load_file(good / "model.safetensors"), "model.safetensors")
 
     def broken(name, source=good) -> Path:
