@@ -5,7 +5,7 @@ from minillama.attention import Attention
 from minillama.checkpoints import CheckpointError
 from minillama.config import LlamaConfig, RopeScaling
 from minillama.feedforward import FeedForward
-from minillama.generation import generate, sample
+from minillama.generation import Statistics, generate, generate_batch, sample
 from minillama.hub import load
 from minillama.hugging_face import save_hugging_face as save
 from minillama.kv_cache import KVCache
@@ -30,5 +30,7 @@ __all__ = [
     "CheckpointError",
     "sample",
     "generate",
+    "generate_batch",
+    "Statistics",
 ]
 __version__ = "0.1.0"

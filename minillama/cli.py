@@ -6,13 +6,12 @@ import json
 import os
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
 from minillama import __version__, chat, hub, verify
 from minillama.checkpoints import CheckpointError
-from minillama.generation import check_settings, generate
+from minillama.generation import Statistics, check_settings, generate
 
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -118,18 +117,12 @@ def run_generate(args) -> int:
         raise ValueError("the prompt is empty")
     model, tokenizer = hub.load(args.model, quantize=args.quantize)
     ids = encode_prompt(tokenizer, prompt, args)
-    times = [time.perf_counter()]
-
-    def timed(stream):
-        for id in stream:
-            times.append(time.perf_counter())
-            yield id
-
-    stream = generate(model, ids, stop_ids=tokenizer.stop_ids, **settings)
-    for text in tokenizer.decode_stream(timed(stream)):
+    stats = Statistics()
+    stream = generate(model, ids, stop_ids=tokenizer.stop_ids, stats=stats, **settings)
+    for text in tokenizer.decode_stream(stream):
         print(text, end="", flush=True)
     print(flush=True)
-    print(figures(model, len(ids), times), file=sys.stderr)
+    print(f"[{sum(p.numel() for p in model.parameters()):,} parameters, {stats}]", file=sys.stderr)
     return 0
 
 
@@ -263,29 +256,6 @@ def load_chat(path: Path, tokenizer) -> list[dict]:
         raise ValueError(f'{path} is no conversation: [{{"role": ..., "content": ...}}, ...]') from None
     print(f"[{len(messages)} messages from {path}]", file=sys.stderr)
     return messages
-
-
-def figures(model, n_prompt: int, times: list[float]) -> str:
-    """One line: size, speed of prompt and answer, peak memory."""
-    parameters = sum(p.numel() for p in model.parameters())
-    parts = [f"{parameters:,} parameters"]
-    if len(times) > 1:
-        parts.append(f"prompt {n_prompt / (times[1] - times[0]):.0f} tokens/s")
-    if len(times) > 2:
-        parts.append(f"answer {(len(times) - 2) / (times[-1] - times[1]):.1f} tokens/s")
-    if peak := peak_memory():
-        parts.append(f"peak memory {peak / 1e9:.2f} GB")
-    return "[" + ", ".join(parts) + "]"
-
-
-def peak_memory() -> int | None:
-    """Most bytes this process ever had in memory, or None where the system does not tell (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def run_verify(args) -> int:

@@ -4,6 +4,9 @@ Written by notebooks/09_generation.ipynb: edit it there.
 """
 
 import math
+import sys
+import time
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 
 import torch
@@ -68,31 +71,89 @@ def is_number(value, kind) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def generate(model: Llama, ids, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=None, stop_ids=()):
+PIECE = 512  # tokens of a prompt that go through the model at once
+
+
+def next_logits(model: Llama, tokens: torch.Tensor, cache: KVCache, count=1) -> torch.Tensor:
+    """Logits at the last `count` of the new tokens: (B, T) -> (B, count, V); of the others only the cache hears.
+
+    A long prompt goes through in pieces, which keeps the (T, S) scores of attention small; count is at most a piece.
+    """
+    for piece in tokens.split(PIECE, dim=1):
+        last = model.hidden(piece, cache)[:, -count:]  # (B, count, D)
+    return model.head(last).float()
+
+
+@dataclass
+class Statistics:
+    """What generating took so far: hand one over as `stats`. Seconds are the model's, not the reader's."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    gains: list[int] = field(default_factory=list)  # ids from each pass after the prompt's
+
+    def add(self, prompt_tokens: int, gain: int, seconds: float) -> None:
+        """Note one pass: over a prompt of so many tokens or, if that is 0, one that gave `gain` ids."""
+        if prompt_tokens:
+            self.prompt_tokens += prompt_tokens
+            self.prompt_seconds += seconds
+        else:
+            self.gains.append(gain)
+            self.decode_seconds += seconds
+
+    def __str__(self):
+        parts = [f"prompt {self.prompt_tokens / self.prompt_seconds:.0f} tokens/s"] if self.prompt_tokens else []
+        parts += [f"answer {sum(self.gains) / self.decode_seconds:.1f} tokens/s"] if self.gains else []
+        return ", ".join(parts + [f"peak memory {peak / 1e9:.2f} GB" for peak in [peak_memory()] if peak])
+
+
+def peak_memory() -> int | None:
+    """Most bytes this process ever had in memory, or None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def generate(
+    model: Llama, ids, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=None, stop_ids=(), stats=None
+):
     """Iterate over up to max_new_tokens ids that continue `ids`, ending before the first of stop_ids.
 
-    Prefill once, then one token a step. The same seed gives the same ids. ValueError, at the call and not at the
-    first token, for settings that have no meaning and for a prompt that is empty, foreign or too long.
+    Prefill once, then one token a step. The same seed gives the same ids. stats: a Statistics to fill on the way.
+    ValueError, at the call and not at the first token, for settings that have no meaning and for a prompt that is
+    empty, foreign or too long.
     """
     check_settings(temperature, top_k, top_p)
     ids = check_request(model.cfg, ids, max_new_tokens, seed)
-    stop_ids, weight = frozenset(stop_ids), model.embedding.weight
-    generator = torch.Generator(weight.device)
-    generator.seed() if seed is None else generator.manual_seed(seed)
+    stop_ids, weight, stats = frozenset(stop_ids), model.norm.weight, stats or Statistics()
+    generator = seeded(seed, weight.device)
 
     def steps():
         cache = KVCache(model.cfg, 1, len(ids) + max_new_tokens, weight.dtype, weight.device)
         tokens = torch.tensor([ids], device=weight.device)  # (1, T): the prompt
-        for _ in range(max_new_tokens):
+        for n in range(max_new_tokens):
+            start = time.perf_counter()
             with torch.inference_mode():
-                last = model.hidden(tokens, cache)[:, -1]  # (1, D): no other position's logits are wanted
-                logits = model.head(last).float()  # (1, V)
+                logits = next_logits(model, tokens, cache)[:, -1]  # (1, V)
                 tokens = sample(logits, temperature, top_k, top_p, generator)[:, None]  # (1, 1): from now on one
-            if (id := tokens.item()) in stop_ids:
+            id = tokens.item()
+            stats.add(0 if n else len(ids), 1, time.perf_counter() - start)
+            if id in stop_ids:
                 return
             yield id
 
     return steps()
+
+
+def seeded(seed, device) -> torch.Generator:
+    """A generator of random numbers that starts at a seed, or anywhere if it is None."""
+    generator = torch.Generator(device)
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    return generator
 
 
 def check_request(cfg, ids, max_new_tokens, seed) -> list[int]:
@@ -110,3 +171,36 @@ def check_request(cfg, ids, max_new_tokens, seed) -> list[int]:
     if seed is not None and (not is_number(seed, Integral) or not 0 <= seed < 2**64):
         raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed!r}")
     return ids
+
+
+@torch.inference_mode()
+def generate_batch(
+    model, prompts, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=None, stop_ids=(), stats=None
+) -> list[list[int]]:
+    """What continues each of several prompts, all in the same passes: a list of ids per prompt.
+
+    Prompt b gets what `generate` gives it alone, with seed + b as its seed. Settings and errors are `generate`'s.
+    """
+    check_settings(temperature, top_k, top_p)
+    prompts = [check_request(model.cfg, ids, max_new_tokens, seed) for ids in prompts]
+    answers, rows = [[] for _ in prompts], list(range(len(prompts)))  # rows: the prompts that go on
+    if not prompts:
+        return answers
+    weight, stats, longest = model.norm.weight, stats or Statistics(), max(map(len, prompts))
+    generators = [seeded(None if seed is None else (seed + b) % 2**64, weight.device) for b in rows]
+    padding = [longest - len(ids) for ids in prompts]
+    cache = KVCache(model.cfg, len(rows), longest + max_new_tokens, weight.dtype, weight.device, padding)
+    tokens = [[0] * n + ids for n, ids in zip(padding, prompts, strict=True)]  # (B, T): filler first
+    for n in range(max_new_tokens):
+        start = time.perf_counter()
+        logits = next_logits(model, torch.tensor(tokens, device=weight.device), cache)  # (B, 1, V)
+        drawn = [sample(logits[i], temperature, top_k, top_p, generators[row]).item() for i, row in enumerate(rows)]
+        stats.add(0 if n else sum(map(len, prompts)), len(rows), time.perf_counter() - start)
+        going = [i for i, id in enumerate(drawn) if id not in stop_ids]
+        if not going:
+            break
+        cache.keep(going)
+        rows, tokens = [rows[i] for i in going], [[drawn[i]] for i in going]  # (B, 1): from now on one
+        for row, (id,) in zip(rows, tokens, strict=True):
+            answers[row].append(id)
+    return answers

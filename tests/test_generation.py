@@ -1,14 +1,18 @@
-"""Sampling against transformers' own filters, and settings that have no meaning."""
+"""Sampling against transformers' own filters, generation against transformers' greedy, batches against it."""
 
 import math
 
 import pytest
 import torch
 from helpers import random_ids, tiny_pair
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import minillama
-from minillama import sample
+from minillama import generation, sample
+from minillama.generation import Statistics, distribution, generate_batch
 
 
 INF, NAN = math.inf, math.nan
@@ -33,6 +37,7 @@ def test_as_transformers_filters(temperature, top_k, top_p):
     if top_p is not None:
         warpers.append(TopPLogitsWarper(top_p))
     wanted = warpers(None, logits).softmax(-1)[0]
+    torch.testing.assert_close(distribution(logits, temperature, top_k, top_p)[0], wanted, atol=1e-6, rtol=0)
     shares = drawn(logits, temperature=temperature, top_k=top_k, top_p=top_p)
     assert (shares[wanted == 0] == 0).all()
     torch.testing.assert_close(shares, wanted, atol=0.03, rtol=0)  # four standard deviations of 4,000 draws
@@ -57,7 +62,8 @@ def test_greedy(settings):
     "settings",
     [dict(temperature=t) for t in (-1.0, NAN, INF)]
     + [dict(temperature=1.0, top_p=p) for p in (-0.1, 1.1, NAN, INF)]
-    + [dict(temperature=1.0, top_k=k) for k in (0, -3)],
+    + [dict(temperature=1.0, top_k=k) for k in (0, -3, 1.5, INF, NAN)]
+    + [dict(temperature="warm"), dict(temperature=True), dict(top_k=True), dict(top_p=False), dict(top_p="all")],
     ids=str,
 )
 def test_settings_without_meaning(settings):
@@ -70,6 +76,17 @@ def test_settings_without_meaning(settings):
 def test_rows_from_which_nothing_can_be_drawn(row, temperature):
     with pytest.raises(ValueError):
         sample(torch.tensor([[0.0, 1.0, 2.0, 3.0], row]), temperature=temperature)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 2, 4), (3, 0)])
+def test_logits_of_another_shape(shape):
+    with pytest.raises(ValueError, match="shape"):
+        sample(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(temperature=1.0, top_k=1), dict(temperature=1.0, top_p=0.0)])
+def test_of_equal_logits_the_lower_id_is_the_greedy_one(settings):
+    assert sample(torch.tensor([[0.0, 2.0, 2.0, 1.0]]), **settings).tolist() == [1]
 
 
 def test_minus_infinity_is_never_drawn():
@@ -101,16 +118,120 @@ def test_stops_before_the_first_stop_id(pair):
     assert list(minillama.generate(pair[1], PROMPT, 30, stop_ids={stop})) == ids[: ids.index(stop)]
 
 
-@pytest.mark.parametrize(
-    "ids, count, settings",
-    [([], 5, {}), (PROMPT, 16_384, {}), (PROMPT, 5, dict(temperature=-1)), (PROMPT, 5, dict(top_k=0)),
-     ([128], 5, {}), ([-1], 5, {}), (PROMPT, -1, {})],
-)  # fmt: skip
-def test_what_cannot_be_generated(pair, ids, count, settings):
+REFUSED = {
+    "no prompt": dict(ids=[]),
+    "longer than the context": dict(max_new_tokens=16_384),
+    "negative temperature": dict(temperature=-1),
+    "top_k 0": dict(top_k=0),
+    "an id too large": dict(ids=[128]),
+    "a negative id": dict(ids=[-1]),
+    "half an id": dict(ids=[1.5]),
+    "fewer than no tokens": dict(max_new_tokens=-1),
+    "half a token": dict(max_new_tokens=1.5),
+    "a negative seed": dict(seed=-1),
+    "a seed in words": dict(seed="one"),
+}
+
+
+@pytest.mark.parametrize("how", [minillama.generate, generate_batch])
+@pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_generated_is_refused_at_the_call(pair, how, request_):
+    settings = {"ids": PROMPT, "max_new_tokens": 5} | request_
+    ids = settings.pop("ids")
     with pytest.raises(ValueError):
-        list(minillama.generate(pair[1], ids, count, **settings))
+        how(pair[1], [PROMPT, ids] if how is generate_batch else ids, **settings)
 
 
 def test_the_context_can_be_filled(tmp_path):
     _, model = tiny_pair(tmp_path, max_position_embeddings=12)
     assert len(list(minillama.generate(model, PROMPT, 5))) == 5
+    assert list(map(len, generate_batch(model, [PROMPT, PROMPT[:2]], 5))) == [5, 5]
+
+
+def test_a_context_without_end_costs_nothing():
+    """A file may claim any length; only what was asked for is allocated, or refused in one line."""
+    model = minillama.Llama(minillama.LlamaConfig(16, 1, 2, 1, 8, 24, 32, max_seq_len=2**60)).eval()
+    assert len(list(minillama.generate(model, [1, 2, 3], 4))) == 4
+    with pytest.raises(ValueError, match="no memory"):
+        next(minillama.generate(model, [1, 2, 3], 2**52))
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 9])
+def test_a_prompt_in_pieces_gives_the_same(pair, monkeypatch, length):
+    """Pieces of 4 tokens: no piece is ever longer, and every end of the last one is right."""
+    prompts = [random_ids(length, seed=1)[0].tolist(), random_ids(9, seed=2)[0].tolist()]
+    whole = [list(minillama.generate(pair[1], ids, 12)) for ids in prompts]
+    seen = []
+    hook = pair[1].embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    monkeypatch.setattr(generation, "PIECE", 4)
+    assert [list(minillama.generate(pair[1], ids, 12)) for ids in prompts] == whole
+    hook.remove()
+    assert max(seen) <= 4
+    assert generate_batch(pair[1], prompts, 12) == whole
+
+
+lengths = st.lists(st.integers(1, 12), min_size=1, max_size=5)
+
+
+@hypothesis_settings(max_examples=15, deadline=None)
+@given(lengths, st.integers(0, 1000), st.booleans())
+def test_a_batch_gives_what_each_prompt_gives_alone(pair, lengths, seed, greedy):
+    """Row b with seed + b; a stop id that some rows meet early, some late and some never."""
+    prompts = [random_ids(n, seed=seed + b)[0].tolist() for b, n in enumerate(lengths)]
+    how = dict(temperature=0.0 if greedy else 1.5, top_k=100, top_p=0.95, stop_ids=range(8))
+    alone = [list(minillama.generate(pair[1], ids, 15, **how, seed=seed + b)) for b, ids in enumerate(prompts)]
+    assert generate_batch(pair[1], prompts, 15, **how, seed=seed) == alone
+
+
+def test_a_batch_of_equal_prompts_draws_different_texts(pair):
+    drawn = generate_batch(pair[1], [PROMPT] * 4, 20, temperature=1.0, seed=2**64 - 2)  # the seeds go round
+    assert len({tuple(ids) for ids in drawn}) == 4
+    assert drawn[2] == list(minillama.generate(pair[1], PROMPT, 20, temperature=1.0, seed=0))
+
+
+def test_rows_that_are_done_cost_nothing(pair):
+    prompts = [random_ids(5, seed=b)[0].tolist() for b in range(3)]
+    alone = [list(minillama.generate(pair[1], ids, 30)) for ids in prompts]
+    stop = next(id for id in alone[0][:5] if id not in alone[1] + alone[2])
+    seen = []
+    hook = pair[1].embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].numel()))
+    answers = generate_batch(pair[1], prompts, 30, stop_ids=[stop])
+    hook.remove()
+    at = alone[0].index(stop)
+    assert answers == [alone[0][:at], alone[1], alone[2]]
+    assert seen == [15] + [3] * at + [2] * (29 - at)
+
+
+def test_no_prompts_and_no_tokens(pair):
+    assert generate_batch(pair[1], []) == []
+    assert generate_batch(pair[1], [PROMPT, PROMPT[:3]], 0) == [[], []]
+    assert list(minillama.generate(pair[1], PROMPT, 0)) == []
+
+
+def test_a_batch_on_real_weights(ours):
+    model, tokenizer = ours
+    texts = ["The capital of France is", "Once upon a time there was a king who", "2, 4, 6,"]
+    prompts = [tokenizer.encode(text) for text in texts]
+    alone = [list(minillama.generate(model, ids, 24)) for ids in prompts]
+    assert generate_batch(model, prompts, 24) == alone
+
+
+def test_statistics_count_what_went_through(pair):
+    stats = Statistics()
+    list(minillama.generate(pair[1], PROMPT, 10, stats=stats))
+    assert stats.prompt_tokens == len(PROMPT) and stats.gains == [1] * 9
+    assert stats.prompt_seconds > 0 < stats.decode_seconds
+    generate_batch(pair[1], [PROMPT, PROMPT[:3]], 10, stats=stats)  # they add up over calls
+    assert stats.prompt_tokens == 2 * len(PROMPT) + 3 and stats.gains == [1] * 9 + [2] * 9
+    assert "prompt " in str(stats) and "answer " in str(stats)
+    assert "tokens/s" not in str(Statistics())
+
+
+def test_statistics_do_not_count_the_reader(pair, monkeypatch):
+    """A clock that stands still but while the reader reads."""
+    now = [0.0]
+    monkeypatch.setattr(generation.time, "perf_counter", lambda: now[0])
+    stats = Statistics()
+    for _ in minillama.generate(pair[1], PROMPT, 5, stats=stats):
+        now[0] += 1.0
+    assert now == [5.0] and stats.prompt_seconds == stats.decode_seconds == 0.0

@@ -271,6 +271,31 @@ def intensity(tokens, flops_per_byte, balance):
     )
 
 
+def batch(prompts, answers):
+    """The rows of a batch: filler, prompt and answer in the slots of the cache; lengths of prompts and answers."""
+    fig, ax = new(7.2, 2.3)
+    longest = max(prompts)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        for start, width, colour in (
+            (0, longest - prompt, "#dddddd"), (longest - prompt, prompt, COLOURS["S"]), (longest, answer, COLOURS["T"])
+        ):  # fmt: skip
+            ax.barh([row], [width], left=[start], height=0.8, color=colour)
+        if answer < max(answers):
+            ax.text(longest + answer + 0.5, row, "done", va="center", fontsize=8, color="#666666")
+    for label, colour in (("filler", "#dddddd"), ("prompt", COLOURS["S"]), ("answer", COLOURS["T"])):
+        ax.barh([0], [0], color=colour, label=label)
+    ax.axvline(longest, color="#222222", linewidth=1)
+    ax.set(xlabel="slot of the cache", ylabel="row", yticks=range(len(prompts)), ylim=(len(prompts) - 0.4, -0.6))
+    ax.set(xlim=(0, longest + max(answers) + 4))
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1.0), frameon=False)
+    show(
+        fig,
+        f"Rows of a batch as bars: filler of different widths in front, then the prompts, which all end at slot {longest}, "
+        "then answers of different lengths, after which a row has left the batch.",
+    )
+
+
 def diversity(temperatures, curves, written):
     """Share of distinct trigrams and mean log-probability against temperature; curves: {label: (shares, means)}."""
     fig, (left, right) = new(7.4, 2.9, columns=2)
