@@ -41,6 +41,9 @@ def cut_along(name: str, shape: tuple[int, ...], dim: int) -> int | None:
     return 1 if name.endswith(("wo.weight", "down.weight")) else 0
 
 
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
 def join(name: str, pieces: list[StoredTensor], along: int | None) -> StoredTensor:
     """The tensor whose pieces lie in one file each; CheckpointError for pieces that cannot belong together."""
     shape = list(pieces[0].shape)
@@ -58,12 +61,9 @@ def join(name: str, pieces: list[StoredTensor], along: int | None) -> StoredTens
 
 def read_joined(pieces: list[StoredTensor], shape: tuple[int, ...], along: int) -> torch.Tensor:
     """The whole matrix, with no more than one piece beside it in memory."""
-    whole = None
-    for rank, stored in enumerate(pieces):
-        piece = stored.read()
-        whole = torch.empty(shape, dtype=piece.dtype) if whole is None else whole
-        whole.chunk(len(pieces), along)[rank].copy_(piece)
-        del piece  # before the next one is read
+    whole = torch.empty(shape, dtype=DTYPES[pieces[0].kind])
+    for stored, place in zip(pieces, whole.chunk(len(pieces), along), strict=True):
+        place.copy_(stored.read())
     return whole
 
 
