@@ -241,7 +241,8 @@ def inside(folder: Path, name: str) -> Path:
     """The file of that plain name, which must lie in the folder (or in the blobs of a Hugging Face cache)."""
     plain = isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,200}", name)
     home, path = (Path(os.path.realpath(p)) for p in (folder, folder / (name if plain else "")))
-    allowed = {home} | ({home.parent.parent / "blobs"} if home.parent.name == "snapshots" else set())
+    snapshots = [up.parent for up in (home, home.parent) if up.parent.name == "snapshots"]  # or a folder in one
+    allowed = {home, *(snapshot.parent / "blobs" for snapshot in snapshots)}
     if not plain or path.parent not in allowed:
         raise CheckpointError(f"only files inside the folder are read, not {name!r}")
     return path

@@ -355,6 +355,17 @@ def test_both_descriptions_in_one_folder(tmp_path):
     assert load(tmp_path / "original")[0].cfg.dim == 32
 
 
+def test_a_folder_in_the_cache_of_hugging_face(tmp_path):
+    """snapshots/COMMIT/original holds links to blobs, three folders up."""
+    save_meta(model := random_model(), None, tmp_path / "x", 2)
+    (tmp_path / "blobs").mkdir()
+    (original := tmp_path / "snapshots" / "abc" / "original").mkdir(parents=True)
+    for i, path in enumerate((tmp_path / "x").iterdir()):
+        path.rename(tmp_path / "blobs" / str(i))
+        (original / path.name).symlink_to(f"../../../blobs/{i}")
+    assert torch.equal(load(original)[0].norm.weight, model.norm.weight)
+
+
 def test_the_tokenizer_of_llama_2_is_left_alone(tmp_path):
     save_meta(random_model(), None, tmp_path / "x")
     (tmp_path / "x" / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
