@@ -1,4 +1,4 @@
-"""The command line: fetch, generate, chat, verify. A mistake is one line and exit code 2, never a traceback."""
+"""The command line: fetch, generate, chat, verify, convert. Mistakes are one line and exit code 2, no traceback."""
 
 import argparse
 import contextlib
@@ -9,11 +9,16 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from minillama import __version__, chat, hub, verify
+import torch
+
+from minillama import __version__, chat, hub, repository, verify
 from minillama.checkpoints import CheckpointError
 from minillama.generation import Statistics, check_settings, generate
+from minillama.hugging_face import save_hugging_face
+from minillama.meta import save_meta
 
 
+DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_PROMPT = "Explain in three sentences why the sky is blue."
 EXAMPLES = """examples:
@@ -61,11 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"minillama {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    fetch = commands.add_parser("fetch", help="fetch real weights or a vocabulary by name, once")
-    fetch.add_argument("name", help=" or ".join([*hub.ARTEFACTS, "all"]))
-    fetch.set_defaults(run=run_fetch)
-
+    add_file_commands(commands)
     gen = commands.add_parser(
         "generate", help="answer a prompt, token by token", epilog=EXAMPLES, formatter_class=raw,
         description="Answer a prompt. The answer goes to standard output, everything else to standard error.",
@@ -86,16 +87,37 @@ def build_parser() -> argparse.ArgumentParser:
         each.add_argument("--top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
         each.add_argument("--top-p", type=float, metavar="P", help="draw only from the likeliest tokens that reach P")
         each.add_argument("--seed", type=int, help="the same seed draws the same tokens")
+    return parser
+
+
+def add_file_commands(commands) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    fetch = commands.add_parser(
+        "fetch", help="fetch real weights or a vocabulary by name, once", epilog=repository.HELP, formatter_class=raw
+    )
+    fetch.add_argument("name", help=", ".join([*hub.ARTEFACTS, "all (both)", "or ORG/NAME at Hugging Face"]))
+    fetch.set_defaults(run=run_fetch)
 
     check = commands.add_parser("verify", help="check a checkpoint, and compare it with Meta's code and transformers")
     check.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
     check.set_defaults(run=run_verify)
-    return parser
+
+    change = commands.add_parser(
+        "convert", help="write any checkpoint as a folder that others read",
+        description="Write a checkpoint as a folder of Hugging Face's form, which most programs read, or of Meta's. "
+        "An older checkpoint there is replaced when the new one is complete; a folder with other files is left alone.",
+    )  # fmt: skip
+    change.add_argument("source", help="a name, a .gguf file or a folder")
+    change.add_argument("folder", help="where to write")
+    change.add_argument("--format", choices=["hugging-face", "meta"], default="hugging-face", help="(%(default)s)")
+    change.add_argument("--dtype", choices=DTYPES, help="of the numbers (the source's; float32 if it is quantized)")
+    change.set_defaults(run=run_convert)
 
 
 def run_fetch(args) -> int:
     for name in hub.ARTEFACTS if args.name == "all" else [args.name]:
-        print(f"{name}: {hub.fetch(name)} ({hub.known(name).licence})")
+        path = hub.fetch(name)
+        print(f"{name}: {path}" + (f" ({hub.ARTEFACTS[name].licence})" if name in hub.ARTEFACTS else ""))
     return 0
 
 
@@ -260,3 +282,13 @@ def load_chat(path: Path, tokenizer) -> list[dict]:
 
 def run_verify(args) -> int:
     return verify.verify(args.model)
+
+
+def run_convert(args) -> int:
+    model, tokenizer = hub.load(args.source, dtype=getattr(torch, args.dtype) if args.dtype else None)
+    save = save_meta if args.format == "meta" else save_hugging_face
+    save(model, tokenizer, args.folder)
+    count, dtype = sum(p.numel() for p in model.parameters()), model.norm.weight.dtype
+    without = "" if tokenizer else ", and no tokenizer, as the source has none"
+    print(f"{args.folder}: {count:,} parameters in {str(dtype).removeprefix('torch.')}{without}")
+    return 0

