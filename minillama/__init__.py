@@ -11,6 +11,7 @@ from minillama.hugging_face import save_hugging_face as save
 from minillama.kv_cache import KVCache
 from minillama.model import Block, Llama
 from minillama.rmsnorm import RMSNorm
+from minillama.speculation import speculate
 from minillama.tokenizer import Tokenizer
 
 
@@ -31,6 +32,7 @@ __all__ = [
     "sample",
     "generate",
     "generate_batch",
+    "speculate",
     "Statistics",
 ]
 __version__ = "0.1.0"
