@@ -112,6 +112,16 @@ def test_a_seed_gives_the_same_ids(pair):
     assert first == second != other
 
 
+@pytest.mark.parametrize("how", [minillama.generate, minillama.speculate])
+def test_ids_are_made_when_they_are_asked_for_and_the_mode_is_left_as_it_was(pair, how):
+    ids, seen = how(pair[1], PROMPT, 30), []
+    hook = pair[1].embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    for passes in ([7], [7, 1]):
+        next(ids)
+        assert seen == passes and not torch.is_inference_mode_enabled()
+    hook.remove()
+
+
 def test_stops_before_the_first_stop_id(pair):
     ids = list(minillama.generate(pair[1], PROMPT, 30))
     stop = ids[10]
