@@ -16,9 +16,11 @@ from minillama.checkpoints import CheckpointError
 from minillama.generation import Statistics, check_settings, generate
 from minillama.hugging_face import save_hugging_face
 from minillama.meta import save_meta
+from minillama.model import Llama
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+LEVELS = {"block": True, "max": "max"}
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_PROMPT = "Explain in three sentences why the sky is blue."
 EXAMPLES = """examples:
@@ -82,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     for each in (gen, talk):
         each.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
         each.add_argument("--quantize", choices=hub.QUANTIZE, help="keep the weights in 8 or 4 bits (CPU)")
+        each.add_argument("--compiled", choices=LEVELS, help="compile one block, or everything (max), once, for speed")
         each.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="stop after N (%(default)s)")
         each.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
         each.add_argument("--top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
@@ -137,14 +140,16 @@ def run_generate(args) -> int:
     prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
     if not prompt.strip():
         raise ValueError("the prompt is empty")
-    model, tokenizer = hub.load(args.model, quantize=args.quantize)
+    model, tokenizer = hub.load(args.model, quantize=args.quantize, compiled=LEVELS.get(args.compiled, False))
     ids = encode_prompt(tokenizer, prompt, args)
     stats = Statistics()
     stream = generate(model, ids, stop_ids=tokenizer.stop_ids, stats=stats, **settings)
     for text in tokenizer.decode_stream(stream):
         print(text, end="", flush=True)
     print(flush=True)
-    print(f"[{sum(p.numel() for p in model.parameters()):,} parameters, {stats}]", file=sys.stderr)
+    with torch.device("meta"):  # quantized layers have no parameters to count
+        count = sum(p.numel() for p in Llama(model.cfg).parameters())
+    print(f"[{count:,} parameters, {stats}]", file=sys.stderr)
     return 0
 
 
@@ -165,7 +170,7 @@ def made_for_chat(tokenizer) -> bool:
 
 def run_chat(args) -> int:
     settings = sampling(args)
-    model, tokenizer = hub.load(args.model, quantize=args.quantize)
+    model, tokenizer = hub.load(args.model, quantize=args.quantize, compiled=LEVELS.get(args.compiled, False))
     if not made_for_chat(tokenizer):
         raise CheckpointError(f"{args.model} was not made for chat")
     if args.tools and "<|python_tag|>" not in tokenizer.specials:

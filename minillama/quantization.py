@@ -105,7 +105,7 @@ class Int4Linear(nn.Module):
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """The kernel that reads four bits per weight: (M, C) -> (M, N), bfloat16"""
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales.contiguous())
         return y[:, : self.out_features]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
