@@ -36,15 +36,22 @@ def from_levels(levels: torch.Tensor, step: torch.Tensor, low: torch.Tensor) -> 
 FEW = 16  # rows up to which reading the weights takes longer than the products do
 
 
+def to_int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of weights (n, C) -> levels -127..127 (n, C) int8 and a step for each row (n,) bfloat16"""
+    step = (rows.float().abs().amax(1).clamp(min=1e-8) / 127).bfloat16()
+    levels = (rows / step.float().unsqueeze(1)).round().clamp(-127, 127)  # subtle: on the rounded step's grid
+    return levels.to(torch.int8), step
+
+
 class Int8Linear(nn.Module):
     """x (..., C) -> (..., N) with weights of 8 bits: levels (N, C) int8 and one step a row (N,). CPU only."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        step = (weight.float().abs().amax(1).clamp(min=1e-8) / 127).bfloat16()
-        levels = (weight / step.float().unsqueeze(1)).round().clamp(-127, 127)  # subtle: on the rounded step's grid
-        self.register_buffer("levels", levels.to(torch.int8))
+        parts = [to_int8(rows) for rows in weight.split(4096)]  # in pieces: a large head has no room for a second one
+        levels, step = (torch.cat(each) for each in zip(*parts, strict=True))
+        self.register_buffer("levels", levels)
         self.register_buffer("step", step)
 
     @property

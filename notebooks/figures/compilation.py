@@ -34,3 +34,28 @@ def operations(before, after):
         f"Operations per layer and token. One by one: {', '.join(f'{n:.0f} {k}' for k, n in before.items())}. "
         f"Compiled: about {count:.0f} calls from Python.",
     )
+
+
+def speed(result, names):
+    """Tokens a second over the length of the past, beside what memory allows for the first engine's bytes."""
+    fig, ax = new(6.8, 3.6)
+    colours = (NEUTRAL, RIGHT, "#009E73", WRONG, "#CC79A7")
+    for name, colour in zip(names, colours, strict=True):
+        decode = result["engines"][name]["decode"]
+        ax.plot([int(n) for n in decode], decode.values(), "o-", color=colour, markersize=4, label=name)
+    row = result["engines"][names[0]]
+    contexts = [int(n) for n in row["decode"]]
+    ceiling = [result["roofline"] / (row["bytes"] + n * row["bytes_per_slot"]) for n in contexts]
+    ax.plot(contexts, ceiling, ":", color="#444444", label="what memory allows, int4")
+    ax.set(xscale="log", yscale="log", xlabel="tokens in the past", ylabel="tokens a second")
+    ax.set_xticks(contexts, [f"{n:,}" for n in contexts])
+    ax.set_yticks([5, 10, 20, 50, 100, 200, 300], ["5", "10", "20", "50", "100", "200", "300"])
+    ax.minorticks_off()
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    at = {name: result["engines"][name]["decode"] for name in names}
+    first, last = str(contexts[0]), str(contexts[-1])
+    lines = "; ".join(f"{name} from {d[first]:.0f} to {d[last]:.0f}" for name, d in at.items())
+    show(
+        fig,
+        f"Tokens a second as the past grows from {first} to {last} tokens: {lines}. Memory allows {ceiling[0]:.0f} to {ceiling[-1]:.0f}.",
+    )
