@@ -95,7 +95,8 @@ class LlamaCpp:
         self.model = llama_cpp.Llama(
             str(path), n_ctx=8192, n_threads=threads, n_threads_batch=threads, n_batch=512, verbose=False
         )
-        self.bytes, self.bytes_per_slot = path.stat().st_size, 2 * 30 * 3 * 64 * 2
+        cfg = hub.open_checkpoint(path).cfg
+        self.bytes, self.bytes_per_slot = path.stat().st_size, 2 * 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim
         self.model.eval(self.model.tokenize(TEXT.encode() * 500)[:longest])
         self.full = self.model.save_state()
 

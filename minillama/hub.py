@@ -271,7 +271,12 @@ def waiting(text: str):
     """A line on standard error that counts the seconds, from the second second on, while something takes its time."""
     done = threading.Event()
     with tqdm(bar_format=f"{text}: {{elapsed}}", leave=False, delay=1, file=sys.stderr) as line:
-        clock = threading.Thread(target=lambda: [line.update() for _ in iter(lambda: done.wait(1), True)], daemon=True)
+
+        def tick():
+            while not done.wait(1):
+                line.update()
+
+        clock = threading.Thread(target=tick, daemon=True)
         clock.start()
         try:
             yield
