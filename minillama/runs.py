@@ -1,0 +1,130 @@
+"""The files of a training run: metrics.csv, and state.pt, from which it goes on as if nothing had happened."""
+
+import csv
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minillama.atomic import flush
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on: one line that says at which step, why, and what is kept."""
+
+
+def fingerprint(*tensors: torch.Tensor) -> str:
+    """A short name of what tensors hold."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put a file there whole or not at all: a kill, or a full disk, leaves the old one. OSError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        flush(partial)
+        os.replace(partial, path)
+        flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Run:
+    """The files of a run: state.pt, from which it goes on, and metrics.csv, a row per step."""
+
+    COLUMNS = ("step", "loss", "lr", "gradient_norm", "tokens_per_second", "validation_loss")
+
+    def __init__(self, folder, about: dict):
+        """about: what must not change while the run goes on; folder: None keeps nothing."""
+        self.folder, self.rows, self.saved = Path(folder) if folder else None, [], 0  # saved: steps in state.pt
+        self.about = {name: str(value) for name, value in about.items()}
+
+    def resume(self, parameters: dict[str, nn.Parameter], optimizer) -> int:
+        """Take up the run that the folder holds; the number of steps done. TrainingError if it is another one."""
+        if self.folder is None:
+            return 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "state.pt"
+        if path.exists():
+            try:
+                state = torch.load(path, weights_only=True, map_location="cpu")
+                self.compare(state["about"])
+                self.saved = fill(parameters, optimizer, state)
+            except TrainingError:
+                raise
+            except Exception as error:  # subtle: a damaged file can raise nearly anything
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise TrainingError(f"{path} cannot be used ({reason}): move it away to start anew") from None
+        self.rows = [row for row in read_metrics(self.folder / "metrics.csv") if int(row["step"]) < self.saved]
+        write_whole(self.folder / "metrics.csv", as_csv(self.COLUMNS, self.rows))
+        return self.saved
+
+    def compare(self, about: dict) -> None:
+        """TrainingError if the folder's run had other settings or other data."""
+        for name, now in self.about.items():
+            if (before := about[name]) != now:
+                raise TrainingError(
+                    f"{self.folder} holds a run with {name} {before}, and now it is {now}: choose another folder"
+                )
+
+    def note(self, row: dict) -> None:
+        """Add a row to the metrics."""
+        self.rows.append(row)
+        if self.folder:
+            with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self.COLUMNS).writerow(row)
+
+    def save(self, parameters: dict[str, nn.Parameter], optimizer, steps: int) -> None:
+        """Keep everything that the next step needs. TrainingError if the disk refuses; the older state stays."""
+        if self.folder is None:
+            return
+        moments = {name: [optimizer.state[p][key] for key in MOMENTS] for name, p in parameters.items()}
+        weights, content = {name: p.detach() for name, p in parameters.items()}, io.BytesIO()
+        torch.save({"about": self.about, "steps": steps, "parameters": weights, "moments": moments}, content)
+        try:
+            write_whole(self.folder / "state.pt", content.getvalue())
+        except OSError as error:
+            kept = f"the state after step {self.saved} is kept" if self.saved else "there is no older one"
+            raise TrainingError(f"the state after step {steps} cannot be saved ({error.strerror}); {kept}") from None
+        self.saved = steps
+
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's memory of a parameter
+
+
+def fill(parameters: dict[str, nn.Parameter], optimizer, state: dict) -> int:
+    """Weights and moments of a saved state into model and optimizer; the number of steps done. ValueError."""
+    if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in state["parameters"].items()}:
+        raise ValueError("it belongs to a model of another shape")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(state["parameters"][name])
+        kept = zip(MOMENTS, state["moments"][name], strict=True)
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept}
+    return state["steps"]
+
+
+def as_csv(columns, rows: list[dict]) -> bytes:
+    """Rows below a line with the names of the columns."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.csv as numbers, None where nothing was measured; what a kill cut short is left out."""
+    if not Path(path).exists():
+        return []
+    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+    number = {"step": int}
+    return [{key: number.get(key, float)(text) if text else None for key, text in row.items()} for row in rows]

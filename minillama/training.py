@@ -1,0 +1,193 @@
+"""Pretraining: from random numbers to a model.
+
+Written by notebooks/13_pretraining.ipynb: edit it there.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from minillama.attention import causal_mask
+from minillama.model import Llama
+from minillama.rope import rope_table
+from minillama.runs import Run, TrainingError
+
+
+IGNORE = -100  # a target that asks for nothing
+
+
+def pack(documents: list[list[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Documents' ids one behind the other, cut into rows: twice (N, length + 1) int64, ids and document numbers.
+
+    The last id of a row is the first of the next one, so that every id but the first is a target once. What does not
+    fill a row at the end is left out; ValueError if that is everything.
+    """
+    ids = torch.tensor([id for document in documents for id in document])
+    numbers = torch.arange(len(documents)).repeat_interleave(torch.tensor([len(document) for document in documents]))
+    if len(ids) <= length:
+        raise ValueError(f"{len(ids)} ids do not fill a row of {length} and its last target")
+    return ids.unfold(0, length + 1, length), numbers.unfold(0, length + 1, length)
+
+
+def shift(rows: torch.Tensor, documents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What goes in, what should come out, and the document of each: rows (B, T + 1) -> three of (B, T).
+
+    The first id of a document is nobody's target: nothing before it belongs to it.
+    """
+    same = documents[:, 1:] == documents[:, :-1]
+    return rows[:, :-1], rows[:, 1:].masked_fill(~same, IGNORE), documents[:, :-1]
+
+
+def document_mask(documents: torch.Tensor) -> torch.Tensor:
+    """True where a query may look: back, and within its own document. (B, T) -> (B, 1, T, T)"""
+    same = documents.unsqueeze(2) == documents.unsqueeze(1)  # (B, T, T)
+    return (same & causal_mask(*same.shape[1:], same.device)).unsqueeze(1)
+
+
+def document_positions(documents: torch.Tensor) -> torch.Tensor:
+    """How far each token stands behind the first one of its document in the row: (B, T) -> (B, T)"""
+    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    fresh = torch.ones_like(documents, dtype=torch.bool)
+    fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - (places * fresh).cummax(dim=1).values
+
+
+def logits(model: Llama, tokens: torch.Tensor, documents: torch.Tensor, recompute: bool = False) -> torch.Tensor:
+    """The model on rows of packed documents, none of which sees another: twice (B, T) -> (B, T, V) float32
+
+    recompute: keep only each block's input for the way back and compute the rest again (activation checkpointing).
+    """
+    rope = rope_table(model.cfg, document_positions(documents).unsqueeze(1))  # (B, 1, T, W/2) each
+    mask, x = document_mask(documents), model.embedding(tokens)
+    for block in model.blocks:
+        x = checkpoint(block, x, rope, mask, use_reentrant=False) if recompute else block(x, rope, mask)
+    return model.head(model.norm(x)).float()
+
+
+def token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats over the targets that are not -100: (B, T, V), (B, T) -> ()"""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run but the model and the data; ValueError for what cannot be meant.
+
+    warmup, save_every, eval_every: in steps. floor: the last learning rate as a share of the peak. clip: the largest
+    norm of a gradient. accumulate: batches per step. dtype: of the products, "float32" or "bfloat16".
+    """
+
+    steps: int = 1000
+    peak_lr: float = 3e-3
+    warmup: int = 100
+    floor: float = 0.1
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    accumulate: int = 1
+    dtype: str = "float32"
+    compiled: bool = False
+    seed: int = 0
+    save_every: int = 200
+    eval_every: int = 200
+
+    def __post_init__(self):
+        for name in ("steps", "accumulate", "save_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)!r}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
+        if not (0 < self.peak_lr < math.inf and 0 < self.clip and 0 <= self.floor <= 1 and 0 <= self.warmup):
+            raise ValueError("peak_lr and clip must be positive, floor from 0 to 1, warmup 0 or more")
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """Up along a line to the peak, then down along half a cosine to floor times the peak. Steps count from 0."""
+    if step < settings.warmup:
+        return settings.peak_lr * (step + 1) / settings.warmup
+    way = (step - settings.warmup) / max(1, settings.steps - 1 - settings.warmup)  # 0 at the peak, 1 at the last step
+    share = settings.floor + (1 - settings.floor) * (1 + math.cos(math.pi * way)) / 2
+    return settings.peak_lr * share
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that have gradients, by name; a shared one once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adamw(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
+    parameters = trainable(model).values()
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.peak_lr, betas=settings.betas, fused=True)
+
+
+def train_step(model, loss_of, batches, optimizer, settings: Settings, lr: float) -> tuple[float, float]:
+    """One change of the weights: (loss, norm of the gradient before clipping); unless one of them is not finite."""
+    parameters, total = list(trainable(model).values()), 0.0
+    device = parameters[0].device.type
+    for batch in batches:
+        with torch.autocast(device, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+            loss = loss_of(model, batch) / len(batches)
+        loss.backward()
+        total += loss.item()
+    norm = nn.utils.clip_grad_norm_(parameters, settings.clip).item()
+    if math.isfinite(total) and math.isfinite(norm):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    optimizer.zero_grad()
+    return total, norm
+
+
+def fit(model, loss_of, batch_at, settings: Settings, folder=None, validate=None, progress=True, data="") -> list[dict]:
+    """Train the parameters that require gradients, in place; returns a row of metrics per step.
+
+    loss_of(model, batch) -> scalar. batch_at(i) -> the i-th batch, a function of i alone (that makes a resumed run
+    exact); `accumulate` of them make a step, whose loss is the mean of theirs. Tokens are counted in a batch's first
+    tensor. validate(model) -> loss on text held back. progress: True for a bar, or a function that is given each row.
+    folder: keeps state.pt and metrics.csv, and goes on from there. data: a fingerprint of what batch_at gives, noticed
+    if it changes between. TrainingError if the loss or a gradient is not finite; the last state saved is kept.
+    """
+    optimizer, run = adamw(model, settings), Run(folder, asdict(settings) | {"data": data})
+    first, n = run.resume(trainable(model), optimizer), settings.accumulate
+    compute = torch.compile(loss_of) if settings.compiled else loss_of
+    model.train()
+    bar = tqdm(total=settings.steps, initial=first, unit="step", disable=None if progress is True else True)
+    with bar, torch.random.fork_rng():
+        for step in range(first, settings.steps):
+            start, lr = time.perf_counter(), learning_rate(step, settings)
+            torch.manual_seed(settings.seed * settings.steps + step)  # what a step draws depends on the step alone
+            batches = [batch_at(step * n + i) for i in range(n)]
+            loss, norm = train_step(model, compute, batches, optimizer, settings, lr)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                kept = f"the state after step {run.saved} is kept" if run.saved else "no state was saved yet"
+                raise TrainingError(
+                    f"step {step}: the loss is {loss}, its gradient {norm}; {kept}. Try a lower peak_lr"
+                )
+            tokens = sum(next(iter(batch)).numel() for batch in batches)
+            row = dict(
+                zip(Run.COLUMNS, (step, loss, lr, norm, tokens / (time.perf_counter() - start), None), strict=True)
+            )
+            last = step + 1 == settings.steps
+            if validate and (last or (step + 1) % settings.eval_every == 0):
+                with torch.no_grad():
+                    row["validation_loss"] = float(validate(model))
+            run.note(row)
+            if last or (step + 1) % settings.save_every == 0:
+                run.save(trainable(model), optimizer, step + 1)
+            bar.update()
+            bar.set_postfix_str(f"loss {loss:.3f}, {row['tokens_per_second']:,.0f} tokens/s", refresh=False)
+            if callable(progress):
+                progress(row)
+    model.eval()
+    return run.rows
