@@ -54,7 +54,11 @@ class Attention(nn.Module):
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        return self.wo(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.wo(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def attend(self, q, k, v, mask):
+        """A method, so that a layer can be given another way of attending."""
+        return attend(q, k, v, mask)
 
     def split_heads(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, heads * W) -> (B, heads, T, W)"""
