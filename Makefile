@@ -26,12 +26,14 @@ demo: .venv/core  ## fetch real weights and answer PROMPT
 	@$(BIN)/python -m minillama generate -- "$$PROMPT"
 	@echo 'Next: `make lab` opens chapter 0, where a sentence goes through the model step by step.'
 
+TWO := -n 2 --dist loadfile# files side by side, one thread each: small matrices gain nothing from a second one
+test: export OMP_NUM_THREADS = 1
 test: .venv/test  ## ruff, exporter, pytest, then every notebook re-run and compared
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m course.export --check
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=120 notebooks
+	$(BIN)/python -m pytest $(TWO)
+	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=120 notebooks $(TWO)
 
 lab: .venv/test  ## JupyterLab on chapter 0
 	$(BIN)/jupyter lab notebooks/00_the_whole_llama.ipynb

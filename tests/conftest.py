@@ -62,3 +62,13 @@ def golden():
     """What Meta's own code computed, by name; data/golden/make_meta_logits.py made it."""
     with np.load(GOLDEN / "meta_smollm2.npz") as smollm2, np.load(GOLDEN / "meta_llama31.npz") as llama31:
         return dict(smollm2) | dict(llama31)
+
+
+@pytest.fixture(scope="session")
+def meta_logits(smollm2_gguf, golden):
+    """Meta's logits (T, V) from its hidden states and the embedding as the gguf package reads it."""
+    import gguf
+
+    tensor = next(t for t in smollm2_gguf.tensors if t.name == "token_embd.weight")
+    embedding = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+    return golden["hidden"].astype(np.float64) @ embedding.T

@@ -235,7 +235,7 @@ def test_a_malformed_call_is_reported_and_kept(toy, text, words):
         {"name": "f", "arguments": {"x": float("nan")}},
         {"name": "f", "arguments": {"x": (1, 2)}},
         {"name": "f", "arguments": {1: 2}},
-        {"name": "f", "arguments": {"x": object()}},
+        {"name": "f", "arguments": {"x": object}},
         {"name": "f", "arguments": None},
         {"name": "f"},
         {"name": None, "arguments": {}},

@@ -379,7 +379,7 @@ def test_files_that_do_not_fit(tmp_path, change, changes, message):
     refused(write_case(tmp_path / "tiny.gguf", change, changes), message)
 
 
-@pytest.mark.parametrize("name", FINE)
+@pytest.mark.parametrize("name", sorted(FINE))
 def test_sizes_that_mean_something(tmp_path, name):
     key, how = name.split(" ", 1)
     if how == "missing" and key == "llama.attention.head_count_kv":

@@ -5,7 +5,6 @@
 
 import importlib.util
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -28,14 +27,6 @@ def largest_difference(what: str, a, b) -> float:
 def our_logits(ours, golden):
     with torch.inference_mode():
         return ours[0](torch.from_numpy(golden["ids"]).long()[None])[0].numpy()
-
-
-@pytest.fixture(scope="module")
-def meta_logits(smollm2_gguf, golden):
-    """Meta's logits (T, V) from its hidden states and the embedding as the gguf package reads it."""
-    tensor = next(t for t in smollm2_gguf.tensors if t.name == "token_embd.weight")
-    embedding = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
-    return golden["hidden"].astype(np.float64) @ embedding.T
 
 
 @pytest.mark.weights

@@ -182,7 +182,8 @@ def test_unknown(server, capfd):
     one_line(capfd, "Hugging Face has no such repository; check the name, or `hf auth login` if it is a private one")
 
 
-def test_no_network(server, capfd):
+def test_no_network(server, capfd, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub would try for twenty seconds
     server.shutdown()
     server.server_close()
     one_line(capfd, "Hugging Face cannot be reached (ConnectError)")
