@@ -1,0 +1,299 @@
+"""11a. CUDA: a thousand threads and one text.
+
+Written by notebooks/11a_cuda.ipynb: edit it there.
+"""
+
+import ctypes
+import ctypes.util
+import importlib.util
+import math
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from minillama.rope import apply_rope
+
+
+NUMBERS = r"""
+struct bf16 { unsigned short bits; };
+struct f16 { unsigned short bits; };
+
+__device__ float to_float(float x) { return x; }
+__device__ float to_float(bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }
+__device__ float to_float(f16 x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }
+
+// two numbers, rounded to the nearest, in one register
+template <typename N> __device__ unsigned pair(float low, float high);
+template <> __device__ unsigned pair<bf16>(float low, float high) {
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+template <> __device__ unsigned pair<f16>(float low, float high) {
+    unsigned both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+__device__ void store(float *to, float x) { *to = x; }
+template <typename N> __device__ void store(N *to, float x) { to->bits = (unsigned short)pair<N>(x, 0); }
+"""
+C_NAMES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "float"}
+
+
+SWIGLU = r"""
+struct Problem { const void *gate, *up; void *out; long long n; };
+
+template <typename N> __device__ void swiglu(const Problem &p) {
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= p.n) return;
+    float gate = to_float(((const N *)p.gate)[i]), up = to_float(((const N *)p.up)[i]);
+    N rounded;                                     // as in PyTorch, where silu is an operation of its own
+    store(&rounded, gate / (1 + expf(-gate)));
+    store((N *)p.out + i, to_float(rounded) * up);
+}
+"""
+
+
+LANES = r"""
+__device__ float over_lanes_sum(float x, int lanes) {
+    for (int step = lanes / 2; step; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+}
+__device__ float over_lanes_max(float x, int lanes) {
+    for (int step = lanes / 2; step; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    return x;
+}
+"""
+NORM = r"""
+struct Problem { const void *x, *weight; void *out; int dim; float eps; };
+
+template <typename N> __device__ void norm(const Problem &p) {
+    __shared__ float sums[8];
+    const N *x = (const N *)p.x + (long long)blockIdx.x * p.dim, *weight = (const N *)p.weight;
+    N *out = (N *)p.out + (long long)blockIdx.x * p.dim;
+    float sum = 0;
+    for (int i = threadIdx.x; i < p.dim; i += 256) { float y = to_float(x[i]); sum += y * y; }
+    sum = over_lanes_sum(sum, 32);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = 0;
+    for (int w = 0; w < 8; w++) sum += sums[w];
+    float scale = rsqrtf(sum / p.dim + p.eps);
+    for (int i = threadIdx.x; i < p.dim; i += 256) {
+        N rounded;
+        store(&rounded, to_float(x[i]) * scale);
+        store(out + i, to_float(rounded) * to_float(weight[i]));
+    }
+}
+"""
+
+
+ROPE = r"""
+struct Problem {
+    const void *x; const float *cos, *sin; void *out;
+    long long batch, head, token;                  // steps from one to the next in x; out lies (B, T, heads, W)
+    int heads, tokens, half;                       // half: W / 2 pairs
+};
+
+template <typename N> __device__ void rope(const Problem &p) {
+    int t = blockIdx.x, h = blockIdx.y, b = blockIdx.z, i = threadIdx.x;
+    const N *x = (const N *)p.x + b * p.batch + h * p.head + t * p.token + 2 * i;
+    N *out = (N *)p.out + (((long long)b * p.tokens + t) * p.heads + h) * 2 * p.half + 2 * i;
+    float even = to_float(x[0]), odd = to_float(x[1]), c = p.cos[t * p.half + i], s = p.sin[t * p.half + i];
+    store(out, even * c - odd * s);
+    store(out + 1, even * s + odd * c);
+}
+"""
+
+
+class CudaError(RuntimeError):
+    """What a kernel needs and this machine does not have, or a kernel that does not compile; one line or the log."""
+
+
+def folders() -> list[Path]:
+    """Where NVRTC may lie, best first: beside PyTorch's own CUDA libraries, in PyTorch, in a toolkit."""
+    package = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in (package.submodule_search_locations if package else [])]
+    found = [folder for root in roots for folder in sorted(root.glob("*/lib")) + sorted(root.glob("*/bin/**/"))]
+    toolkits = [Path(root) for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if root]
+    found += [Path(torch.__file__).parent / "lib"] + [root / name for root in toolkits for name in ("lib64", "bin")]
+    return found + ([] if sys.platform == "win32" else [Path("/usr/local/cuda/lib64")])
+
+
+@cache
+def nvrtc() -> ctypes.CDLL:
+    """The library that compiles CUDA C++; CudaError says how to get it."""
+    windows = sys.platform == "win32"
+    name, builtins = ("nvrtc64_*.dll", "nvrtc-builtins*.dll") if windows else ("libnvrtc.so*", "libnvrtc-builtins.so*")
+    for folder in folders():
+        for path in sorted(p for p in folder.glob(name) if "alt" not in p.name):
+            for helper in folder.glob(builtins):  # NVRTC asks for it by name; it is found if it is loaded already
+                ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL)
+            return ctypes.CDLL(str(path))
+    if system := ctypes.util.find_library("nvrtc"):
+        return ctypes.CDLL(system)
+    raise CudaError("NVRTC, which compiles CUDA C++, is not there: pip install nvidia-cuda-nvrtc brings it")
+
+
+def compile_cuda(source: str, arch: str) -> bytes:
+    """CUDA C++ without headers -> machine code (cubin) for an architecture such as sm_90; CudaError with the log."""
+    lib, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
+    options = [f"--gpu-architecture={arch}".encode(), b"--std=c++17"]
+    lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
+    try:
+        failed = lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+        what = "ProgramLog" if failed else "CUBIN"
+        getattr(lib, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        data = ctypes.create_string_buffer(size.value)
+        getattr(lib, f"nvrtcGet{what}")(program, data)
+    finally:
+        lib.nvrtcDestroyProgram(ctypes.byref(program))
+    if failed:
+        raise CudaError(f"the kernel does not compile for {arch}: {data.value.decode(errors='replace').strip()}")
+    return data.raw
+
+
+@cache
+def driver() -> ctypes.CDLL:
+    """The driver's library, which loads and launches what NVRTC made."""
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        raise CudaError("there is no CUDA driver on this machine") from None
+
+
+def call(name: str, *args) -> None:
+    """One call of the driver; CudaError names it and what went wrong."""
+    if code := getattr(driver(), name)(*args):
+        text = ctypes.c_char_p()
+        driver().cuGetErrorString(code, ctypes.byref(text))
+        raise CudaError(f"{name}: {(text.value or b'error %d' % code).decode()}")
+
+
+def struct(**fields: str) -> type[ctypes.Structure]:
+    """A C struct's twin: struct(pointers="x out", longs="n", ints="dim", floats="eps"), in this order as in C."""
+    kinds = {"pointers": ctypes.c_void_p, "longs": ctypes.c_longlong, "ints": ctypes.c_int, "floats": ctypes.c_float}
+    if list(fields) != sorted(fields, key=list(kinds).index):
+        raise ValueError("fields go by size: pointers, longs, ints, floats")
+    body = [(name, kinds[kind]) for kind, names in fields.items() for name in names.split()]
+    return type("Problem", (ctypes.Structure,), {"_fields_": body})
+
+
+class Kernel:
+    """A kernel in CUDA C++ for every device and type: compiled where it is first launched, then kept."""
+
+    def __init__(self, body: str, entry: str, problem: type[ctypes.Structure], threads: int, shared=0, machine=NUMBERS):
+        """body: C++ that defines struct Problem and the template; entry: its name and arguments, such as norm<bf16>;
+        machine: what stands before it and speaks to the hardware; shared: bytes of dynamic shared memory."""
+        self.body, self.entry, self.threads, self.shared, self.machine = body, entry, threads, shared, machine
+        self.problem, self.loaded = problem, {}
+
+    def source(self, machine: str | None = None) -> str:
+        bounds = f"__launch_bounds__({self.threads})"
+        start = f'extern "C" __global__ void {bounds} kernel(const Problem p) {{ {self.entry}(p); }}\n'
+        return (self.machine if machine is None else machine) + self.body + start
+
+    def function(self) -> ctypes.c_void_p:
+        """The compiled kernel on the current device."""
+        device = torch.cuda.current_device()
+        if device not in self.loaded:
+            torch.cuda.current_stream()  # makes PyTorch's context the current one
+            code = compile_cuda(self.source(), "sm_{}{}".format(*torch.cuda.get_device_capability()))
+            module, function = ctypes.c_void_p(), ctypes.c_void_p()
+            call("cuModuleLoadData", ctypes.byref(module), code)
+            call("cuModuleGetFunction", ctypes.byref(function), module, b"kernel")
+            if self.shared > 48 * 1024:  # more than that has to be asked for: attribute 8
+                call("cuFuncSetAttribute", function, 8, self.shared)
+            self.loaded[device] = function
+        return self.loaded[device]
+
+    def launch(self, grid: tuple[int, int, int], *values) -> None:
+        """Run it on PyTorch's current stream. values: the fields of Problem, a tensor for each pointer."""
+        problem = self.problem(*(v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values))
+        args = (ctypes.c_void_p * 1)(ctypes.addressof(problem))
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        call("cuLaunchKernel", self.function(), *grid, self.threads, 1, 1, self.shared, stream, args, None)
+
+
+@cache
+def swiglu_kernel(dtype) -> Kernel:
+    return Kernel(SWIGLU, f"swiglu<{C_NAMES[dtype]}>", struct(pointers="gate up out", longs="n"), 256)
+
+
+@torch.library.custom_op("minillama::swiglu", mutates_args=(), device_types="cpu")
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, number by number, in one pass over memory."""
+    return F.silu(gate) * up
+
+
+@swiglu.register_fake
+def _(gate, up):
+    return torch.empty_like(gate, memory_format=torch.contiguous_format)
+
+
+@swiglu.register_kernel("cuda")
+def _(gate, up):
+    gate, up = gate.contiguous(), up.contiguous()
+    out = torch.empty_like(gate)
+    with torch.cuda.device(gate.device):
+        swiglu_kernel(gate.dtype).launch((math.ceil(gate.numel() / 256), 1, 1), gate, up, out, gate.numel())
+    return out
+
+
+@cache
+def norm_kernel(dtype) -> Kernel:
+    problem = struct(pointers="x weight out", ints="dim", floats="eps")
+    return Kernel(LANES + NORM, f"norm<{C_NAMES[dtype]}>", problem, 256)
+
+
+@torch.library.custom_op("minillama::norm", mutates_args=(), device_types="cpu")
+def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm of the last dimension (..., D) by weight (D,), in one kernel."""
+    x32 = x.float()
+    return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+
+
+@norm.register_fake
+def _(x, weight, eps):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@norm.register_kernel("cuda")
+def _(x, weight, eps):
+    x = x.contiguous()
+    out, dim = torch.empty_like(x), x.shape[-1]
+    with torch.cuda.device(x.device):
+        norm_kernel(x.dtype).launch((x.numel() // dim, 1, 1), x, weight, out, dim, eps)
+    return out
+
+
+@cache
+def rope_kernel(dtype, width: int) -> Kernel:
+    problem = struct(pointers="x cos sin out", longs="batch head token", ints="heads tokens half")
+    return Kernel(ROPE, f"rope<{C_NAMES[dtype]}>", problem, width // 2)
+
+
+@torch.library.custom_op("minillama::rope", mutates_args=(), device_types="cpu")
+def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """apply_rope in one kernel: x (B, heads, T, W), cos and sin (T, W/2) float32 -> (B, heads, T, W)"""
+    return turned_like(x).copy_(apply_rope(x, cos, sin))
+
+
+@rope.register_fake
+def turned_like(x, cos=None, sin=None):
+    B, heads, T, W = x.shape
+    return x.new_empty(B, T, heads, W).transpose(1, 2)
+
+
+@rope.register_kernel("cuda")
+def _(x, cos, sin):
+    B, heads, T, W = x.shape
+    x, cos, sin, out = x if x.stride(-1) == 1 else x.contiguous(), cos.contiguous(), sin.contiguous(), turned_like(x)
+    with torch.cuda.device(x.device):
+        values = (x, cos, sin, out, *x.stride()[:3], heads, T, W // 2)
+        rope_kernel(x.dtype, W).launch((T, heads, B), *values)
+    return out
