@@ -6,6 +6,7 @@ Written by notebooks/13_pretraining.ipynb: edit it there.
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from minillama.attention import causal_mask
+from minillama.config import LlamaConfig
 from minillama.model import Llama
 from minillama.rope import rope_table
 from minillama.runs import Run, TrainingError
@@ -68,6 +70,13 @@ def logits(model: Llama, tokens: torch.Tensor, documents: torch.Tensor, recomput
     for block in model.blocks:
         x = checkpoint(block, x, rope, mask, use_reentrant=False) if recompute else block(x, rope, mask)
     return model.head(model.norm(x)).float()
+
+
+def attend_by_sdpa(model: Llama) -> Llama:
+    """Let the layers attend with PyTorch's fused kernel, which keeps no (T, T) weights; in place."""
+    for block in model.blocks:
+        block.attention.attend = partial(F.scaled_dot_product_attention, enable_gqa=True)
+    return model
 
 
 def token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -147,6 +156,23 @@ def train_step(model, loss_of, batches, optimizer, settings: Settings, lr: float
         optimizer.step()
     optimizer.zero_grad()
     return total, norm
+
+
+def flops_per_token(cfg: LlamaConfig, length: int) -> int:
+    """Multiplications and additions of a step per token of a row: 6 per weight of a matrix, 12 per key and width."""
+    heads = (2 * cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_dim
+    weights = cfg.n_layers * (heads * cfg.dim + 3 * cfg.dim * cfg.ffn_dim) + cfg.dim * cfg.vocab_size
+    return 6 * weights + 12 * cfg.n_layers * cfg.n_heads * cfg.head_dim * length
+
+
+def peak_flops(dtype: torch.dtype, size: int = 1024) -> float:
+    """Operations a second of one large product, the most that this machine gives: the best of five."""
+    a, times = torch.ones(size, size, dtype=dtype), []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
 
 
 def fit(model, loss_of, batch_at, settings: Settings, folder=None, validate=None, progress=True, data="") -> list[dict]:
