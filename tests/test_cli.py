@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import minillama
-from minillama import cli
+from minillama import chat, cli, commands, hub
 from minillama.checkpoints import HUGGING_FACE
 from minillama.tokenizer import gpt2_bytes
 
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_answer(generate):
 def asked(monkeypatch):
     """The messages that reach the tokenizer."""
     seen = []
-    monkeypatch.setattr(cli.chat, "encode_dialog", lambda tokenizer, messages: seen.extend(messages) or [1, 2])
+    monkeypatch.setattr(chat, "encode_dialog", lambda tokenizer, messages: seen.extend(messages) or [1, 2])
     return seen
 
 
@@ -138,7 +138,7 @@ def test_a_mistake_is_one_line(generate, args, model, words):
 
 @pytest.mark.parametrize("args", [["--temperature=-1", "x"], ["--top-p=2", "x"], ["--max-new-tokens=0", "x"], [""]])
 def test_a_wrong_setting_is_found_before_anything_is_fetched_or_loaded(generate, monkeypatch, args):
-    monkeypatch.setattr(cli.hub, "load", None)
+    monkeypatch.setattr(hub, "load", None)
     assert generate(*args, tokens=None)[0] == 2
 
 
@@ -179,16 +179,16 @@ def test_ctrl_c_is_one_line(generate, monkeypatch):
         yield 72
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "generate", interrupted)
+    monkeypatch.setattr(commands.generate, "generate", interrupted)
     assert generate("x") == (130, "H", "\nstopped\n")
 
 
 @pytest.fixture
 def talk(models, capsys, monkeypatch):
     """Type lines into `chat`: exit code, stdout, stderr, and every conversation that reached the tokenizer."""
-    seen, encode = [], cli.chat.encode_dialog
+    seen, encode = [], chat.encode_dialog
     monkeypatch.setattr(
-        cli.chat, "encode_dialog", lambda tokenizer, told, *form: seen.append(told) or encode(tokenizer, told, *form)
+        chat, "encode_dialog", lambda tokenizer, told, *form: seen.append(told) or encode(tokenizer, told, *form)
     )
 
     def run(*lines, args=(), model="chat", tokens=8):
@@ -247,7 +247,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(talk, monkeypatch):
         yield 72
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "generate", interrupted)
+    monkeypatch.setattr(commands.chat, "generate", interrupted)
     code, out, _, seen = talk("one", "two")
     assert code == 0 and out == "H\n[stopped]\n" * 2
     assert seen[-1] == [("user", "one"), ("assistant", "H"), ("user", "two")]
@@ -258,7 +258,7 @@ def test_ctrl_c_before_the_first_word_takes_the_question_back(talk, monkeypatch)
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(cli, "generate", interrupted)
+    monkeypatch.setattr(commands.chat, "generate", interrupted)
     code, out, _, seen = talk("one", "two")
     assert code == 0 and out == "\n[stopped]\n" * 2 and seen[-1] == [("user", "two")]
 
@@ -291,7 +291,7 @@ def calling(monkeypatch):
             yield from each if isinstance(each, bytes) else [each]
 
     calling.prompts = []
-    monkeypatch.setattr(cli, "generate", one_by_one)
+    monkeypatch.setattr(commands.chat, "generate", one_by_one)
     return calling
 
 

@@ -112,19 +112,18 @@ def test_every_link_leads_somewhere(name):
 def file_tree() -> list[str]:
     """The paths of README's annotated tree."""
     block = read("README.md").split("## The files", 1)[1].split("## ", 1)[0]
-    paths, folder = [], ""
+    paths, folders = [], {0: ""}  # indent -> the folder whose files have it
     for indent, name in re.findall(r"^    ( *)(\S+)  +\S", block, re.MULTILINE):
-        paths.append(name if not indent else folder + name)
-        folder = folder if indent else name
+        paths.append(folders[len(indent)] + name)
+        folders[len(indent) + 2] = paths[-1]
     return paths
 
 
 def test_the_tree_in_the_readme_is_the_tree():
     tree = file_tree()
     assert [path for path in tree if not (ROOT / path).exists()] == []
-    modules = {f"minillama/{path.name}" for path in (ROOT / "minillama").glob("*.py") if path.stem[:2] != "__"}
-    course = {f"course/{path.name}" for path in (ROOT / "course").glob("*.py") if path.stem[:2] != "__"}
-    assert (modules | course) - set(tree) == set()
+    modules = [path for folder in ("minillama", "course") for path in (ROOT / folder).rglob("*.py")]
+    assert {path.relative_to(ROOT).as_posix() for path in modules if path.stem[:2] != "__"} - set(tree) == set()
 
 
 def test_the_readme_lists_every_chapter_and_its_module():

@@ -1,0 +1,45 @@
+"""What several commands ask for: which model, how it is loaded, how its tokens are drawn."""
+
+from minillama import hub
+from minillama.generation import check_settings
+
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+LEVELS = {"block": True, "max": "max"}
+
+
+def add_model(parser) -> None:
+    """--model and how it is loaded; `load` obeys."""
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
+    parser.add_argument("--quantize", choices=hub.QUANTIZE, help="keep the weights in 8 or 4 bits (CPU)")
+    parser.add_argument("--compiled", choices=LEVELS, help="compile one block, or everything (max), once, for speed")
+
+
+def load(args):
+    """(model, tokenizer) that the arguments of `add_model` name; errors are those of `hub.load`."""
+    return hub.load(args.model, quantize=args.quantize, compiled=LEVELS.get(args.compiled, False))
+
+
+def add_sampling(parser) -> None:
+    """How long an answer may be, and how its tokens are drawn; `sampling` reads it."""
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="stop after N (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw only from the likeliest tokens that reach P")
+    parser.add_argument("--seed", type=int, help="the same seed draws the same tokens")
+
+
+def sampling(args) -> dict:
+    """The settings of `generate` that the arguments ask for; ValueError if one has no meaning."""
+    check_settings(args.temperature, args.top_k, args.top_p)
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
+    if args.seed is not None and not 0 <= args.seed < 2**64:
+        raise ValueError(f"--seed must be between 0 and 2**64 - 1, not {args.seed}")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
+def made_for_chat(tokenizer) -> bool:
+    """Whether a model with this tokenizer, or None, was trained on conversations."""
+    return tokenizer is not None and bool({"<|start_header_id|>", "<|im_start|>"} & tokenizer.specials.keys())
