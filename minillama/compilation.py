@@ -10,6 +10,7 @@ import math
 import os
 import tempfile
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -177,6 +178,7 @@ class CompiledLlama(nn.Module):
         """
         super().__init__()
         self.model, self.dtype = model, model.norm.weight.dtype
+        self.ran = getattr(model, "ran", Counter())  # passes by what they ran
         if model.norm.weight.device.type != "cpu":
             raise CompileError("only models on the CPU are compiled")
         steps = [Step(block) for block in model.blocks]
@@ -219,6 +221,7 @@ class CompiledLlama(nn.Module):
         for weights, k, v in zip(self.weights, keys.split(self.size), values.split(self.size), strict=True):
             x, k[:, :, cache.length], v[:, :, cache.length] = self.run([*weights, x, length, k, v])
         cache.length += 1
+        self.ran["compiled"] += 1
         return self.norm(x)[None]
 
     def fits(self, cache: KVCache) -> bool:

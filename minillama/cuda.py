@@ -117,11 +117,11 @@ class CudaError(RuntimeError):
 def folders() -> list[Path]:
     """Where NVRTC may lie, best first: beside PyTorch's own CUDA libraries, in PyTorch, in a toolkit."""
     package = importlib.util.find_spec("nvidia")
-    roots = [Path(root) for root in (package.submodule_search_locations if package else [])]
-    found = [folder for root in roots for folder in sorted(root.glob("*/lib")) + sorted(root.glob("*/bin/**/"))]
-    toolkits = [Path(root) for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if root]
-    found += [Path(torch.__file__).parent / "lib"] + [root / name for root in toolkits for name in ("lib64", "bin")]
-    return found + ([] if sys.platform == "win32" else [Path("/usr/local/cuda/lib64")])
+    roots = package.submodule_search_locations if package else []
+    found = [path for root in roots for name in ("*/lib", "*/bin/**/") for path in sorted(Path(root).glob(name))]
+    toolkits = [Path(os.environ.get(name, "/usr/local/cuda")) for name in ("CUDA_HOME", "CUDA_PATH")]
+    own = Path(torch.__file__).parent / "lib"
+    return [*found, own, *(root / name for root in toolkits for name in ("lib64", "bin"))]
 
 
 @cache
@@ -142,7 +142,7 @@ def nvrtc() -> ctypes.CDLL:
 def compile_cuda(source: str, arch: str) -> bytes:
     """CUDA C++ without headers -> machine code (cubin) for an architecture such as sm_90; CudaError with the log."""
     lib, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    options = [f"--gpu-architecture={arch}".encode(), b"--std=c++17"]
+    options = f"--gpu-architecture={arch}".encode(), b"--std=c++17"
     lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
     try:
         failed = lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
@@ -177,18 +177,15 @@ def call(name: str, *args) -> None:
 def struct(**fields: str) -> type[ctypes.Structure]:
     """A C struct's twin: struct(pointers="x out", longs="n", ints="dim", floats="eps"), in this order as in C."""
     kinds = {"pointers": ctypes.c_void_p, "longs": ctypes.c_longlong, "ints": ctypes.c_int, "floats": ctypes.c_float}
-    if list(fields) != sorted(fields, key=list(kinds).index):
-        raise ValueError("fields go by size: pointers, longs, ints, floats")
     body = [(name, kinds[kind]) for kind, names in fields.items() for name in names.split()]
     return type("Problem", (ctypes.Structure,), {"_fields_": body})
 
 
 class Kernel:
-    """A kernel in CUDA C++ for every device and type: compiled where it is first launched, then kept."""
+    """A kernel in CUDA C++: compiled for a device when it is first launched there, then kept."""
 
     def __init__(self, body: str, entry: str, problem: type[ctypes.Structure], threads: int, shared=0, machine=NUMBERS):
-        """body: C++ that defines struct Problem and the template; entry: its name and arguments, such as norm<bf16>;
-        machine: what stands before it and speaks to the hardware; shared: bytes of dynamic shared memory."""
+        """body: C++ with struct Problem and the template; entry: its name, as in norm<bf16>; machine: what precedes."""
         self.body, self.entry, self.threads, self.shared, self.machine = body, entry, threads, shared, machine
         self.problem, self.loaded = problem, {}
 
@@ -221,6 +218,7 @@ class Kernel:
 
 @cache
 def swiglu_kernel(dtype) -> Kernel:
+    """SwiGLU for one type."""
     return Kernel(SWIGLU, f"swiglu<{C_NAMES[dtype]}>", struct(pointers="gate up out", longs="n"), 256)
 
 
@@ -246,6 +244,7 @@ def _(gate, up):
 
 @cache
 def norm_kernel(dtype) -> Kernel:
+    """RMSNorm for one type."""
     problem = struct(pointers="x weight out", ints="dim", floats="eps")
     return Kernel(LANES + NORM, f"norm<{C_NAMES[dtype]}>", problem, 256)
 
@@ -273,6 +272,7 @@ def _(x, weight, eps):
 
 @cache
 def rope_kernel(dtype, width: int) -> Kernel:
+    """RoPE for one type and width of heads."""
     problem = struct(pointers="x cos sin out", longs="batch head token", ints="heads tokens half")
     return Kernel(ROPE, f"rope<{C_NAMES[dtype]}>", problem, width // 2)
 
@@ -285,6 +285,7 @@ def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
 
 @rope.register_fake
 def turned_like(x, cos=None, sin=None):
+    """Room for what rope returns: (B, heads, T, W), a token's heads side by side in memory."""
     B, heads, T, W = x.shape
     return x.new_empty(B, T, heads, W).transpose(1, 2)
 

@@ -3,18 +3,25 @@
 Written by notebooks/11d_decode_graph.ipynb: edit it there.
 """
 
+import weakref
+from collections import Counter
 from functools import cache
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.fx.subgraph_rewriter import replace_pattern
 
 import minillama.cuda as kernels
+from minillama.compilation import CompileError
+from minillama.fused_attention import ChosenAttention
+from minillama.kv_cache import KVCache
 from minillama.rmsnorm import RMSNorm
-from minillama.rope import apply_rope
+from minillama.rope import apply_rope, rope_table
 
 
 class Slots:
-    """One layer of a cache, whole, for a step that reads from the device which slot is its own: a KVCache to a block."""
+    """One layer of a cache, whole, for a step that reads its own slot from the device; to a block, a KVCache."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor):
         """keys and values (1, K, S, W), slot (1,) int64"""
@@ -45,17 +52,114 @@ def graph_of(f, *args) -> torch.fx.GraphModule:
 
 
 def swiglu_of_chapter_5(gate, up):
+    """What FeedForward does between its matrices."""
     return F.silu(gate) * up
 
 
 @cache
 def rules(dtype: torch.dtype, eps: float) -> dict:
-    """Name -> (graph of some of the chapters' lines, what takes its place): one kernel instead of several."""
-    x, norm = torch.zeros(1, 1, 2, dtype=dtype), RMSNorm(2, eps).to(dtype)
-    norm.requires_grad_(False)
-    table = torch.zeros(1, 1)
+    """Name -> (graph of some of the chapters' lines, the one kernel that takes their place, how often in a block)."""
+    x, y, cos, sin = (torch.zeros(1, 1, 1, 2, dtype=dtype), torch.ones(1, 1, 1, 2, dtype=dtype), *torch.zeros(2, 1, 1))
+    norm = RMSNorm(2, eps).to(dtype).requires_grad_(False)
     return {
-        "norm": (graph_of(norm, x), lambda x, weight: kernels.norm(x, weight, eps)),
-        "rope": (graph_of(apply_rope, x[None], table, table), kernels.rope),
-        "swiglu": (graph_of(swiglu_of_chapter_5, x, x), kernels.swiglu),
+        "norm": (graph_of(norm, x), lambda x, weight: kernels.norm(x, weight, eps), 2),
+        "rope": (graph_of(apply_rope, x, cos, sin), lambda x, cos, sin: kernels.rope(x, cos, sin), 2),
+        "swiglu": (graph_of(swiglu_of_chapter_5, x, y), lambda gate, up: kernels.swiglu(gate, up), 1),
     }
+
+
+def replace_known(graph: torch.fx.GraphModule, dtype: torch.dtype, eps: float) -> torch.fx.GraphModule:
+    """A block's graph with one kernel for each pattern of `rules`; CompileError if one is not found."""
+    for name, (pattern, kernel, times) in rules(dtype, eps).items():
+        found = len(replace_pattern(graph, pattern, kernel))
+        if found != times:
+            raise CompileError(f"{name} is in the graph of a block {found} times, not {times}")
+    graph.recompile()
+    return graph
+
+
+class Step:
+    """One token through a model whose cache stays where it is in memory: on CUDA one graph, launched as a whole."""
+
+    def __init__(self, model: ChosenAttention, block, cache: KVCache):
+        """block: through_block, compiled."""
+        weight = model.norm.weight
+        self.model, self.block, self.keys, self.values = model, block, cache.keys, cache.values
+        self.cos, self.sin = rope_table(model.cfg, torch.arange(cache.max_seq_len, device=weight.device))
+        self.token = torch.zeros(1, 1, dtype=torch.int64, device=weight.device)
+        self.slot = torch.full((1,), cache.length, dtype=torch.int64, device=weight.device)
+        self.graph = None
+        if weight.is_cuda:
+            self.capture()
+
+    def once(self) -> torch.Tensor:
+        """The token through all blocks: (1, 1, D). Where it stands is read on the device."""
+        length, x = (self.slot + 1).to(torch.int32), self.model.embedding(self.token)
+        cos, sin = self.cos[self.slot], self.sin[self.slot]  # (1, W/2)
+        for block, keys, values in zip(self.model.blocks, self.keys, self.values, strict=True):
+            x = self.block(block, x, cos, sin, self.slot, length, keys, values)
+        return self.model.norm(x)
+
+    def capture(self) -> None:
+        """Write all launches of a step down as one graph. The slot it is tried on is the one to be written next."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):  # compiles what is not yet compiled, which a graph cannot hold
+                self.once()
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.out = self.once()
+
+    def __call__(self, token: torch.Tensor, slot: int) -> torch.Tensor:
+        """token (1, 1), and the slot of the cache that is its own -> (1, 1, D)"""
+        self.token.copy_(token)
+        self.slot.fill_(slot)
+        if self.graph is None:
+            return self.once()
+        self.graph.replay()
+        return self.out.clone()
+
+
+class GraphLlama(nn.Module):
+    """A model whose steps of one token run as one compiled graph; no Triton is written, generated or needed.
+
+    It is called like the model. Prompts and rows of a batch go through ChosenAttention, uncompiled.
+    """
+
+    def __init__(self, model: ChosenAttention):
+        super().__init__()
+        self.model, self.steps = model, weakref.WeakKeyDictionary()
+        kinds = {type(layer) for block in model.blocks for layer in block.modules() if hasattr(layer, "weight")}
+        if not kinds <= {nn.Linear, RMSNorm}:
+            raise CompileError("only models that are not quantized run as one graph")
+        dtype, eps = model.norm.weight.dtype, model.cfg.norm_eps
+        self.rewritten = Counter()
+
+        def backend(graph, inputs):
+            self.rewritten.update(compiled=1)
+            return replace_known(graph, dtype, eps).forward
+
+        self.block = torch.compile(through_block, backend=backend, fullgraph=True, dynamic=False)
+
+    cfg = property(lambda self: self.model.cfg)
+    norm = property(lambda self: self.model.norm)
+    head = property(lambda self: self.model.head)
+    ran = property(lambda self: self.model.ran)
+
+    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        return self.head(self.hidden(tokens, cache)).float()
+
+    def hidden(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """As the model's; one token of one row, (1, 1) -> (1, 1, D), runs as the graph."""
+        if cache is None or tokens.shape != (1, 1) or cache.keys.shape[1] != 1 or cache.padding is not None:
+            return self.model.hidden(tokens, cache)
+        cache.reserve(1, 1)
+        step = self.steps.get(cache)
+        if step is None or step.keys is not cache.keys:  # a cache that lost rows has other tensors
+            step = self.steps[cache] = Step(self.model, self.block, cache)
+        x = step(tokens, cache.length)
+        cache.length += 1
+        self.ran[f"{self.model.name}, as one graph"] += 1
+        return x

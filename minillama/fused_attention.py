@@ -4,13 +4,13 @@ Written by notebooks/11_fused_attention.ipynb: edit it there.
 """
 
 import math
+import warnings
 from collections import Counter
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 from minillama.attention import attend
 from minillama.kv_cache import KVCache
@@ -69,7 +69,11 @@ def attend_sdpa(q, k, v, length) -> torch.Tensor:
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION], set_priority=True):
         if T in (1, length):
             return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, **grouped)
-        mask = causal_lower_right(T, length) if q.is_cuda else visible(T, length, length)
+        if q.is_cuda:  # its own way to say that the last query meets the last key; importing it takes long
+            from torch.nn.attention.bias import causal_lower_right
+
+            return F.scaled_dot_product_attention(q, k, v, causal_lower_right(T, length), **grouped)
+        mask = visible(T, length, length)
         return F.scaled_dot_product_attention(q, k, v, mask, **grouped)
 
 
@@ -167,3 +171,13 @@ class ChosenAttention(nn.Module):
             cache.length = length
         self.ran[self.name] += 1
         return self.norm(x)
+
+
+def attend_fast(model: Llama) -> ChosenAttention:
+    """The model with the fastest attention that works here; a warning for each that should work and does not."""
+    for name in ("fused", "sdpa") if model.norm.weight.is_cuda else ("sdpa",):
+        try:
+            return ChosenAttention(model, name)
+        except AttentionError as error:
+            warnings.warn(f"going on without {name} attention: {error}", stacklevel=4)
+    return ChosenAttention(model, "naive")

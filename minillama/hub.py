@@ -23,6 +23,8 @@ from tqdm import tqdm
 from minillama import quantization, repository
 from minillama.checkpoints import Checkpoint, CheckpointError, assemble
 from minillama.compilation import CompiledLlama, CompileError
+from minillama.decode_graph import GraphLlama
+from minillama.fused_attention import ChosenAttention, attend_fast
 from minillama.gguf import open_gguf
 from minillama.hugging_face import open_hugging_face
 from minillama.meta import open_meta
@@ -230,15 +232,17 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(kinds), torch.float32)
 
 
-def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None, compiled=False):
+def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None, compiled=False, attention=None):
     """(model, tokenizer) of a .gguf file, a folder (open_checkpoint), a name in ARTEFACTS, or a fetched ORG/NAME.
 
     dtype: of the numbers in memory; None for that of the file, or float32 if it is quantized.
     quantize: None, "int8" or "int4" for linear layers of 8 or 4 bits (chapter 12; CPU only).
     compiled: True for single tokens through one compiled block (made once per machine in some 15 seconds, then kept on
-    disk), "max" for all blocks as one function (a minute or two). A machine that cannot says so and goes on without.
+    disk), "max" for all blocks as one function (a minute or two); on CUDA both are one graph (chapter 11d). A machine
+    that cannot says so and goes on without.
+    attention: a name of fused_attention.ATTENTIONS; None for chapter 4's or, if compiled, the fastest that works here.
     CheckpointError for a file that cannot be used or a name that means nothing; FetchError if fetching fails;
-    ValueError for a way of quantizing or compiling that there is not.
+    ValueError for a way of quantizing, compiling or attending that there is not.
     """
     if compiled not in COMPILED:
         raise ValueError(f"compiled must be one of {', '.join(map(repr, COMPILED))}, not {compiled!r}")
@@ -252,15 +256,18 @@ def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None, compile
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     model = quantization.quantize_head(model) if quantize else model
-    return (compile_or_say(model, compiled) if compiled else model), checkpoint.tokenizer
+    if compiled:
+        return compile_or_say(model, compiled, attention), checkpoint.tokenizer
+    return (ChosenAttention(model, attention) if attention else model), checkpoint.tokenizer
 
 
-def compile_or_say(model, level):
+def compile_or_say(model, level, attention=None):
     """The compiled model, or a warning why not and the model as it is."""
-    part = "all blocks" if level == "max" else "a block"
+    model = ChosenAttention(model, attention) if attention else attend_fast(model)
+    cuda, part = model.norm.weight.is_cuda, "all blocks" if level == "max" else "a block"
     try:
-        with waiting(f"compiling {part} for this processor, once"):
-            return CompiledLlama(model, cache_dir() / "compiled", whole=level == "max")
+        with waiting(f"compiling {'a graph' if cuda else part} for this {'GPU' if cuda else 'processor'}, once"):
+            return GraphLlama(model) if cuda else CompiledLlama(model, cache_dir() / "compiled", whole=level == "max")
     except (CompileError, OSError) as error:
         warnings.warn(f"going on uncompiled: {error}", stacklevel=3)
         return model

@@ -50,7 +50,8 @@ def run(args) -> int:
     print(flush=True)
     with torch.device("meta"):  # quantized layers have no parameters to count
         count = sum(p.numel() for p in Llama(model.cfg).parameters())
-    print(f"[{count:,} parameters, {stats}]", file=sys.stderr)
+    ran = "".join(f", {passes} passes {name}" for name, passes in getattr(model, "ran", {}).items())
+    print(f"[{count:,} parameters, {stats}{ran}]", file=sys.stderr)
     return 0
 
 

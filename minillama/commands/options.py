@@ -1,6 +1,7 @@
 """What several commands ask for: which model, how it is loaded, how its tokens are drawn."""
 
 from minillama import hub
+from minillama.fused_attention import ATTENTIONS
 from minillama.generation import check_settings
 
 
@@ -13,11 +14,13 @@ def add_model(parser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
     parser.add_argument("--quantize", choices=hub.QUANTIZE, help="keep the weights in 8 or 4 bits (CPU)")
     parser.add_argument("--compiled", choices=LEVELS, help="compile one block, or everything (max), once, for speed")
+    parser.add_argument("--attention", choices=ATTENTIONS, help="how to attend (default: naive, or fast if compiled)")
 
 
 def load(args):
     """(model, tokenizer) that the arguments of `add_model` name; errors are those of `hub.load`."""
-    return hub.load(args.model, quantize=args.quantize, compiled=LEVELS.get(args.compiled, False))
+    level = LEVELS.get(args.compiled, False)
+    return hub.load(args.model, quantize=args.quantize, compiled=level, attention=args.attention)
 
 
 def add_sampling(parser) -> None:

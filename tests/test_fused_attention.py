@@ -1,0 +1,164 @@
+"""Every way to attend beside float64, the table, what is reported, and a step that is one graph."""
+
+import math
+
+import pytest
+import torch
+from helpers import random_ids, tiny_pair
+
+import minillama
+from minillama import KVCache, LlamaConfig, decode_graph
+from minillama.compilation import CompileError
+from minillama.decode_graph import GraphLlama
+from minillama.fused_attention import ATTENTIONS, AttentionError, ChosenAttention, fused
+
+
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative
+
+
+def problem(B, H, K, T, length, slots, W, dtype, seed=0):
+    """q, k, v of which everything behind `length` slots is NaN, and the answer in float64."""
+    g = torch.Generator().manual_seed(seed)
+    q = torch.randn(B, T, H, W, generator=g).to(dtype).transpose(1, 2)
+    k, v = (torch.randn(B, K, slots, W, generator=g).to(dtype) for _ in "kv")
+    keys, values = (x[:, :, :length].double().repeat_interleave(H // K, 1) for x in (k, v))
+    k[:, :, length:] = v[:, :, length:] = math.nan
+    hidden = torch.ones(T, length, dtype=torch.bool).triu(length - T + 1)
+    scores = (q.double() @ keys.mT / math.sqrt(W)).masked_fill(hidden, -math.inf)
+    return q, k, v, scores.softmax(-1) @ values
+
+
+def off(got, want) -> float:
+    """Relative error; NaN and inf are errors beyond all limits."""
+    error = ((got.double() - want).norm() / want.norm()).item()
+    return error if math.isfinite(error) else math.inf
+
+
+GRID = [
+    (1, 4, 2, 1, 1, 1, 64),
+    (1, 4, 1, 1, 7, 9, 128),
+    (2, 8, 2, 1, 300, 300, 64),
+    (2, 8, 2, 5, 300, 300, 128),
+    (1, 3, 1, 70, 70, 70, 64),
+    (1, 4, 4, 30, 290, 300, 16),
+]
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("shape", GRID)
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_every_way_against_float64(name, shape, dtype):
+    q, k, v, want = problem(*shape, dtype)
+    assert off(ATTENTIONS[name](q, k, v, shape[4]), want) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_length_on_the_device_says_the_same(name):
+    q, k, v, want = problem(2, 8, 2, 5, 300, 512, 64, torch.float32)
+    k, v = (x.nan_to_num() for x in (k, v))  # what a cache has behind its length: zeros
+    assert off(ATTENTIONS[name](q, k, v, torch.tensor([300], dtype=torch.int32)), want) < 1e-5
+
+
+def test_our_operation_is_a_good_citizen_of_pytorch():
+    q, k, v, _ = problem(1, 4, 2, 3, 5, 9, 16, torch.float32)
+    torch.library.opcheck(fused, (q, k.nan_to_num(), v.nan_to_num(), torch.tensor([5], dtype=torch.int32)))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return tiny_pair(tmp_path_factory.mktemp("tiny"))
+
+
+def in_pieces(model, ids, *sizes):
+    cache = KVCache(model.cfg, 1, ids.shape[1] + 3)
+    with torch.inference_mode():
+        return torch.cat([model(piece, cache)[0] for piece in ids.split(list(sizes), dim=1)])
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_logits_are_transformers(pair, name):
+    reference, model = pair
+    chosen, ids = ChosenAttention(model, name), random_ids(40)
+    with torch.inference_mode():
+        want = reference(ids).logits[0]
+        assert (chosen(ids)[0] - want).abs().max() < 1e-5
+    assert (in_pieces(chosen, ids, 20, 15, 1, 1, 1, 1, 1) - want).abs().max() < 1e-5
+    assert chosen.ran == {name: 8}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_step_as_one_graph_is_transformers(pair, name):
+    reference, model = pair
+    graph, ids = GraphLlama(ChosenAttention(model, name)), random_ids(30)
+    with torch.inference_mode():
+        want = reference(ids).logits[0]
+    for _ in range(2):
+        assert (in_pieces(graph, ids, 10, *[1] * 20) - want).abs().max() < 1e-5
+    assert graph.rewritten == {"compiled": 1}, "one graph for every layer, position and cache"
+    assert graph.ran == {name: 2, f"{name}, as one graph": 40}
+
+
+def test_the_cache_stays_where_it_is(pair):
+    _, model = pair
+    graph, cache = GraphLlama(ChosenAttention(model, "fused")), KVCache(model.cfg, 1, 20)
+    with torch.inference_mode():
+        graph(random_ids(5), cache)
+        before, place = cache.keys.clone(), cache.keys.data_ptr()
+        graph(random_ids(1), cache)
+    changed = (cache.keys != before).any(-1).any(0).any(0).any(0)
+    assert cache.keys.data_ptr() == place and changed.nonzero().flatten().tolist() == [5]
+
+
+def test_a_pattern_that_is_not_there_is_an_error(pair, monkeypatch):
+    _, model = pair
+    rules = decode_graph.rules(torch.float32, model.cfg.norm_eps)
+    wrong = rules | {"norm": (*rules["norm"][:2], 3)}
+    monkeypatch.setattr(decode_graph, "rules", lambda *_: wrong)
+    with pytest.raises(Exception, match="norm is in the graph of a block 2 times, not 3"):
+        in_pieces(GraphLlama(ChosenAttention(model, "fused")), random_ids(3), 2, 1)
+
+
+def test_rows_with_filler_go_the_plain_way_and_it_is_said(pair):
+    _, model = pair
+    prompts = [random_ids(9)[0].tolist(), random_ids(4)[0].tolist()]
+    want = minillama.generate_batch(model, prompts, 6)
+    chosen = ChosenAttention(model, "fused")
+    assert minillama.generate_batch(chosen, prompts, 6) == want and chosen.ran["naive"] == 6
+
+
+def test_ways_that_there_are_not():
+    cfg = LlamaConfig(64, 1, 4, 2, 16, 128, 96)
+    with pytest.raises(AttentionError, match="one of naive, sdpa, fused, not 'flash'"):
+        ChosenAttention(minillama.Llama(cfg), "flash")
+
+
+def test_a_way_that_fails_is_never_replaced_in_silence(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no kernel\nlong story")
+
+    monkeypatch.setitem(ATTENTIONS, "sdpa", broken)
+    model = minillama.Llama(LlamaConfig(64, 1, 4, 2, 16, 128, 96))
+    with pytest.raises(AttentionError, match="^no sdpa attention here: no kernel$"):
+        ChosenAttention(model, "sdpa")
+    with pytest.warns(UserWarning, match="going on without sdpa attention"):
+        assert minillama.fused_attention.attend_fast(model).name == "naive"
+
+
+def test_quantized_models_are_no_graph(pair):
+    _, model = pair
+    with pytest.raises(CompileError, match="not quantized"):
+        GraphLlama(ChosenAttention(minillama.quantization.quantize(model, bits=8), "naive"))
+
+
+def test_real_weights_in_every_way(ours, smollm2_path):
+    model, tokenizer = minillama.load(smollm2_path)
+    ids = tokenizer.encode("The three largest cities of Italy are Rome,")
+    want = list(minillama.generate(ours[0], ids, 20))
+    with torch.inference_mode():
+        logits = ours[0](torch.tensor([ids]))
+    for name in ATTENTIONS:
+        chosen = ChosenAttention(model, name)
+        assert list(minillama.generate(chosen, ids, 20)) == want
+        with torch.inference_mode():
+            assert (chosen(torch.tensor([ids])) - logits).abs().max() < 2e-4
+    assert list(minillama.generate(GraphLlama(chosen), ids, 20)) == want
