@@ -203,11 +203,7 @@ def test_without_a_compiler_it_says_so_and_goes_on(tmp_path, monkeypatch):
     with mock.patch("torch._inductor.config.cpp.cxx", ("no-such-compiler",)):
         with pytest.warns(UserWarning, match="^going on uncompiled: .*[Cc]ompiler") as caught:
             model, _ = minillama.load(tmp_path / "tiny", compiled=True)
-    assert (
-        len(caught) == 1
-        and "\n" not in str(caught[0].message)
-        and type(model) is ChosenAttention
-    )
+    assert len(caught) == 1 and "\n" not in str(caught[0].message) and type(model) is ChosenAttention
     ids = random_ids(20)
     with torch.inference_mode():
         assert (read_by_token(model, ids, 4, 20) - reference(ids).logits[0]).abs().max() < 1e-5
