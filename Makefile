@@ -5,10 +5,10 @@ PROMPT ?= Explain in three sentences why the sky is blue.
 override PROMPT := $(value PROMPT)# make would expand every $ in it; the shell sees it only as a variable
 export PROMPT
 
-.PHONY: demo test lab export execute bench clean help
+.PHONY: demo test lab export execute bench test-gpu bench-gpu clean help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv/core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "minillama needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -48,6 +48,16 @@ execute: .venv/test  ## re-run notebooks in place: make execute NB=notebooks/03_
 bench: .venv/test  ## speed beside transformers, tiktoken and Hugging Face's tokenizers
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/tokenizer.py
+
+CUDA := import torch, sys; torch.cuda.is_available() or sys.exit("this needs a CUDA device and PyTorch 2.11 or newer")
+test-gpu:  ## all that needs CUDA, with the PyTorch that PYTHON has; nothing is installed or fetched
+	@$(PYTHON) -c '$(CUDA)'
+	$(PYTHON) -m pytest -p no:cacheprovider -rs tests/test_gpu.py
+
+GPU_JSON ?= benchmarks/results/gpu.json
+bench-gpu:  ## attention rung by rung and 8B's steps on CUDA, into GPU_JSON
+	@$(PYTHON) -c '$(CUDA)'
+	$(PYTHON) benchmarks/gpu.py --json $(GPU_JSON)
 
 clean:  ## remove .venv and fetched files
 	rm -rf .venv data/cache

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from test_fused_attention import off, problem
+from attention_problems import off, problem
 
 from course.cuda_on_cpu import compiler, play
 from minillama import attention_kernels, cuda, tensor_cores
