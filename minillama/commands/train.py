@@ -1,0 +1,77 @@
+"""`minillama train`: a small Llama from nothing, on the stories of chapter 13a or on your own text."""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minillama import stories
+from minillama.hugging_face import save_hugging_face
+from minillama.model import Llama
+from minillama.training import flops_per_token, peak_flops
+
+
+HELP = """The folder keeps metrics.csv (a row per step) and state.pt: started again, the run goes on where it was.
+The finished model is in FOLDER/model: minillama generate --raw --model FOLDER/model "One day, "."""
+
+
+def add(commands) -> None:
+    """The parser of this command."""
+    parser = commands.add_parser("train", help="train a tiny Llama from nothing", description=HELP)
+    parser.add_argument("folder", help="where the run and its model are kept")
+    parser.add_argument("--text", metavar="FILE", help="UTF-8; empty lines separate documents (default: our stories)")
+    parser.add_argument("--stories", type=int, default=60_000, metavar="N", help="how many to read (%(default)s)")
+    parser.add_argument("--steps", type=int, default=stories.SETTINGS.steps, metavar="N", help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (%(default)s)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="(%(default)s)")
+    parser.add_argument("--no-compile", action="store_true", help="start at once, and be slower")
+    parser.set_defaults(run=run)
+
+
+def run(args) -> int:
+    """Train, say what it took, write the model."""
+    folder, (texts, held, tokenizer) = Path(args.folder), read(args)
+    cfg = replace(stories.CONFIG, vocab_size=tokenizer.vocab_size)
+    settings = replace(
+        stories.SETTINGS, steps=args.steps, seed=args.seed, dtype=args.dtype, compiled=not args.no_compile
+    )  # fmt: skip
+    model, rows = stories.train(cfg, tokenizer, texts, held, settings, folder)
+    save_hugging_face(model, tokenizer, folder / "model", torch.bfloat16)
+    report(model, rows, folder, args.dtype)
+    return 0
+
+
+def read(args) -> tuple:
+    """(texts to train on, texts held back, a tokenizer of them); ValueError if there are too few."""
+    if args.text is None:
+        if args.stories < 100:
+            raise ValueError(f"--stories must be at least 100, not {args.stories}")
+        texts = [stories.story(n) for n in tqdm(range(args.stories), desc="stories", leave=False, delay=1)]
+        return texts, [stories.story(number, validation=True) for number in range(500)], stories.story_tokenizer(texts)
+    try:
+        documents = re.split(r"\n\s*\n", Path(args.text).read_text(encoding="utf-8").strip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{args.text} is not UTF-8: {error.reason} at byte {error.start}") from None
+    held = documents[9::10]  # one in ten
+    if not held:
+        raise ValueError(
+            f"{args.text} has {len(documents)} documents; at least 10, separated by empty lines, are needed"
+        )
+    texts = [text for i, text in enumerate(documents) if i % 10 != 9]
+    return texts, held, stories.story_tokenizer(texts)
+
+
+def report(model: Llama, rows: list[dict], folder: Path, dtype: str) -> None:
+    """One line on standard error."""
+    speeds = sorted(row["tokens_per_second"] for row in rows)
+    speed, flops = speeds[len(speeds) // 2], flops_per_token(model.cfg, stories.ROW)
+    count, loss = sum(p.numel() for p in model.parameters()), rows[-1]["validation_loss"]
+    share = speed * flops / peak_flops(getattr(torch, dtype))
+    print(
+        f"[{count:,} parameters, {len(rows)} steps, validation loss {loss:.4f}; {speed:,.0f} tokens/s, "
+        f"{speed * flops / 1e9:.0f} GFLOP/s, {share:.0%} of what one large product reaches here; {folder / 'model'}]",
+        file=sys.stderr,
+    )

@@ -1,0 +1,145 @@
+"""The committed tiny model: that it is what its command makes, what transformers makes of it, and that it can write."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import minillama
+from minillama import cli, stories
+from minillama.runs import read_metrics
+from minillama.training import attend_by_sdpa, fit
+
+
+FOLDER = Path(__file__).resolve().parent.parent / "data" / "stories"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return minillama.load(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return transformers.LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+
+
+def test_the_command_makes_it(tiny):
+    """The same tokenizer, and the first losses of its curve; 1e-3: processors round bfloat16 products differently."""
+    texts = [stories.story(number) for number in range(60_000)]
+    tokenizer = stories.story_tokenizer(texts)
+    assert tokenizer.vocab == tiny[1].vocab and tokenizer.specials == tiny[1].specials
+    rows = stories.Rows(stories.encode_all(tokenizer, texts))
+    model = attend_by_sdpa(stories.initial(stories.CONFIG, seed=0))
+    assert model.cfg == tiny[0].cfg
+    plan = replace(stories.SETTINGS, compiled=False)
+
+    class Enough(Exception):
+        pass
+
+    seen = []
+
+    def look(row):
+        seen.append(row)
+        if len(seen) == 4:
+            raise Enough
+
+    with pytest.raises(Enough):
+        fit(model, stories.batch_loss, rows, plan, progress=look)
+    kept = read_metrics(FOLDER / "metrics.csv")
+    assert len(kept) == plan.steps and kept[-1]["step"] == plan.steps - 1
+    for now, then in zip(seen, kept, strict=False):
+        assert now["lr"] == then["lr"] and now["loss"] == pytest.approx(then["loss"], abs=1e-3)
+
+
+def test_it_knows_what_its_curve_says(reference, tiny):
+    """transformers' loss on every piece of a story that a row of the validation holds, alone; weights are rounded."""
+    held = [stories.story(number, validation=True) for number in range(500)]
+    rows, total, count = stories.Rows(stories.encode_all(tiny[1], held)), 0.0, 0
+    used = len(rows.rows) // rows.batch * rows.batch
+    order = torch.randperm(len(rows.rows), generator=torch.Generator().manual_seed(0))[:used]
+    for row, numbers in zip(rows.rows[order], rows.documents[order], strict=True):
+        for piece in row.split(numbers.unique_consecutive(return_counts=True)[1].tolist()):
+            if len(piece) > 1:
+                with torch.no_grad():
+                    total += reference(piece[None], labels=piece[None]).loss.item() * (len(piece) - 1)
+                count += len(piece) - 1
+    said = read_metrics(FOLDER / "metrics.csv")[-1]["validation_loss"]
+    assert total / count == pytest.approx(said, abs=2e-3)
+
+
+def test_logits_and_ids_are_transformers(reference, tiny):
+    model, tokenizer = tiny
+    text = stories.story(3, validation=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    ids = tokenizer.encode(text, bos=True)
+    assert ids[1:] == theirs.encode(text, add_special_tokens=False) and theirs.decode(ids[1:]) == text
+    with torch.no_grad():
+        assert (model(torch.tensor([ids])) - reference(torch.tensor([ids])).logits).abs().max() < 5e-5
+
+
+def test_it_writes_stories(tiny):
+    """Fifteen drawn texts end by themselves, of words that stories have, about the child they began with."""
+    model, tokenizer = tiny
+    known = set(re.findall(r"[A-Za-z]+", " ".join(stories.story(n) for n in range(3000))))
+    for number, name in enumerate(stories.GIRLS[:15]):
+        ids = tokenizer.encode(f"One morning, {name}", bos=True)
+        out = list(minillama.generate(model, ids, 400, 0.7, seed=number, stop_ids=tokenizer.stop_ids))
+        words = re.findall(r"[A-Za-z]+", tokenizer.decode(out))
+        assert 50 < len(words) and len(out) < 400 and words.count(name) >= 2
+        assert len([word for word in words if word not in known]) <= 1, words
+
+
+def test_stories_are_the_same_everywhere():
+    """Python's random is specified bit for bit; these are the first words and a checksum of the first hundred."""
+    assert stories.story(0) == stories.story(0) != stories.story(0, validation=True)
+    assert sum(len(stories.story(n)) for n in range(100)) == 53455
+
+
+def test_children_and_things_kept_back_are_not_trained_on():
+    kept = {(name, thing) for name in stories.GIRLS + stories.BOYS for thing in stories.THINGS}
+    kept = {pair for pair in kept if stories.held_back(*pair)}
+    assert len(kept) == 80  # of 800
+    for number in range(300):
+        rng = stories.random.Random(number)
+        cast = stories.cast(rng, rng.choice(list(stories.PLOTS)), number % 2 == 0)
+        assert ((cast["A"].name, cast["thing"]) in kept) == (number % 2 == 0)
+
+
+def run(capsys, *args):
+    code = cli.main(["train", *map(str, args)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_command_on_ones_own_text(tmp_path, capsys):
+    text = "\n\n".join(f"The {word} is number {n}, and that is all." for n, word in enumerate(["cat", "dog"] * 400))
+    (tmp_path / "own.txt").write_text(text, encoding="utf-8")
+    words = ["--text", tmp_path / "own.txt", "--steps", 3, "--dtype", "float32", "--no-compile"]
+    code, out, err = run(capsys, tmp_path / "run", *words)
+    assert (code, out) == (0, "") and "3 steps, validation loss" in err
+    model, tokenizer = minillama.load(tmp_path / "run" / "model")
+    assert tokenizer.decode(tokenizer.encode("The cat")) == "The cat" and model.cfg.vocab_size == tokenizer.vocab_size
+    assert run(capsys, tmp_path / "run", *words)[0] == 0  # nothing left to do, and that is no mistake
+    code, _, err = run(capsys, tmp_path / "run", *words, "--seed", 1)
+    assert code == 2 and "holds a run with seed 0, and now it is 1" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content, words, says",
+    [
+        ("one\n\ntwo", [], "2 documents; at least 10"),
+        (b"\xff\xfe", [], "is not UTF-8"),
+        (None, [], "No such file"),
+        (None, ["--stories", "5"], "at least 100, not 5"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, content, words, says):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, out, err = run(capsys, tmp_path / "run", *(words or ["--text", path]))
+    assert (code, out) == (2, "") and says in err and err.count("\n") == 1 and not (tmp_path / "run").exists()

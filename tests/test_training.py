@@ -1,0 +1,319 @@
+"""Training beside transformers, float64 and values worked out by hand; runs that are killed; what goes wrong."""
+
+import csv
+import errno
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import random_ids, tiny_pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minillama
+from minillama import LlamaConfig, runs, training
+from minillama.runs import TrainingError, fingerprint, read_metrics
+from minillama.training import IGNORE, Settings, adamw, attend_by_sdpa, document_mask, document_positions, fit, shift
+
+
+def one_document(ids):
+    return torch.zeros_like(ids)
+
+
+def loss_of(model, batch):
+    tokens, targets, documents = batch
+    return training.token_loss(training.logits(model, tokens, documents), targets)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("sdpa", [False, True])
+def test_gradients_are_transformers(tmp_path, sdpa, recompute):
+    reference, model = tiny_pair(tmp_path, tie_word_embeddings=True)
+    model = attend_by_sdpa(model) if sdpa else model
+    model.requires_grad_(True)
+    ids = random_ids(60).view(3, 20)
+    want = reference(ids, labels=ids).loss
+    want.backward()
+    logits = training.logits(model, ids, one_document(ids), recompute)
+    got = training.token_loss(logits[:, :-1], ids[:, 1:])
+    got.backward()
+    assert abs(got.item() - want.item()) < 1e-6
+    theirs = {name: p.grad for name, p in reference.named_parameters()}
+    ours = {name: p.grad for name, p in model.named_parameters()}
+    assert len(ours) == len(theirs)
+    pairs = {
+        "embedding.weight": "model.embed_tokens.weight",
+        "blocks.1.attention.wv.weight": "model.layers.1.self_attn.v_proj.weight",
+        "blocks.0.feed_forward.gate.weight": "model.layers.0.mlp.gate_proj.weight",
+        "blocks.0.ffn_norm.weight": "model.layers.0.post_attention_layernorm.weight",
+        "norm.weight": "model.norm.weight",
+    }
+    for mine, other in pairs.items():
+        torch.testing.assert_close(ours[mine], theirs[other], atol=1e-5, rtol=1e-5)
+    norms = [math.sqrt(sum(g.double().pow(2).sum().item() for g in side.values())) for side in (ours, theirs)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_packed_documents_are_what_they_are_alone(tmp_path):
+    """transformers on each document by itself; ours on all of them in one row."""
+    reference, model = tiny_pair(tmp_path)
+    parts = [random_ids(n, seed=n)[0] for n in (7, 12, 5)]
+    numbers = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])[None]
+    with torch.no_grad():
+        got = training.logits(model, torch.cat(parts)[None], numbers)[0]
+        want = torch.cat([reference(part[None]).logits[0] for part in parts])
+    assert (got - want).abs().max() < 1e-5
+
+
+def test_masks_positions_and_targets_by_hand():
+    documents = torch.tensor([[4, 4, 5, 5, 5]])
+    assert document_positions(documents).tolist() == [[0, 1, 0, 1, 2]]
+    assert document_mask(documents)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 1],
+    ]
+    tokens, targets, numbers = shift(torch.tensor([[10, 11, 20, 21, 22]]), documents)
+    assert tokens.tolist() == [[10, 11, 20, 21]] and numbers.tolist() == [[4, 4, 5, 5]]
+    assert targets.tolist() == [[11, IGNORE, 21, 22]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(1, 8))
+def test_every_id_but_the_first_is_a_target_once(sizes, length):
+    documents = [[100 * i + j for j in range(size)] for i, size in enumerate(sizes)]
+    ids = [id for document in documents for id in document]
+    if len(ids) <= length:
+        with pytest.raises(ValueError, match="do not fill a row"):
+            training.pack(documents, length)
+        return
+    rows, numbers = training.pack(documents, length)
+    tokens, targets, _ = shift(rows, numbers)
+    assert tokens.flatten().tolist() == ids[: tokens.numel()]
+    expected = [b if a // 100 == b // 100 else IGNORE for a, b in zip(ids, ids[1:], strict=False)]
+    assert targets.flatten().tolist() == expected[: targets.numel()]
+
+
+def test_the_loss_is_the_mean_over_what_counts():
+    logits = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[3, IGNORE, 5], [IGNORE, IGNORE, 10]])
+    chances = logits.double().softmax(-1)
+    want = -(chances[0, 0, 3].log() + chances[0, 2, 5].log() + chances[1, 2, 10].log()) / 3
+    assert training.token_loss(logits, targets).item() == pytest.approx(want.item(), abs=1e-6)
+
+
+def small(seed=0, **changes) -> minillama.Llama:
+    torch.manual_seed(seed)
+    cfg = LlamaConfig(
+        **dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, vocab_size=50) | changes
+    )
+    model = minillama.Llama(cfg)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.02)
+    return model
+
+
+def batch_at(i: int):
+    rows = torch.randint(50, (4, 17), generator=torch.Generator().manual_seed(i))
+    return shift(rows, torch.zeros_like(rows))
+
+
+def test_the_loss_at_the_start_is_that_of_guessing():
+    assert loss_of(small(), batch_at(0)).item() == pytest.approx(math.log(50), abs=0.02)
+
+
+def test_one_batch_is_learnt_by_heart():
+    plan = Settings(steps=120, peak_lr=1e-2, warmup=10, weight_decay=0.0)
+    rows = fit(small(), loss_of, lambda i: batch_at(0), plan, progress=False)
+    assert rows[-1]["loss"] < 0.02 < 3 < rows[0]["loss"]
+
+
+def test_accumulated_batches_are_one_large_batch():
+    batches = [batch_at(i) for i in range(3)]
+    large = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+    plan, models = Settings(clip=0.3), [small(), small()]
+    for model, these in zip(models, ([large], batches), strict=True):
+        loss, norm = training.train_step(model, loss_of, these, adamw(model, plan), plan, 1e-2)
+        assert norm > 0.3
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-6, rtol=0)
+
+
+def test_a_step_is_adamw_by_its_formula():
+    """Loshchilov and Hutter's lines in float64, two steps, with clipping; norms are not decayed."""
+    plan, model = Settings(clip=0.5, weight_decay=0.1), small()
+    optimizer = adamw(model, plan)
+    state = {name: [p.detach().double(), 0.0, 0.0] for name, p in model.named_parameters()}
+    for t, lr in ((1, 1e-2), (2, 5e-3)):
+        gradients = dict(
+            zip(state, torch.autograd.grad(loss_of(model, batch_at(t)), list(model.parameters())), strict=True)
+        )
+        norm = math.sqrt(sum(g.double().pow(2).sum().item() for g in gradients.values()))
+        _, said = training.train_step(model, loss_of, [batch_at(t)], optimizer, plan, lr)
+        assert said == pytest.approx(norm, rel=1e-5)
+        for name, (weight, m, v) in state.items():
+            g = gradients[name].double() * min(1, 0.5 / (norm + 1e-6))
+            m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
+            weight = weight * (1 - lr * (0.1 if weight.ndim == 2 else 0))
+            weight = weight - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
+            state[name] = [weight, m, v]
+    for name, p in model.named_parameters():
+        # 1e-4: a step is about lr for every number, and the smallest gradients are rounding
+        torch.testing.assert_close(p.double(), state[name][0], atol=1e-4, rtol=0)
+        assert (p.double() - state[name][0]).abs().mean() < 1e-6
+
+
+def test_learning_rates_by_hand():
+    plan = Settings(steps=101, peak_lr=1.0, warmup=4, floor=0.2)
+    rates = [training.learning_rate(step, plan) for step in range(101)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[52] == pytest.approx(0.6) and rates[100] == pytest.approx(0.2)  # half way, the end
+    assert rates[28] == pytest.approx(0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2)  # an eighth of a circle
+    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+
+
+def test_flops_by_hand():
+    cfg = LlamaConfig.named("llama-3.1-8b")
+    weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 4096 * 128256
+    assert training.flops_per_token(cfg, 8192) == 6 * weights + 12 * 32 * 4096 * 8192
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"dtype": "float16"}, {"peak_lr": math.nan}, {"clip": 0}, {"floor": 2}, {"warmup": -1}]
+)
+def test_settings_without_meaning(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Settings(**change)
+
+
+# Runs
+
+PLAN = dict(steps=12, peak_lr=5e-3, warmup=3, save_every=4, eval_every=5)
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training import PLAN, Settings, batch_at, fit, loss_of, small
+plan = Settings(**PLAN)
+fit(small(), loss_of, batch_at, plan, {folder!r}, validate=lambda m: loss_of(m, batch_at(99)), progress=print_row)
+"""
+
+
+EXACT = ("step", "loss", "gradient_norm", "validation_loss")  # all but the speed
+
+
+def losses(folder) -> list[str]:
+    """The texts of the losses, not numbers: the same bits, the same text."""
+    with open(Path(folder) / "metrics.csv", encoding="utf-8", newline="") as file:
+        return [
+            (row["step"], row["loss"], row["gradient_norm"], row["validation_loss"]) for row in csv.DictReader(file)
+        ]
+
+
+def whole_run(folder, model=None, **changes):
+    return fit(
+        model or small(), loss_of, batch_at, Settings(**PLAN | changes), folder,
+        validate=lambda m: loss_of(m, batch_at(99)), progress=False,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
+@pytest.mark.parametrize("at", [2, 6, 11])
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, at):
+    whole_run(tmp_path / "whole")
+    program = PROGRAM.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"))
+    die = f"import os, signal\ndef print_row(row):\n    if row['step'] == {at}: os.kill(os.getpid(), signal.SIGKILL)\n"
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", die + program], env=env, capture_output=True, timeout=100)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert len(losses(tmp_path / "killed")) == at + 1
+    model = small()
+    rows = whole_run(tmp_path / "killed", model)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(rows) == 12
+    again = small()
+    whole_run(tmp_path / "whole", again)  # a finished run has nothing left to do
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_the_step(tmp_path):
+    def sick(model, batch):
+        return loss_of(model, batch) * (math.nan if len(read_metrics(tmp_path / "metrics.csv")) == 6 else 1)
+
+    model = small()
+    with pytest.raises(TrainingError, match="^step 6: the loss is nan, .*; the state after step 4 is kept"):
+        fit(model, sick, batch_at, Settings(**PLAN), tmp_path, progress=False)
+    assert all(p.isfinite().all() for p in model.parameters())
+    whole_run(tmp_path)  # cured, it goes on
+    whole_run(tmp_path / "healthy")
+    assert [row[:3] for row in losses(tmp_path)] == [row[:3] for row in losses(tmp_path / "healthy")]
+
+
+def test_a_full_disk_keeps_the_older_state(tmp_path, monkeypatch):
+    kept, write = [], runs.write_whole
+
+    def full(path, content):
+        if path.name == "state.pt" and kept:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if path.name == "state.pt":
+            kept.append(content)
+        write(path, content)
+
+    monkeypatch.setattr(runs, "write_whole", full)
+    with pytest.raises(TrainingError, match="after step 8 cannot be saved .*space.*; the state after step 4 is kept"):
+        whole_run(tmp_path)
+    assert (tmp_path / "state.pt").read_bytes() == kept[0]
+    monkeypatch.undo()
+    whole_run(tmp_path)
+    whole_run(tmp_path / "whole")
+    assert losses(tmp_path) == losses(tmp_path / "whole")
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    runs.write_whole(path, b"old")
+
+    def broken(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(runs, "flush", broken)
+    with pytest.raises(OSError, match="full"):
+        runs.write_whole(path, b"new and longer")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_other_data_or_settings_are_noticed(tmp_path):
+    data = torch.arange(10)
+    fit(small(), loss_of, batch_at, Settings(**PLAN), tmp_path, progress=False, data=fingerprint(data))
+    for words, changes, name in (
+        ("data", {}, fingerprint(data + 1)),
+        ("peak_lr", {"peak_lr": 1e-3}, fingerprint(data)),
+    ):
+        with pytest.raises(TrainingError, match=f"holds a run with {words} .*: choose another folder"):
+            fit(small(), loss_of, batch_at, Settings(**PLAN | changes), tmp_path, progress=False, data=name)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02c__builtin__\neval\n(S'1/0'\ntR."])
+def test_a_state_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(TrainingError, match="state.pt cannot be used .*: move it away to start anew"):
+        whole_run(tmp_path)
+
+
+def test_a_fingerprint_sees_content_shape_and_type():
+    a = torch.arange(6)
+    names = {fingerprint(x) for x in (a, a.view(2, 3), a.int(), a.float(), torch.tensor([0, 1, 2, 3, 4, 6]))}
+    assert len(names) == 5 and fingerprint(a) == fingerprint(a.clone())
+
+
+def test_cross_entropy_here_is_pytorchs_only_by_name():
+    """bfloat16 logits are measured in float32."""
+    logits, targets = torch.randn(1, 4, 9).bfloat16(), torch.tensor([[1, 2, 3, 4]])
+    assert training.token_loss(logits, targets) == F.cross_entropy(logits[0].float(), targets[0])
