@@ -65,24 +65,17 @@ def roofline(work, copy, product, measured=None):
         machine = measured["machine"]["gpu"]
     x = np.geomspace(1, 20_000, 200)
     ax.loglog(x, np.minimum(x * copy, product) / 1e12, color="#222222", linewidth=1.5)
-    ax.text(
-        1.15,
-        1.15 * 1.35 * copy / 1e12,
-        f"memory: {copy / 1e12:.1f} TB/s",
-        rotation=34,
-        rotation_mode="anchor",
-        fontsize=8,
-    )
-    ax.text(
-        19_000, product / 1e12 * 1.15, f"arithmetic: {product / 1e12:.0f} TFLOP/s ({machine})", ha="right", fontsize=8
-    )
+    memory = f"memory: {copy / 1e12:.1f} TB/s"
+    ax.text(12, 12 * 1.35 * copy / 1e12, memory, rotation=32, rotation_mode="anchor", fontsize=8)
+    arithmetic = f"arithmetic: {product / 1e12:.0f} TFLOP/s ({machine})"
+    ax.text(19_000, product / 1e12 * 1.15, arithmetic, ha="right", fontsize=8)
     ax.axvline(product / copy, color=NEUTRAL, linewidth=0.8, linestyle=":")
     ax.text(product / copy * 1.05, 1.2, f"{product / copy:.0f} operations a byte", fontsize=8, color="#555555")
     places = {
-        "step, table": (-6, -16, "right"),
+        "step, table": (-8, 5, "right"),
         "step, fused": (8, -9, "left"),
         "prompt, table": (8, -9, "left"),
-        "prompt, fused": (0, -15, "center"),
+        "prompt, fused": (0, -17, "center"),
     }
     for name, (operations, moved) in work.items():
         intensity = operations / moved
