@@ -18,21 +18,22 @@ FILES = re.compile(  # of a checkpoint, which a new one may replace
 
 
 @contextmanager
-def new_folder(folder):
+def new_folder(folder, replaces: re.Pattern = FILES):
     """A folder to write into, which takes its name at the end: a kill at any moment leaves the old one or the new.
 
-    CheckpointError if it cannot be written, and if the name is taken by anything but an older checkpoint.
+    replaces: the names of the files that may be lost. CheckpointError if the folder cannot be written, and if the name
+    is taken by anything but an older folder of such files.
     """
     target = Path(folder).resolve()
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        check_replaceable(target)
+        check_replaceable(target, replaces)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         yield partial
         for path in (*partial.iterdir(), partial):
             flush(path)
-        check_replaceable(target)  # again: writing may have taken an hour
+        check_replaceable(target, replaces)  # again: writing may have taken an hour
         (swap if target.exists() else os.rename)(partial, target)
         flush(target.parent)
     except OSError as error:
@@ -41,11 +42,11 @@ def new_folder(folder):
         shutil.rmtree(partial, ignore_errors=True)  # what is not finished, or what was replaced
 
 
-def check_replaceable(target: Path) -> None:
-    """CheckpointError unless the name is free, or that of a folder with nothing in it but a checkpoint's files."""
+def check_replaceable(target: Path, replaces: re.Pattern) -> None:
+    """CheckpointError unless the name is free, or that of a folder with nothing in it but files of these names."""
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file: choose another name for the folder")
-    if others := [path.name for path in target.glob("*") if path.is_dir() or not FILES.fullmatch(path.name)]:
+    if others := [path.name for path in target.glob("*") if path.is_dir() or not replaces.fullmatch(path.name)]:
         raise CheckpointError(f"{target} holds {min(others)!r}, which would be lost: choose another folder")
 
 

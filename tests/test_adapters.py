@@ -1,0 +1,313 @@
+"""An adapter's files beside peft, both ways, merged and unmerged; folders that do not fit are refused in one line."""
+
+import copy
+import json
+import os
+import re
+
+import peft
+import pytest
+import torch
+from helpers import edit_json, random_ids, tiny_hugging_face, tiny_pair
+from safetensors.torch import load_file, save_file
+from test_finetuning import fill
+
+import minillama
+from minillama import CheckpointError
+from minillama.adapters import CONFIG, WEIGHTS, load_adapter, save_adapter
+from minillama.finetuning import add_lora, fuse, lora_layers, without_lora
+
+
+PEFT = dict(wq="q_proj", wk="k_proj", wv="v_proj", wo="o_proj", gate="gate_proj", up="up_proj", down="down_proj")
+MERGED = pytest.mark.parametrize("merged", [False, True], ids=["unmerged", "merged"])
+CHOICES = pytest.mark.parametrize("targets", [tuple(PEFT), ("wq", "wk"), ("wv",), ("wo", "down")], ids="+".join)
+
+
+def made_by_peft(reference, folder, targets=tuple(PEFT), rank=4, alpha=6, **settings):
+    """A peft model whose adapter has no part that is zero, and its files."""
+    modules = [PEFT[name] for name in targets]
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, task_type="CAUSAL_LM", **settings)
+    model = peft.get_peft_model(copy.deepcopy(reference), config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=generator)
+    model.save_pretrained(folder)
+    return model
+
+
+def same(got, want, base=None):
+    """Equal as far as float32 goes, and not because the adapter does nothing."""
+    assert (got - want).abs().max() <= 2e-5 * want.abs().max()
+    assert base is None or (base - want).abs().max() > 0.1 * want.abs().max()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@CHOICES
+@MERGED
+def test_pefts_adapter_in_our_model(tmp_path, merged, targets, kv_heads):
+    reference, ours = tiny_pair(tmp_path / "model", num_key_value_heads=kv_heads)
+    theirs, ids = made_by_peft(reference, tmp_path / "adapter", targets), random_ids(20)
+    with torch.no_grad():
+        base = ours(ids)
+        load_adapter(ours, tmp_path / "adapter")
+        assert {name.split(".")[-1] for name in lora_layers(ours)} == set(targets)
+        if merged:
+            ours, theirs = fuse(ours), theirs.merge_and_unload()
+        same(ours(ids), theirs(ids).logits, base)
+        if not merged:
+            with without_lora(ours), theirs.disable_adapter():
+                assert torch.equal(ours(ids), base)
+                same(ours(ids), theirs(ids).logits)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@CHOICES
+@MERGED
+def test_our_adapter_in_pefts_model(tmp_path, merged, targets, kv_heads):
+    reference, ours = tiny_pair(tmp_path / "model", num_key_value_heads=kv_heads)
+    ids = random_ids(20)
+    with torch.no_grad():
+        base = ours(ids)
+        fill(add_lora(ours, rank=3, alpha=7.5, targets=targets))
+        save_adapter(ours, tmp_path / "adapter")
+        theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").eval()
+        if merged:
+            ours, theirs = fuse(ours), theirs.merge_and_unload()
+        same(theirs(ids).logits, ours(ids), base)
+
+
+def test_what_is_saved_is_what_is_read_bit_for_bit(tmp_path):
+    _, model = tiny_pair(tmp_path / "model")
+    changed = fill(add_lora(copy.deepcopy(model), rank=5, alpha=2))
+    save_adapter(changed, tmp_path / "a")
+    again = load_adapter(copy.deepcopy(model), tmp_path / "a")
+    for name, layer in lora_layers(again).items():
+        old = lora_layers(changed)[name]
+        assert torch.equal(layer.a, old.a) and torch.equal(layer.b, old.b) and (layer.rank, layer.alpha) == (5, 2)
+        assert layer.a.requires_grad and layer.b.requires_grad
+    save_adapter(again, tmp_path / "b")
+    for name in (CONFIG, WEIGHTS):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "model"]
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_an_adapter_on_quantized_layers(tmp_path, quantize):
+    reference, exact = tiny_pair(tmp_path / "model")
+    made_by_peft(reference, tmp_path / "adapter")
+    model, _ = minillama.load(tmp_path / "model", quantize=quantize)
+    load_adapter(model, tmp_path / "adapter")
+    load_adapter(exact, tmp_path / "adapter")
+    for name, layer in lora_layers(model).items():
+        assert torch.equal(layer.b, lora_layers(exact)[name].b)
+    save_adapter(model, tmp_path / "again")
+    theirs, ours = (load_file(tmp_path / folder / WEIGHTS) for folder in ("adapter", "again"))
+    assert theirs.keys() == ours.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_of_half_width_become_float32(tmp_path, dtype):
+    reference, ours = tiny_pair(tmp_path / "model")
+    made_by_peft(reference, tmp_path / "adapter")
+    file = tmp_path / "adapter" / WEIGHTS
+    half = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    save_file(half, file)
+    load_adapter(ours, tmp_path / "adapter")
+    assert torch.equal(lora_layers(ours)["blocks.1.attention.wv"].b, half[key(1, "self_attn.v_proj", "B")].float())
+
+
+def key(block, module, part):
+    return f"base_model.model.model.layers.{block}.{module}.lora_{part}.weight"
+
+
+def test_on_real_weights(tmp_path, ours, theirs):
+    """SmolLM2, float32: hidden states, the largest of which is 33."""
+    base, tokenizer = ours
+    changed = fill(add_lora(copy.deepcopy(base), rank=8, alpha=16), size=0.02)
+    save_adapter(changed, tmp_path / "adapter")
+    ids = torch.tensor([tokenizer.encode("The sky is blue, because light from the sun is scattered by the air.")])
+    reference = peft.PeftModel.from_pretrained(copy.deepcopy(theirs), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        mine = changed.hidden(ids)
+        other = reference.base_model.model.model(ids).last_hidden_state
+        assert (mine - base.hidden(ids)).abs().max() > 1
+        fused = fuse(changed).hidden(ids)
+        merged = reference.merge_and_unload().model(ids).last_hidden_state
+    off = [(a - b).abs().max().item() for a, b in ((mine, other), (fused, merged), (fused, mine))]
+    assert max(off) < 1e-4, off
+
+
+# What is refused
+
+
+def config(**changes):
+    return lambda folder: edit_json(folder / CONFIG, lambda value: value.update(changes))
+
+
+def tensors(change):
+    def edit(folder):
+        found = load_file(folder / WEIGHTS)
+        change(found)
+        save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / WEIGHTS)
+
+    return edit
+
+
+def replace(name, content: bytes):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def outside(name):
+    def move(folder):
+        (folder / name).rename(folder.parent / "elsewhere")
+        (folder / name).symlink_to(folder.parent / "elsewhere")
+
+    return move
+
+
+def truncate(folder):
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:-1])
+
+
+A = key(0, "self_attn.q_proj", "A")
+REFUSED = {
+    "no config": (lambda folder: (folder / CONFIG).unlink(), "No such file: adapter_config.json"),
+    "no tensors": (lambda folder: (folder / WEIGHTS).unlink(), "No such file: adapter_model.safetensors"),
+    "no JSON": (replace(CONFIG, b"{"), "the JSON of adapter_config.json is malformed"),
+    "a list": (replace(CONFIG, b"[]"), "is not an object"),
+    "bytes": (replace(WEIGHTS, b"\xff" * 100), "adapter_model.safetensors"),
+    "empty": (replace(WEIGHTS, b""), "is empty"),
+    "truncated": (truncate, "truncated"),
+    "config outside": (outside(CONFIG), "only files inside the folder are read"),
+    "tensors outside": (outside(WEIGHTS), "only files inside the folder are read"),
+    "another type": (config(peft_type="IA3"), "peft_type = 'IA3', which is not known here"),
+    "no type": (lambda folder: edit_json(folder / CONFIG, lambda c: c.pop("peft_type")), "peft_type = None"),
+    "a classifier": (config(task_type="SEQ_CLS"), "task_type = 'SEQ_CLS'"),
+    "dora": (config(use_dora=True), "use_dora = True"),
+    "rslora": (config(use_rslora=True), "use_rslora = True"),
+    "pissa": (config(init_lora_weights="pissa"), "init_lora_weights = 'pissa'"),
+    "ranks by layer": (config(rank_pattern={"q_proj": 2}), "rank_pattern = "),
+    "alphas by layer": (config(alpha_pattern={"q_proj": 2}), "alpha_pattern = "),
+    "biases": (config(bias="all"), "bias = 'all'"),
+    "more modules": (config(modules_to_save=["lm_head"]), "modules_to_save = "),
+    "some blocks": (config(layers_to_transform=[0]), "layers_to_transform = "),
+    "transposed": (config(fan_in_fan_out=True), "fan_in_fan_out = True"),
+    "from tomorrow": (config(use_something=1), "use_something = 1"),
+    "a list as type": (config(peft_type=["LORA"]), "peft_type = "),
+    "another rank": (config(r=8), "has shape \\(4, 64\\); for this model and r = 8 it is \\(8, 64\\)"),
+    "rank 0": (config(r=0), "r = 0"),
+    "a rank in words": (config(r="4"), "r = '4'"),
+    "rank true": (config(r=True), "r = True"),
+    "no alpha": (config(lora_alpha=None), "lora_alpha = None"),
+    "alpha nan": (config(lora_alpha=float("nan")), "lora_alpha = nan"),
+    "alpha 0": (config(lora_alpha=0), "lora_alpha = 0"),
+    "targets unknown": (config(target_modules=["c_attn"]), "target_modules of adapter_config.json has no 'c_attn'"),
+    "targets a number": (config(target_modules=7), "target_modules"),
+    "no targets": (config(target_modules=None), "target_modules"),
+    "targets empty": (config(target_modules=[]), "no target"),
+    "targets nested": (config(target_modules=[["q_proj"]]), "target_modules"),
+    "targets fewer": (config(target_modules=["k_proj"]), "q_proj.lora_A.weight is no target of adapter_config.json"),
+    "targets more": (config(target_modules=["q_proj", "k_proj", "v_proj"]), "v_proj.lora_A.weight is missing"),
+    "one missing": (tensors(lambda t: t.pop(A)), "q_proj.lora_A.weight is missing"),
+    "one too many": (tensors(lambda t: t.update({A + "x": t[A].clone()})), "1 tensors are not those of an adapter"),
+    "a block too many": (tensors(lambda t: t.update({key(2, "self_attn.q_proj", "A"): t[A].clone()})), "are not those"),
+    "no tensor": (tensors(lambda t: t.clear()), "missing|empty"),
+    "misshapen": (tensors(lambda t: t.update({A: t[A][:, 1:]})), "has shape \\(4, 63\\)"),
+    "transposed parts": (tensors(lambda t: t.update({A: t[A].T})), "has shape \\(64, 4\\)"),
+    "flat": (tensors(lambda t: t.update({A: t[A].flatten()})), "has shape \\(256,\\)"),
+    "whole numbers": (tensors(lambda t: t.update({A: t[A].int()})), "I32"),
+}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    reference, model = tiny_pair(folder / "model")
+    made_by_peft(reference, folder / "adapter", ("wq", "wk"))
+    return model, folder / "adapter"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_line(good, tmp_path, name):
+    model, folder = good
+    damage, message = REFUSED[name]
+    (tmp_path / "adapter").mkdir()
+    for file in (CONFIG, WEIGHTS):
+        (tmp_path / "adapter" / file).write_bytes((folder / file).read_bytes())
+    damage(tmp_path / "adapter")
+    with pytest.raises(CheckpointError) as caught:
+        load_adapter(model, tmp_path / "adapter")
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / 'adapter'}: ") and re.search(message, said) and "\n" not in said
+    assert not lora_layers(model) and all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("modules", ["all-linear", r".*\.(q_proj|k_proj)"])
+def test_targets_as_a_pattern_are_what_the_tensors_say(good, tmp_path, modules):
+    model, folder = copy.deepcopy(good[0]), good[1]
+    for file in (CONFIG, WEIGHTS):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    config(target_modules=modules)(tmp_path)
+    assert len(lora_layers(load_adapter(model, tmp_path))) == 4
+    save_file({}, tmp_path / WEIGHTS)
+    with pytest.raises(CheckpointError, match="adapter_model.safetensors is empty"):
+        load_adapter(copy.deepcopy(good[0]), tmp_path)
+
+
+def test_another_models_adapter(good, tmp_path):
+    _, other = tiny_pair(tmp_path, hidden_size=32)
+    with pytest.raises(CheckpointError, match=r"has shape \(4, 64\); for this model and r = 4 it is \(4, 32\)"):
+        load_adapter(other, good[1])
+
+
+def test_a_folder_that_is_none(good, tmp_path):
+    for path in (tmp_path / "nothing", tmp_path / "file"):
+        (tmp_path / "file").write_text("", encoding="utf-8")
+        with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: "):
+            load_adapter(good[0], path)
+
+
+def test_a_second_adapter_and_none(good, tmp_path):
+    changed = load_adapter(copy.deepcopy(good[0]), good[1])
+    before = copy.deepcopy(changed.state_dict())
+    with pytest.raises(ValueError, match="the model has an adapter already"):
+        load_adapter(changed, good[1])
+    assert all(torch.equal(value, before[name]) for name, value in changed.state_dict().items())
+    with pytest.raises(ValueError, match="the model has no adapter"):
+        save_adapter(good[0], tmp_path / "x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_an_older_adapter_is_replaced(tmp_path):
+    """Saving over the model's own folder, or over anybody's files, would lose them."""
+    tiny_hugging_face().save_pretrained(tmp_path / "model")
+    model = add_lora(minillama.load(tmp_path / "model")[0])
+    before = sorted(os.listdir(tmp_path / "model"))
+    with pytest.raises(CheckpointError, match="holds 'config.json', which would be lost: choose another folder"):
+        save_adapter(model, tmp_path / "model")
+    assert sorted(os.listdir(tmp_path / "model")) == before
+    save_adapter(model, tmp_path / "adapter")
+    save_adapter(fill(model), tmp_path / "adapter")
+    assert load_file(tmp_path / "adapter" / WEIGHTS)[key(0, "self_attn.v_proj", "B")].any()
+    with pytest.raises(CheckpointError, match="holds 'adapter_config.json', which would be lost"):
+        minillama.save(fuse(model), None, tmp_path / "adapter")
+    assert sorted(os.listdir(tmp_path / "adapter")) == [CONFIG, WEIGHTS]
+
+
+def test_a_failure_while_saving_keeps_the_old_one(good, tmp_path, monkeypatch):
+    model = fill(add_lora(copy.deepcopy(good[0])))
+    save_adapter(model, tmp_path / "adapter")
+    before = (tmp_path / "adapter" / WEIGHTS).read_bytes()
+
+    def full(path, text, **how):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
+        save_adapter(fill(model, seed=9), tmp_path / "adapter")
+    monkeypatch.undo()
+    assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == before and os.listdir(tmp_path) == ["adapter"]
+    assert json.loads((tmp_path / "adapter" / CONFIG).read_text(encoding="utf-8"))["r"] == 8
