@@ -1,0 +1,198 @@
+"""Tasks and slices: every task of the series passes with its reference solution, and says what is wrong with others."""
+
+import ast
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from course import tasks
+from course.run_tasks import run_task
+from course.slices import needed, statements
+from minillama import checkpoints
+
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = [tasks.Chapter(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.path.stem)
+def test_every_task_passes_in_its_slice(chapter):
+    outcomes = [run_task(task, task.reference) for task in chapter.tasks]
+    assert not [(outcome.task, outcome.message) for outcome in outcomes if not outcome.passed]
+
+
+def test_every_solution_belongs_to_one_task_with_a_name_of_its_own():
+    found = [task for chapter in CHAPTERS for task in chapter.tasks]
+    ids = [task.id for task in found]
+    assert len(set(ids)) == len(ids)
+    for chapter in CHAPTERS:
+        solutions = [id for task in chapter.tasks for id in task.solutions]
+        assert solutions == [cell.id for cell in chapter.cells if tasks.BEGIN in cell.source], chapter.path.name
+    assert all(task.points > 0 and task.checks and task.section for task in found)
+
+
+def test_what_may_be_reread():
+    sections = {task.id: task.section for chapter in CHAPTERS for task in chapter.tasks}
+    assert sections["rope-apply_rope"] == "3.5 The exported rotation"
+    assert sections["rope-ex5"] == "3.8 Beyond the trained range"  # the exercise's solution is compared with that rule
+    assert sections["kv_cache-ex1"] == "8. KV cache: remember keys and values, not the past"  # it uses no definition
+
+
+def slice_of(*cells):
+    """The text of what the last of some cells needs."""
+    program = [step for n, cell in enumerate(cells) for step in statements(str(n), cell, n == len(cells) - 1)]
+    roots = [place for place, step in enumerate(program) if step.cell == str(len(cells) - 1)]
+    return [ast.unparse(program[place].node) for place in sorted(needed(program, roots))]
+
+
+SLICES = {  # cells, what is left of them
+    "only what is used": (["a = 1", "b = 2", "assert a"], ["a = 1", "assert a"]),
+    "the last binding": (["a = 1", "a = 2", "assert a"], ["a = 2", "assert a"]),
+    "a name that is used to bind itself": (["a = 1", "a += 1", "assert a"], ["a = 1", "a += 1", "assert a"]),
+    "no drawing": (["a = 1", "draw.it(a)\nprint(a)", "assert a"], ["a = 1", "assert a"]),
+    "no other checks": (["a = 1", "assert a == 1\ncheck(a, 1)", "assert a"], ["a = 1", "assert a"]),
+    "what a function uses when it is called": (
+        ["def f(): return g()", "def g(): return 1", "assert f()"],
+        ["def f():\n    return g()", "def g():\n    return 1", "assert f()"],
+    ),
+    "not what replaces it later": (
+        ["g = 1", "def f(): return g", "x = f()", "g = 2", "assert x"],
+        ["g = 1", "def f():\n    return g", "x = f()", "assert x"],
+    ),
+    "a changed object": (
+        ["a = [1]", "a.append(2)", "a[0] = 3", "assert a"],
+        ["a = [1]", "a.append(2)", "a[0] = 3", "assert a"],
+    ),
+    "an object changed by a call": (["a = [1]", "change(a)", "assert a"], ["a = [1]", "change(a)", "assert a"]),
+    "changed in a loop": (
+        ["a = [[1]]", "for b in a:\n    b.append(2)\n    print(b)", "assert a"],
+        ["a = [[1]]", "for b in a:\n    b.append(2)", "assert a"],
+    ),
+    "bound in a branch": (
+        ["a = 1", "if a:\n    b = 2\nelse:\n    b = 3", "assert b"],
+        ["a = 1", "if a:\n    b = 2\nelse:\n    b = 3", "assert b"],
+    ),
+    "an error that is shown": (
+        ["a = 1", "try:\n    f(a)\nexcept E as e:\n    print(e)", "assert a"],
+        ["a = 1", "assert a"],
+    ),
+    "comprehensions run at once": (
+        ["n = 1", "a = [n for _ in 'ab']", "n = 2", "assert a"],
+        ["n = 1", "a = [n for _ in 'ab']", "assert a"],
+    ),
+}
+
+
+@pytest.mark.parametrize("cells, left", SLICES.values(), ids=SLICES)
+def test_a_slice_holds_what_is_needed_and_no_more(cells, left):
+    assert slice_of(*cells) == left
+
+
+SOLUTION = "def half(x):\n    # BEGIN SOLUTION\n    return x / two()\n    # END SOLUTION"
+CHECK = (
+    'check(half(8.0), 4.0, {"halve, do not double": 16.0}, what="half of 8")\n'
+    "assert isinstance(half(1.0), float)\nassert half(2.0) == 1, 'half of two is one'"
+)
+
+
+@pytest.fixture
+def task(tmp_path):
+    cells = [
+        new_markdown_cell("# 3. A thing\n\n## 3.1 Two"),
+        new_code_cell(
+            "#| default_exp thing\nimport torch\nfrom course.check import check\nfrom minillama import checkpoints"
+        ),
+        new_code_cell("def two():\n    return 2"),
+        new_markdown_cell("## 3.2 Exercises\n\n### Exercise 3.1: half"),
+        new_code_cell(SOLUTION, id="half"),
+        new_code_cell(CHECK),
+        new_markdown_cell("### Exercise 3.2: more"),
+        new_code_cell("raise RuntimeError('not for this task')"),
+    ]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "03_thing.ipynb")
+    (found,) = tasks.tasks_of(tmp_path / "03_thing.ipynb")
+    return found
+
+
+def test_a_task_of_a_small_chapter(task):
+    assert (task.id, task.title, task.points, task.section) == ("thing-ex1", "Exercise 3.1: half", 2, "3.1 Two")
+    assert run_task(task, task.reference) == run_task(task)
+    assert run_task(task).passed and run_task(task).points == 2
+
+
+WRONG = {  # what a student wrote, what is said
+    "a mistake that has a name": ("return x * two()", "half of 8: halve, do not double"),
+    "a mistake that has none": ("return x", "half of 8 has the right shape, but is off by up to 4 (allowed: 1e-05)"),
+    "nothing": ("pass", "half of 8 is still missing: fill in the exercise and run this cell again"),
+    "a stub": ('raise NotImplementedError("exercise 3.1: half")', "exercise 3.1: half is still missing"),
+    "an assertion without words": ("return torch.tensor(x / 2)", "`assert isinstance(half(1.0), float)` does not hold"),
+    "an assertion with words": ("return x / 2 if x > 2 else 3.0", "half of two is one"),
+    "an error": ("return x / 0", "line 2 of your cell, `return x / 0`: ZeroDivisionError: float division by zero"),
+    "an error of several lines": (
+        "raise ValueError('a\\n  b')",
+        "line 2 of your cell, `raise ValueError('a\\n  b')`: ValueError: a b",
+    ),
+    "an assertion of the student's": (
+        "assert False, 'oh'",
+        "line 2 of your cell, `assert False, 'oh'`: AssertionError: oh",
+    ),
+    "an error far below": (
+        "return torch.zeros(2) @ torch.zeros(3)",
+        "line 2 of your cell, `return torch.zeros(2) @ torch.zeros(3)`: RuntimeError: inconsistent",
+    ),
+    "no Python": ("return (", "line 2: '(' was never closed"),
+    "an end": ("raise SystemExit(0)", "line 2 of your cell, `raise SystemExit(0)`: SystemExit: 0"),
+    "a name that is nowhere": (
+        "return halve(x)",
+        "line 2 of your cell, `return halve(x)`: NameError: name 'halve' is not defined",
+    ),
+}
+
+
+@pytest.mark.parametrize("body, words", WRONG.values(), ids=WRONG)
+def test_what_a_student_is_told(task, body, words, capsys):
+    outcome = run_task(task, {"half": f"def half(x):\n    {body}"})
+    assert not outcome.passed and outcome.points == 0 and outcome.section == "3.1 Two"
+    assert outcome.message.startswith(words) and "\n" not in outcome.message
+    assert capsys.readouterr().out == ""
+
+
+def test_other_ways_that_are_right(task):
+    assert run_task(task, {"half": "import math\n\n\ndef half(x):\n    return math.ldexp(x, -1)"}).passed
+    assert run_task(task, {"half": "half = lambda x: x * 0.5"}).passed
+    assert run_task(task, {"half": "def half(x):\n    return mine(x)"}, extra="def mine(x):\n    return x / 2").passed
+    assert (
+        run_task(task, {"half": "def half(x):\n    return x / two()"}, extra="def two():\n    return 4").passed is False
+    )
+
+
+def test_a_task_leaves_nothing_behind(task):
+    before, folder, kinds = torch.get_rng_state(), os.getcwd(), dict(checkpoints.KINDS)
+    find = checkpoints.rename
+    body = "torch.manual_seed(7); torch.set_grad_enabled(False); torch.set_default_dtype(torch.float64)\n    "
+    body += "checkpoints.KINDS.clear(); checkpoints.rename = None; checkpoints.mine = 1\n    return x / 2"
+    assert run_task(task, {"half": f"def half(x):\n    {body}"}).passed
+    assert torch.equal(torch.get_rng_state(), before) and torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32 and os.getcwd() == folder
+    assert checkpoints.KINDS == kinds and checkpoints.rename is find and not hasattr(checkpoints, "mine")
+
+
+def test_points_and_names_may_stand_in_the_metadata(tmp_path, task):
+    notebook = nbformat.read(task.chapter.path, as_version=4)
+    notebook.cells[4].metadata["nbgrader"] = {"grade_id": "other", "solution": True}
+    notebook.cells[5].metadata["nbgrader"] = {"grade_id": "other-check", "grade": True, "points": 7}
+    nbformat.write(notebook, task.chapter.path)
+    (found,) = tasks.tasks_of(task.chapter.path)
+    assert (found.id, found.points) == ("other", 7)
+
+
+def test_a_solution_that_nothing_checks_is_a_fault(tmp_path, task):
+    notebook = nbformat.read(task.chapter.path, as_version=4)
+    del notebook.cells[5]
+    nbformat.write(notebook, task.chapter.path)
+    with pytest.raises(ValueError, match="03_thing.ipynb: nothing checks the solution in cell half"):
+        tasks.tasks_of(task.chapter.path)
