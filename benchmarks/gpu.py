@@ -139,6 +139,7 @@ class WholeStep(Step):
 
     def once(self):
         if self.compiled is None:
+            self.layers = [(block, k.detach(), v.detach()) for block, k, v in self.layers]  # of one size, not of any
             self.compiled = torch.compile(super().once, fullgraph=True, dynamic=False)
         return self.compiled()
 

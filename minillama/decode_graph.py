@@ -6,6 +6,7 @@ Written by notebooks/11d_decode_graph.ipynb: edit it there.
 import weakref
 from collections import Counter
 from functools import cache
+from types import FunctionType
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,16 @@ def through_block(block, x, cos, sin, slot, length, keys, values) -> torch.Tenso
     return block(x, (cos, sin), length, Slots(keys, values, slot))
 
 
+def compile_apart(f, backend):
+    """torch.compile, whole or not at all, with a memory of its own: for one piece of code it keeps eight versions."""
+
+    def call(*args):
+        return f(*args)
+
+    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)  # the memory hangs on this
+    return torch.compile(own, backend=backend, fullgraph=True, dynamic=False)
+
+
 def graph_of(f, *args) -> torch.fx.GraphModule:
     """What torch.compile finds in a function: every tensor operation, in order, nothing yet replaced."""
     found = []
@@ -47,7 +58,7 @@ def graph_of(f, *args) -> torch.fx.GraphModule:
         found.append(graph)
         return graph.forward
 
-    torch.compile(f, backend=keep, fullgraph=True, dynamic=False)(*args)
+    compile_apart(f, keep)(*args)
     return found[0]
 
 
@@ -84,7 +95,11 @@ class Step:
     def __init__(self, model: ChosenAttention, block, cache: KVCache):
         """block: through_block, compiled."""
         weight = model.norm.weight
-        self.model, self.block, self.keys, self.values = model, block, cache.keys, cache.values
+        self.model, self.block, self.keys = model, block, cache.keys
+        self.layers = list(zip(model.blocks, cache.keys, cache.values, strict=True))
+        for _, *tensors in self.layers:
+            for each in tensors:
+                torch._dynamo.maybe_mark_dynamic(each, 2)  # compiled once for caches of all sizes
         self.cos, self.sin = rope_table(model.cfg, torch.arange(cache.max_seq_len, device=weight.device))
         self.token = torch.zeros(1, 1, dtype=torch.int64, device=weight.device)
         self.slot = torch.full((1,), cache.length, dtype=torch.int64, device=weight.device)
@@ -96,7 +111,7 @@ class Step:
         """The token through all blocks: (1, 1, D). Where it stands is read on the device."""
         length, x = (self.slot + 1).to(torch.int32), self.model.embedding(self.token)
         cos, sin = self.cos[self.slot], self.sin[self.slot]  # (1, W/2)
-        for block, keys, values in zip(self.model.blocks, self.keys, self.values, strict=True):
+        for block, keys, values in self.layers:
             x = self.block(block, x, cos, sin, self.slot, length, keys, values)
         return self.model.norm(x)
 
@@ -141,7 +156,7 @@ class GraphLlama(nn.Module):
             self.rewritten.update(compiled=1)
             return replace_known(graph, dtype, eps).forward
 
-        self.block = torch.compile(through_block, backend=backend, fullgraph=True, dynamic=False)
+        self.block = compile_apart(through_block, backend)
 
     cfg = property(lambda self: self.model.cfg)
     norm = property(lambda self: self.model.norm)

@@ -4,11 +4,13 @@ import pytest
 import torch
 from attention_problems import GRID, LIMITS, off, problem
 from helpers import random_ids, tiny_pair
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import minillama
 from minillama import KVCache, LlamaConfig, decode_graph
 from minillama.compilation import CompileError
-from minillama.decode_graph import GraphLlama
+from minillama.decode_graph import GraphLlama, Step
 from minillama.fused_attention import ATTENTIONS, AttentionError, ChosenAttention, fused
 
 
@@ -75,6 +77,65 @@ def test_the_cache_stays_where_it_is(pair):
         graph(random_ids(1), cache)
     changed = (cache.keys != before).any(-1).any(0).any(0).any(0)
     assert cache.keys.data_ptr() == place and changed.nonzero().flatten().tolist() == [5]
+
+
+class Tape(TorchDispatchMode):
+    """What a CUDA graph would hold: operations with the very tensors they were given, to be run again in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert operation is not torch.ops.aten._local_scalar_dense.default, "a number is read on the host"
+        out = operation(*args, **(kwargs or {}))
+        self.calls.append((operation, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        for operation, args, kwargs, out in self.calls:
+            again = operation(*args, **kwargs)
+            for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                if new.data_ptr() != old.data_ptr():
+                    old.copy_(new)
+
+    @classmethod
+    def is_infra_mode(cls):
+        return True  # compiled functions may run inside
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_one_recording_serves_every_position(pair, name):
+    """Nothing is read on the host, no number of a position is frozen, and every address stays: without a GPU."""
+    reference, model = pair
+    graph, ids, cache = GraphLlama(ChosenAttention(model, name)), random_ids(30), KVCache(model.cfg, 1, 33)
+    with torch.no_grad():
+        want = reference(ids).logits[0]
+        graph(ids[:, :10], cache)
+        step = Step(graph.model, graph.block, cache)
+        step.once()
+        with Tape() as tape:
+            out = step.once()
+        for position in range(10, 30):
+            step.token.copy_(ids[:, position : position + 1])
+            step.slot.fill_(position)
+            tape.replay()
+            assert (model.head(out)[0, 0] - want[position]).abs().max() < 1e-5
+
+
+def test_caches_of_many_sizes_and_many_models():
+    """torch.compile keeps eight versions of one piece of code; conversations and models may be more."""
+    model = minillama.Llama(LlamaConfig(32, 1, 2, 1, 16, 32, 96)).eval()
+    ids = random_ids(5, vocab_size=96)
+    with torch.inference_mode():
+        want = model(ids)[0, -1]
+        for first in (True, *[False] * 9):
+            graph = GraphLlama(ChosenAttention(model, "fused"))
+            for slots in range(5, 17) if first else (5, 9):
+                cache = KVCache(model.cfg, 1, slots)
+                graph(ids[:, :4], cache)
+                assert (graph(ids[:, 4:], cache)[0, 0] - want).abs().max() < 1e-5
+            assert graph.rewritten == {"compiled": 1}
 
 
 def test_a_pattern_that_is_not_there_is_an_error(pair, monkeypatch):
