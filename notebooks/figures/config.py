@@ -324,8 +324,8 @@ def surgery(drop, swap, lines):
     axes[0].set_ylabel("loss, nats per token")
     show(
         fig,
-        f"Left: without block 1 the loss is {drop[0]:.2f}, without block 2 {drop[1]:.2f}; most middle blocks cost little. "
-        f"Right: exchanging blocks 1 and 2 gives {swap[0]:.2f}; most middle pairs cost little.",
+        f"Left: without block 1 the loss is above that of guessing, without block 2 {drop[1]:.1f}; most middle blocks cost little. "
+        f"Right: exchanging blocks 1 and 2 gives {swap[0]:.1f}; most middle pairs cost little.",
     )
 
 

@@ -126,4 +126,4 @@ def post_norm(losses):
         ax.text(value, i, f" {value:.2f}", va="center")
     ax.invert_yaxis()
     ax.set(xlabel="loss per token, nats (logarithmic)", xscale="log", xlim=(1, max(losses.values()) * 3))
-    show(fig, "Bars: " + ", ".join(f"{name} {value:.2f}" for name, value in losses.items()) + ".")
+    show(fig, "Bars: " + ", ".join(f"{name} {value:.0f}" for name, value in losses.items()) + ".")
