@@ -70,7 +70,7 @@ class Run:
     def compare(self, about: dict) -> None:
         """TrainingError if the folder's run had other settings or other data."""
         for name, now in self.about.items():
-            if (before := about[name]) != now:
+            if (before := about.get(name, now)) != now:
                 raise TrainingError(
                     f"{self.folder} holds a run with {name} {before}, and now it is {now}: choose another folder"
                 )

@@ -12,7 +12,7 @@ from minillama.config import LlamaConfig, RopeScaling
 from minillama.model import Llama
 from minillama.runs import fingerprint
 from minillama.tokenizer import Tokenizer, train_bpe
-from minillama.training import Settings, attend_by_sdpa, fit, logits, pack, shift, token_loss
+from minillama.training import Settings, attend_by_sdpa, count_targets, fit, logits, pack, shift, token_loss
 
 
 GIRLS = "Ada Anna Clara Ella Emma Ines Julia Lena Lily Lucy Maya Mia Nina Nora Rosa Ruth Sara Tara Yuki Zoe".split()
@@ -244,10 +244,10 @@ def encode_all(tokenizer: Tokenizer, texts) -> list[list[int]]:
     return [tokenizer.encode(text, bos=True, eos=True) for text in texts]
 
 
-def batch_loss(model: Llama, batch) -> torch.Tensor:
+def batch_loss(model: Llama, batch, recompute: bool = False) -> torch.Tensor:
     """The loss on a batch of Rows."""
     tokens, targets, documents = batch
-    return token_loss(logits(model, tokens, documents), targets)
+    return token_loss(logits(model, tokens, documents, recompute), targets)
 
 
 def mean_loss(model: Llama, rows: Rows) -> float:
@@ -264,6 +264,6 @@ def train(cfg: LlamaConfig, tokenizer: Tokenizer, texts, held, settings: Setting
     model = attend_by_sdpa(initial(cfg, settings.seed))
     data = fingerprint(rows.rows, torch.tensor(list(repr(cfg).encode())))
     metrics = fit(
-        model, batch_loss, rows, settings, folder, lambda m: mean_loss(m, validation), progress, data
+        model, batch_loss, rows, settings, folder, lambda m: mean_loss(m, validation), progress, data, count_targets
     )  # fmt: skip
     return model, metrics

@@ -24,6 +24,16 @@ from minillama.runs import Run, TrainingError
 IGNORE = -100  # a target that asks for nothing
 
 
+def token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats over the targets that are not -100: (B, T, V), (B, T) -> ()"""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+
+
+def count_targets(batch) -> int:
+    """How many targets there are in a batch whose second part holds them."""
+    return int((batch[1] != IGNORE).sum())
+
+
 def pack(documents: list[list[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Documents' ids one behind the other, cut into rows: twice (N, length + 1) int64, ids and document numbers.
 
@@ -79,17 +89,13 @@ def attend_by_sdpa(model: Llama) -> Llama:
     return model
 
 
-def token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats over the targets that are not -100: (B, T, V), (B, T) -> ()"""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
-
-
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides a run but the model and the data; ValueError for what cannot be meant.
 
     warmup, save_every, eval_every: in steps. floor: the last learning rate as a share of the peak. clip: the largest
-    norm of a gradient. accumulate: batches per step. dtype: of the products, "float32" or "bfloat16".
+    norm of a gradient. accumulate: batches per step. dtype: of the products, "float32" or "bfloat16". recompute: less
+    memory, a third more work.
     """
 
     steps: int = 1000
@@ -102,6 +108,7 @@ class Settings:
     accumulate: int = 1
     dtype: str = "float32"
     compiled: bool = False
+    recompute: bool = False
     seed: int = 0
     save_every: int = 200
     eval_every: int = 200
@@ -114,15 +121,6 @@ class Settings:
             raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
         if not (0 < self.peak_lr < math.inf and 0 < self.clip and 0 <= self.floor <= 1 and 0 <= self.warmup):
             raise ValueError("peak_lr and clip must be positive, floor from 0 to 1, warmup 0 or more")
-
-
-def learning_rate(step: int, settings: Settings) -> float:
-    """Up along a line to the peak, then down along half a cosine to floor times the peak. Steps count from 0."""
-    if step < settings.warmup:
-        return settings.peak_lr * (step + 1) / settings.warmup
-    way = (step - settings.warmup) / max(1, settings.steps - 1 - settings.warmup)  # 0 at the peak, 1 at the last step
-    share = settings.floor + (1 - settings.floor) * (1 + math.cos(math.pi * way)) / 2
-    return settings.peak_lr * share
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -140,13 +138,28 @@ def adamw(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.peak_lr, betas=settings.betas, fused=True)
 
 
-def train_step(model, loss_of, batches, optimizer, settings: Settings, lr: float) -> tuple[float, float]:
-    """One change of the weights: (loss, norm of the gradient before clipping); unless one of them is not finite."""
+def learning_rate(step: int, settings: Settings) -> float:
+    """Up along a line to the peak, then down along half a cosine to floor times the peak. Steps count from 0."""
+    if step < settings.warmup:
+        return settings.peak_lr * (step + 1) / settings.warmup
+    way = (step - settings.warmup) / max(1, settings.steps - 1 - settings.warmup)  # 0 at the peak, 1 at the last step
+    share = settings.floor + (1 - settings.floor) * (1 + math.cos(math.pi * way)) / 2
+    return settings.peak_lr * share
+
+
+def train_step(model, loss_of, batches, optimizer, settings: Settings, lr: float, weigh=None) -> tuple[float, float]:
+    """One change of the weights: (loss, norm of the gradient before clipping); unless one of them is not finite.
+
+    weigh(batch) -> how much a batch counts in the mean, such as its targets; without it all count alike.
+    """
     parameters, total = list(trainable(model).values()), 0.0
     device = parameters[0].device.type
-    for batch in batches:
+    weights = [weigh(batch) if weigh else 1 for batch in batches]
+    for batch, weight in zip(batches, weights, strict=True):
+        if not weight:
+            continue  # nothing is asked: the mean over nothing would be NaN
         with torch.autocast(device, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-            loss = loss_of(model, batch) / len(batches)
+            loss = loss_of(model, batch) * (weight / sum(weights))
         loss.backward()
         total += loss.item()
     norm = nn.utils.clip_grad_norm_(parameters, settings.clip).item()
@@ -175,18 +188,43 @@ def peak_flops(dtype: torch.dtype, size: int = 1024) -> float:
     return 2 * size**3 / min(times)
 
 
-def fit(model, loss_of, batch_at, settings: Settings, folder=None, validate=None, progress=True, data="") -> list[dict]:
+def compiled(loss_of):
+    """loss_of as one program, compiled when it is first called; TrainingError where that cannot be done."""
+    program = torch.compile(loss_of)
+
+    def call(model, batch, **options):
+        try:
+            return program(model, batch, **options)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise TrainingError(f"this machine cannot compile the model ({reason}): do without") from None
+
+    return call
+
+
+def stop_unless_finite(step: int, loss: float, norm: float, saved: int) -> None:
+    """TrainingError that says what is kept."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        kept = f"the state after step {saved} is kept" if saved else "no state was saved yet"
+        raise TrainingError(f"step {step}: the loss is {loss}, its gradient {norm}; {kept}. Try a lower peak_lr")
+
+
+def fit(
+    model, loss_of, batch_at, settings: Settings, folder=None, validate=None, progress=True, data="", weigh=None
+) -> list[dict]:
     """Train the parameters that require gradients, in place; returns a row of metrics per step.
 
-    loss_of(model, batch) -> scalar. batch_at(i) -> the i-th batch, a function of i alone (that makes a resumed run
-    exact); `accumulate` of them make a step, whose loss is the mean of theirs. Tokens are counted in a batch's first
-    tensor. validate(model) -> loss on text held back. progress: True for a bar, or a function that is given each row.
-    folder: keeps state.pt and metrics.csv, and goes on from there. data: a fingerprint of what batch_at gives, noticed
-    if it changes between. TrainingError if the loss or a gradient is not finite; the last state saved is kept.
+    loss_of(model, batch) -> scalar; called with recompute=True if the settings say so. batch_at(i) -> the i-th batch, a
+    function of i alone (that makes a resumed run exact); `accumulate` of them make a step, whose loss is the mean of
+    theirs, weighted by weigh(batch) (see `train_step`). Tokens are counted in a batch's first tensor. validate(model)
+    -> loss on text held back. progress: True for a bar, or a function that is given each row. folder: keeps state.pt
+    and metrics.csv, and goes on from there. data: a fingerprint of what batch_at gives, noticed if it changes between.
+    TrainingError if the loss or a gradient is not finite; the last state saved is kept.
     """
     optimizer, run = adamw(model, settings), Run(folder, asdict(settings) | {"data": data})
     first, n = run.resume(trainable(model), optimizer), settings.accumulate
-    compute = torch.compile(loss_of) if settings.compiled else loss_of
+    compute = compiled(loss_of) if settings.compiled else loss_of
+    compute = partial(compute, recompute=True) if settings.recompute else compute
     model.train()
     bar = tqdm(total=settings.steps, initial=first, unit="step", disable=None if progress is True else True)
     with bar, torch.random.fork_rng():
@@ -194,16 +232,10 @@ def fit(model, loss_of, batch_at, settings: Settings, folder=None, validate=None
             start, lr = time.perf_counter(), learning_rate(step, settings)
             torch.manual_seed(settings.seed * settings.steps + step)  # what a step draws depends on the step alone
             batches = [batch_at(step * n + i) for i in range(n)]
-            loss, norm = train_step(model, compute, batches, optimizer, settings, lr)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                kept = f"the state after step {run.saved} is kept" if run.saved else "no state was saved yet"
-                raise TrainingError(
-                    f"step {step}: the loss is {loss}, its gradient {norm}; {kept}. Try a lower peak_lr"
-                )
-            tokens = sum(next(iter(batch)).numel() for batch in batches)
-            row = dict(
-                zip(Run.COLUMNS, (step, loss, lr, norm, tokens / (time.perf_counter() - start), None), strict=True)
-            )
+            loss, norm = train_step(model, compute, batches, optimizer, settings, lr, weigh)
+            stop_unless_finite(step, loss, norm, run.saved)
+            speed = sum(next(iter(batch)).numel() for batch in batches) / (time.perf_counter() - start)
+            row = dict(zip(Run.COLUMNS, (step, loss, lr, norm, speed, None), strict=True))
             last = step + 1 == settings.steps
             if validate and (last or (step + 1) % settings.eval_every == 0):
                 with torch.no_grad():
@@ -212,7 +244,7 @@ def fit(model, loss_of, batch_at, settings: Settings, folder=None, validate=None
             if last or (step + 1) % settings.save_every == 0:
                 run.save(trainable(model), optimizer, step + 1)
             bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}, {row['tokens_per_second']:,.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             if callable(progress):
                 progress(row)
     model.eval()

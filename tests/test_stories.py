@@ -124,6 +124,9 @@ def test_the_command_on_ones_own_text(tmp_path, capsys):
     model, tokenizer = minillama.load(tmp_path / "run" / "model")
     assert tokenizer.decode(tokenizer.encode("The cat")) == "The cat" and model.cfg.vocab_size == tokenizer.vocab_size
     assert run(capsys, tmp_path / "run", *words)[0] == 0  # nothing left to do, and that is no mistake
+    more = ["--accumulate", 2, "--recompute", "--peak-lr", "0.001"]
+    assert run(capsys, tmp_path / "more", *words, *more)[0] == 0
+    assert read_metrics(tmp_path / "more" / "metrics.csv")[-1]["lr"] == 3 * 0.001 / stories.SETTINGS.warmup
     code, _, err = run(capsys, tmp_path / "run", *words, "--seed", 1)
     assert code == 2 and "holds a run with seed 0, and now it is 1" in err and err.count("\n") == 1
 

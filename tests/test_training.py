@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from helpers import random_ids, tiny_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 import minillama
 from minillama import LlamaConfig, runs, training
@@ -26,9 +27,9 @@ def one_document(ids):
     return torch.zeros_like(ids)
 
 
-def loss_of(model, batch):
+def loss_of(model, batch, recompute=False):
     tokens, targets, documents = batch
-    return training.token_loss(training.logits(model, tokens, documents), targets)
+    return training.token_loss(training.logits(model, tokens, documents, recompute), targets)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -148,6 +149,24 @@ def test_accumulated_batches_are_one_large_batch():
         torch.testing.assert_close(a, b, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("few", [0, 1, 5])
+def test_batches_of_unequal_counts_are_one_large_batch_if_they_are_weighed(few):
+    tokens, targets, documents = batch_at(0)
+    targets[2:, few:] = IGNORE
+    large = (tokens, targets, documents)
+    pieces = [tuple(part[:2] for part in large), tuple(part[2:] for part in large)]
+    plan, weights = Settings(clip=0.3), []
+    for these, weigh in (([large], None), (pieces, training.count_targets)):
+        model = small()
+        weights.append(training.train_step(model, loss_of, these, adamw(model, plan), plan, 1e-2, weigh))
+        weights[-1] = (*weights[-1], torch.cat([p.flatten() for p in model.parameters()]))
+    (loss, norm, one), (loss2, norm2, two) = weights
+    assert loss2 == pytest.approx(loss, rel=1e-6) and norm2 == pytest.approx(norm, rel=1e-5)
+    torch.testing.assert_close(one, two, atol=2e-6, rtol=0)
+    if few:  # the mean of two means is another one
+        assert abs(training.train_step(small(), loss_of, pieces, adamw(model, plan), plan, 1e-2)[0] - loss) > 1e-3
+
+
 def test_a_step_is_adamw_by_its_formula():
     """Loshchilov and Hutter's lines in float64, two steps, with clipping; norms are not decayed."""
     plan, model = Settings(clip=0.5, weight_decay=0.1), small()
@@ -185,6 +204,13 @@ def test_flops_by_hand():
     cfg = LlamaConfig.named("llama-3.1-8b")
     weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 4096 * 128256
     assert training.flops_per_token(cfg, 8192) == 6 * weights + 12 * 32 * 4096 * 8192
+
+
+def test_flops_are_what_pytorch_counts():
+    model, ids = small(), torch.arange(20).view(1, 20)
+    with FlopCounterMode(display=False) as counter:
+        loss_of(model, (ids, ids, one_document(ids))).backward()
+    assert counter.get_total_flops() == 20 * training.flops_per_token(model.cfg, 20)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +267,43 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, at):
     again = small()
     whole_run(tmp_path / "whole", again)  # a finished run has nothing left to do
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_recomputation_changes_no_bit_and_is_handed_on(tmp_path):
+    asked = []
+
+    def watched(model, batch, recompute=False):
+        asked.append(recompute)
+        return loss_of(model, batch, recompute)
+
+    whole_run(tmp_path / "plain")
+    plan = Settings(**PLAN, recompute=True)
+    fit(small(), watched, batch_at, plan, tmp_path / "again", lambda m: loss_of(m, batch_at(99)), progress=False)
+    assert losses(tmp_path / "again") == losses(tmp_path / "plain") and asked == [True] * 12
+
+
+def test_a_setting_that_an_older_state_does_not_know_does_not_matter(tmp_path):
+    whole_run(tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["about"]["recompute"]
+    torch.save(state, tmp_path / "state.pt")
+    assert len(whole_run(tmp_path)) == 12
+
+
+def test_a_machine_without_a_compiler_is_told_so_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    with pytest.raises(TrainingError, match=r"^this machine cannot compile the model \(.*\): do without$") as caught:
+        whole_run(tmp_path, compiled=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_the_loss_is_not_taken_for_one_of_the_compiler():
+    def wrong(model, batch):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        fit(small(), wrong, batch_at, Settings(**PLAN, compiled=True), progress=False)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_step(tmp_path):

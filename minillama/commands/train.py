@@ -27,6 +27,9 @@ def add(commands) -> None:
     parser.add_argument("--steps", type=int, default=stories.SETTINGS.steps, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (%(default)s)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="(%(default)s)")
+    parser.add_argument("--peak-lr", type=float, default=stories.SETTINGS.peak_lr, metavar="R", help="(%(default)s)")
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches of a step (%(default)s)")
+    parser.add_argument("--recompute", action="store_true", help="less memory, a third more work")
     parser.add_argument("--no-compile", action="store_true", help="start at once, and be slower")
     parser.set_defaults(run=run)
 
@@ -36,7 +39,8 @@ def run(args) -> int:
     folder, (texts, held, tokenizer) = Path(args.folder), read(args)
     cfg = replace(stories.CONFIG, vocab_size=tokenizer.vocab_size)
     settings = replace(
-        stories.SETTINGS, steps=args.steps, seed=args.seed, dtype=args.dtype, compiled=not args.no_compile
+        stories.SETTINGS, steps=args.steps, peak_lr=args.peak_lr, accumulate=args.accumulate, seed=args.seed,
+        dtype=args.dtype, compiled=not args.no_compile, recompute=args.recompute,
     )  # fmt: skip
     model, rows = stories.train(cfg, tokenizer, texts, held, settings, folder)
     save_hugging_face(model, tokenizer, folder / "model", torch.bfloat16)
