@@ -49,7 +49,7 @@ bench: .venv/test  ## speed beside transformers, tiktoken and Hugging Face's tok
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/tokenizer.py
 
-CUDA := import torch, sys; torch.cuda.is_available() or sys.exit("this needs a CUDA device and PyTorch 2.11 or newer")
+CUDA := import sys, importlib.util as u; t = u.find_spec("torch") and __import__("torch"); t and [*map(int, t.__version__.split(".")[:2])] >= [2, 11] and t.cuda.is_available() or [print("this needs PyTorch 2.11 or newer with a CUDA device", file=sys.stderr), sys.exit(2)]
 test-gpu:  ## all that needs CUDA, with the PyTorch that PYTHON has; nothing is installed or fetched
 	@$(PYTHON) -c '$(CUDA)'
 	$(PYTHON) -m pytest -p no:cacheprovider -rs tests/test_gpu.py
@@ -57,7 +57,7 @@ test-gpu:  ## all that needs CUDA, with the PyTorch that PYTHON has; nothing is 
 GPU_JSON ?= benchmarks/results/gpu.json
 bench-gpu:  ## attention rung by rung and 8B's steps on CUDA, into GPU_JSON
 	@$(PYTHON) -c '$(CUDA)'
-	$(PYTHON) benchmarks/gpu.py --json $(GPU_JSON)
+	$(PYTHON) -m benchmarks.gpu --json $(GPU_JSON)
 
 clean:  ## remove .venv and fetched files
 	rm -rf .venv data/cache

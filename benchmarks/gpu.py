@@ -1,6 +1,6 @@
 """How fast is attention, rung by rung, and a step of 8B, on one GPU? One run, ways in turns, medians, fresh memory.
 
-    python benchmarks/gpu.py [--json FILE] [--repeats 7] [--quick] [--device cpu]
+    python -m benchmarks.gpu [--json FILE] [--repeats 7] [--quick] [--device cpu]
 
 Ceilings first: what a copy moves and what a matrix product computes a second, here and now. Then each way of attending
 in a prompt and in a step of 8B's shape, then whole steps and a whole prompt of a random 8B in bfloat16: the chapters'

@@ -1,5 +1,6 @@
 """Attention with a known answer: random questions, poison where nobody may look, and what float64 says."""
 
+import itertools
 import math
 
 import torch
@@ -34,3 +35,10 @@ GRID = [
     (1, 3, 1, 70, 70, 70, 64),
     (1, 4, 4, 30, 290, 300, 16),
 ]
+
+
+def every_combination():
+    """(B, H, K, T, length, slots): batch, heads, queries, keys before them, and slots behind them, in all mixtures."""
+    heads = [(4, 4), (6, 2), (8, 1)]
+    for B, (H, K), T, past, spare in itertools.product((1, 2), heads, (1, 2, 33), (0, 1, 200), (0, 7)):
+        yield B, H, K, T, past + T, past + T + spare
