@@ -116,7 +116,7 @@ def test_a_chapter_is_clean(path, fault):
     assert not found, f"{path.name}: {fault.__name__.replace('_', ' ')}: {found}"
 
 
-TO_COME = set()
+TO_COME = {"15", "16"}
 
 
 def test_chapters_are_numbered_without_a_gap():
