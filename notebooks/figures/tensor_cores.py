@@ -36,6 +36,8 @@ def sums(lengths, wide, narrow):
     ax.text(lengths[-1] * 1.1, narrow[-1], "summed in bfloat16", color=WRONG, va="center", fontsize=9)
     ax.text(lengths[-1] * 1.1, wide[-1], "summed in float32", color=RIGHT, va="center", fontsize=9)
     ax.set(xlabel="products in the sum", ylabel="relative error", xlim=(lengths[0] * 0.8, lengths[-1] * 12))
+    ax.set_xticks(lengths, [f"{n:,}" for n in lengths])
+    ax.minorticks_off()
     show(
         fig,
         "Error of a sum of products of bfloat16 numbers over its length, both axes logarithmic. Summed in float32 it stays below "
@@ -95,13 +97,16 @@ def splits(counts, keys_each, chosen, processors):
     ax.plot(counts, keys_each, color=NEUTRAL, linewidth=1)
     ax.scatter(counts, keys_each, color=[RIGHT if c == chosen else NEUTRAL for c in counts], s=16, zorder=3)
     ax.axhline(keys_each[0] * 8 / processors, color="#222222", linestyle="--", linewidth=1)
-    ax.text(counts[-1], keys_each[0] * 8 / processors * 0.72, "an equal share for each", fontsize=9, ha="right")
+    ax.text(1, keys_each[0] * 8 / processors * 0.93, "an equal share for each", fontsize=9, va="top")
     i = counts.index(chosen)
     ax.annotate(
         f"{chosen} parts", (chosen, keys_each[i]), (chosen * 0.8, keys_each[i] * 3), color=RIGHT, fontsize=9, ha="center",
         arrowprops={"arrowstyle": "-", "color": RIGHT},
     )  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="parts of the keys", ylabel="keys at the busiest")
+    ax.set(xscale="log", yscale="log", xlabel="parts of the keys", ylabel="keys at the busiest", ylim=(370, 10_000))
+    ax.set_xticks([1, 2, 4, 8, 16, 33, 64], ["1", "2", "4", "8", "16", "33", "64"])
+    ax.set_yticks([512, 1024, 2048, 4096, 8192], ["512", "1,024", "2,048", "4,096", "8,192"])
+    ax.minorticks_off()
     show(
         fig,
         "Keys that the busiest of 132 multiprocessors looks at, over the number of parts, both axes logarithmic. One part: 8,192. "
