@@ -28,6 +28,7 @@ from minillama.scaling import (
     indivisible,
     layouts,
     link_seconds,
+    memory,
     obstacle,
     pass_bytes,
     pass_seconds,
@@ -48,6 +49,7 @@ BIG = LlamaConfig.named("llama-3.1-405b")
 H100 = ACCELERATORS["h100-80gb"]
 SHAPE = dict(dim=192, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=32, ffn_dim=640, vocab_size=512)
 SMALL = LlamaConfig(**SHAPE)
+RANK = replace(SMALL, n_heads=3, n_kv_heads=1, ffn_dim=320)  # what one of two tensor ranks computes
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "smollm2-135m", "debug"])
@@ -97,10 +99,11 @@ def test_a_cache_takes_what_it_takes():
     assert cache_bytes(SMALL, 3, 77, Layout(6)) == size / 2  # two heads, six ranks: each head three times
 
 
-@pytest.mark.parametrize("rows, new, seen", [(2, 48, 48), (1, 128, 200), (4, 16, 100)])
-def test_the_peak_of_a_pass_is_what_the_profiler_sees(rows, new, seen):
-    model = training.attend_by_sdpa(Llama(SMALL))
-    cache = KVCache(SMALL, rows, seen)
+@pytest.mark.parametrize("rows, new, seen, ranks", [(2, 48, 48, 1), (1, 128, 200, 1), (4, 16, 100, 1), (2, 48, 96, 2)])
+def test_the_peak_of_a_pass_is_what_the_profiler_sees(rows, new, seen, ranks):
+    cfg = RANK if ranks == 2 else SMALL
+    model = training.attend_by_sdpa(Llama(cfg))
+    cache = KVCache(cfg, rows, seen)
     tokens = torch.zeros(rows, new, dtype=torch.int64)
     with torch.inference_mode():
         cache.length = seen - new
@@ -114,12 +117,13 @@ def test_the_peak_of_a_pass_is_what_the_profiler_sees(rows, new, seen):
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    assert pass_bytes(SMALL, rows, new, seen, number=4) == pytest.approx(peak, rel=0.05)
+    assert pass_bytes(SMALL, rows, new, seen, ranks, number=4) == pytest.approx(peak, rel=0.05)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_block_keeps_what_it_keeps(dtype):
-    block, rows, kept = Block(SMALL).to(dtype), (3, 40), {}
+def test_a_block_keeps_what_it_keeps(dtype, ranks):
+    block, rows, kept = Block(RANK if ranks == 2 else SMALL).to(dtype), (3, 40), {}
     block.attention.attend = lambda q, k, v, mask: F.scaled_dot_product_attention(
         q, k, v, is_causal=True, enable_gqa=True
     )
@@ -134,7 +138,7 @@ def test_a_block_keeps_what_it_keeps(dtype):
         block(x, rope)
     none = {tensor.untyped_storage()._cdata for tensor in (*block.parameters(), *rope)}
     size = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in none)
-    assert size == 120 * saved_bytes(SMALL, 1, dtype.itemsize)
+    assert size == 120 * saved_bytes(SMALL, ranks, dtype.itemsize)
 
 
 def test_training_keeps_sixteen_bytes_a_weight():
@@ -152,16 +156,14 @@ def test_training_keeps_sixteen_bytes_a_weight():
     assert {name: planned[name] for name in sizes} == sizes
 
 
-@pytest.mark.parametrize("ranks", [2])
-def test_pieces_work_together(ranks):
+def test_pieces_work_together(ranks=2):
     """Rank by rank with the pieces' shapes, then the sum: the whole block."""
     block, x = Block(SMALL), torch.randn(2, 5, SMALL.dim)
     rope, mask = rope_table(SMALL, torch.arange(5)), torch.ones(5, 5, dtype=torch.bool).tril()
-    small = replace(SMALL, n_heads=3, n_kv_heads=1, ffn_dim=320)
     attention = feed_forward = 0
     h = x + block.attention(block.attention_norm(x), rope, mask)
     for rank in range(ranks):
-        part, state = Block(small), {}
+        part, state = Block(RANK), {}
         for name, whole in block.state_dict().items():
             shape = piece(SMALL, f"blocks.0.{name}", ranks)
             along = next((d for d in range(whole.dim()) if shape[d] != whole.shape[d]), None)
@@ -300,6 +302,35 @@ def test_prompts_flow_through_the_stages_as_in_a_simulated_pipeline(stages_, row
     want, found = free[-1], prefill(cfg, free_link, Layout(1, stages_), job)
     links = work["links"] * min(rows, stages_) / stages_ * (1 + (stages_ - 1) / units)
     assert found - links == pytest.approx(want, rel=1e-9)
+
+
+def test_every_row_gets_a_token_each_time():
+    """Two copies of two stages, eight rows: two in each group, and all get a token in the time of a pass."""
+    job = Job(8, 8192)
+    seconds, rate = decode(BIG, H100, Layout(8, 2, 2), job)
+    assert seconds == at_least(pass_seconds(BIG, H100, Layout(8, 2, 2), job, 2, 1))
+    assert rate * seconds == pytest.approx(8)
+
+
+@pytest.mark.parametrize("pipeline, rows", [(1, 3), (4, 8), (4, 2), (3, 3)])
+def test_rows_under_way_are_those_of_a_simulated_schedule(pipeline, rows):
+    """One forward, one backward: a stage starts the next row only if it has fewer under way than stages from it on."""
+    forward, backward, most = [0] * pipeline, [0] * pipeline, [0] * pipeline
+    while min(backward) < rows:
+        for stage in reversed(range(pipeline)):
+            last = stage == pipeline - 1
+            if backward[stage] < (forward[stage] if last else backward[stage + 1]):
+                backward[stage] += 1
+            elif forward[stage] < (rows if stage == 0 else forward[stage - 1]) and (
+                forward[stage] - backward[stage] < pipeline - stage
+            ):
+                forward[stage] += 1
+            most[stage] = max(most[stage], forward[stage] - backward[stage])
+    cfg = replace(SMALL, n_layers=2 * pipeline)
+    for stage in range(pipeline):
+        kept = memory(cfg, Layout(1, pipeline), Job(rows, 16, train=True, recompute=False), stage)["activations"]
+        loss = 4 * 16 * cfg.vocab_size * (stage == pipeline - 1)
+        assert kept - loss == 2 * saved_bytes(cfg) * 16 * most[stage]
 
 
 def test_a_stage_does_not_make_a_token_faster_and_a_rank_does():

@@ -72,7 +72,7 @@ def parts(sizes: dict):
     show(
         fig,
         "Shares of memory by part for 8B, 70B and 405B. Serving eight rows of 8,192 tokens: mostly weights, for 8B a third "
-        "cache. Training on one row: half optimizer state, a quarter each weights and gradients, and activations.",
+        "cache. Training on one row: optimizer state is the largest part, then activations, weights and gradients.",
     )
 
 
