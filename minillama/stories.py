@@ -186,12 +186,22 @@ def cast(rng: random.Random, plot: str, validation: bool) -> dict:
     )  # fmt: skip
 
 
-def story(number: int, validation: bool = False) -> str:
-    """The story of that number, the same at every call and on every machine; or a validation story."""
+def ways(plot: str) -> list[list[str]]:
+    """For each line of a plot, the ways to say it."""
+    return [line.split(" / ") for line in " ".join(PLOTS[plot].split()).removeprefix("- ").split(" - ")]
+
+
+def choose(number: int, validation: bool = False) -> tuple[str, list[str], dict]:
+    """What the story of that number is made of: its plot, a way for each line, and its cast."""
     rng = random.Random(f"{'validation' if validation else 'training'} {number}")
     plot = rng.choice(list(PLOTS))
-    lines = " ".join(PLOTS[plot].split()).removeprefix("- ").split(" - ")
-    return " ".join(rng.choice(line.split(" / ")) for line in lines).format(**cast(rng, plot, validation))
+    return plot, [rng.choice(line) for line in ways(plot)], cast(rng, plot, validation)
+
+
+def story(number: int, validation: bool = False) -> str:
+    """The story of that number, the same at every call and on every machine; or a validation story."""
+    _, lines, about = choose(number, validation)
+    return " ".join(lines).format(**about)
 
 
 CONFIG = LlamaConfig(

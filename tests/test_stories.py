@@ -10,6 +10,7 @@ import transformers
 
 import minillama
 from minillama import cli, stories
+from minillama.generation import generate_batch
 from minillama.runs import read_metrics
 from minillama.training import attend_by_sdpa, fit
 
@@ -85,9 +86,10 @@ def test_it_writes_stories(tiny):
     """Fifteen drawn texts end by themselves, of words that stories have, about the child they began with."""
     model, tokenizer = tiny
     known = set(re.findall(r"[A-Za-z]+", " ".join(stories.story(n) for n in range(3000))))
-    for number, name in enumerate(stories.GIRLS[:15]):
-        ids = tokenizer.encode(f"One morning, {name}", bos=True)
-        out = list(minillama.generate(model, ids, 400, 0.7, seed=number, stop_ids=tokenizer.stop_ids))
+    names = stories.GIRLS[:15]
+    prompts = [tokenizer.encode(f"One morning, {name}", bos=True) for name in names]
+    texts = generate_batch(model, prompts, 400, 0.7, seed=0, stop_ids=tokenizer.stop_ids)
+    for name, out in zip(names, texts, strict=True):
         words = re.findall(r"[A-Za-z]+", tokenizer.decode(out))
         assert 50 < len(words) and len(out) < 400 and words.count(name) >= 2
         assert len([word for word in words if word not in known]) <= 1, words
@@ -136,7 +138,8 @@ def test_the_command_on_ones_own_text(tmp_path, capsys):
     [
         ("one\n\ntwo", [], "2 documents; at least 10"),
         (b"\xff\xfe", [], "is not UTF-8"),
-        (None, [], "No such file"),
+        (None, [], "text.txt cannot be read: No such file"),
+        (None, ["--steps", "0", "--text", "nowhere"], "steps must be at least 1, not 0"),  # before anything is read
         (None, ["--stories", "5"], "at least 100, not 5"),
     ],
 )
