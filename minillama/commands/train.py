@@ -17,8 +17,8 @@ from minillama.training import flops_per_token, peak_flops
 
 HELP = f"""Train a tiny Llama from nothing: 7 to 8 minutes on two free cores.
 
-The folder keeps metrics.csv, a row per step, and state.pt, from {stories.SETTINGS.save_every} steps to the next: started
-again with the same options, the run goes on where it was. The finished model is in FOLDER/model. A story from it:
+The folder keeps metrics.csv, a row per step, and state.pt, written every {stories.SETTINGS.save_every} steps.
+Started again with the same options, the run goes on where it was. The finished model is in FOLDER/model:
 
     minillama generate --raw --max-new-tokens 300 --temperature 0.7 --model FOLDER/model "One day,"
 
