@@ -1,0 +1,803 @@
+"""Plausible wrong solutions, as small edits of the reference, and right ones that look different.
+
+WRONG: task -> rows (old text, new text, words that the message must contain). RIGHT: task -> rows (old text, new text).
+The old text stands once in the task's solution cells; None replaces all between BEGIN SOLUTION and END SOLUTION.
+"""
+
+WRONG = {
+    "config-ex1": [
+        ("return 2 * cfg", "return cfg", "a key and a value"),
+        ("cfg.n_kv_heads", "cfg.n_heads", "only the K kv heads are kept"),
+        ("cfg.n_layers * ", "", "every block keeps its own"),
+    ],
+    "config-ex2": [
+        ("(width + multiple_of - 1) // multiple_of", "width // multiple_of", "round up"),
+        ("int(multiplier * width)", "width", "forget the multiplier"),
+    ],
+    "config-ex3": [
+        (
+            "logits[:-1].log_softmax(-1)  # (T - 1, V)\n    return -log_probs[torch.arange(len(ids) - 1), ids[1:]]",
+            "logits.log_softmax(-1)\n    return -log_probs[torch.arange(len(ids)), ids]",
+            "predicts token t + 1",
+        ),
+        (".mean()", ".sum()", "the mean, not the sum"),
+        ("return -log", "return log", "minus: a loss is positive"),
+    ],
+    "config-ex4": [
+        ("tied_embeddings=True", "tied_embeddings=False", "the head is tied"),
+        ("n_kv_heads=8", "n_kv_heads=32", "keys and values have 8 heads"),
+        ("factor=32.0", "factor=8.0", "3.2 uses factor 32"),
+    ],
+    "config-ex5": [
+        ("len(top_ids) - unbroken", "unbroken", "where the agreement begins"),
+        ("len(top_ids) - unbroken", "same.argmax(0)", "comes back"),
+    ],
+    "tokenizer-merge_pair": [
+        ("merged.append(parts[i])", "pass", "do not drop the parts"),
+    ],
+    "tokenizer-Tokenizer": [
+        (
+            "parts = [part for byte in data if (part := bytes([byte])) in self.vocab]\n"
+            "        return tuple(self.vocab[part] for part in merge_by_rank(parts, self.rank))",
+            "ids = []\n"
+            "        while data:\n"
+            "            size = next(n for n in range(len(data), 0, -1) if data[:n] in self.vocab)\n"
+            "            ids, data = [*ids, self.vocab[data[:size]]], data[size:]\n"
+            "        return tuple(ids)",
+            "longest match",
+        ),
+    ],
+    "tokenizer-ex1": [
+        ("2 * 128_256", "128_256", "two matrices"),
+    ],
+    "tokenizer-ex2": [
+        ("times, left = 3, 10", "times, left = 2, 11", "both words"),
+    ],
+    "tokenizer-ex3": [
+        ("\\d{1,3}(?=(?:\\d{3})*(?!\\d))", "\\d{1,3}", "cuts from the left"),
+    ],
+    "tokenizer-ex4": [
+        (
+            "[0b110_00000 | code_point >> 6, 0b10_000000 | code_point & 63]",
+            "[0b110_00000 | code_point >> 6, code_point & 63]",
+            "mark the bytes",
+        ),
+    ],
+    "rmsnorm-RMSNorm": [
+        ("torch.rsqrt(mean_square + self.eps)", "(1 / (mean_square.sqrt() + self.eps))", "eps inside the square root"),
+        (".mean(-1", ".sum(-1", "the mean of the squares"),
+        (" * self.weight", "", "forget the weight"),
+        ("x32 = x.float()", "x32 = x.float() - x.float().mean(-1, keepdim=True)", "do not subtract the mean"),
+        ("mean_square + self.eps", "mean_square", "forget eps"),
+        (".to(x.dtype) * ", " * ", "float16 in"),
+    ],
+    "rmsnorm-ex1": [
+        ("(2 * 32 + 1)", "(2 * 32)", "after the last block"),
+    ],
+    "rmsnorm-ex2": [
+        ("W * w", "W * w[: len(W), None]", "columns of W"),
+    ],
+    "rmsnorm-ex3": [
+        ("(heads / rms(heads)).flatten(-2)", "x / rms(x)", "per head"),
+    ],
+    "rope-rope_frequencies": [
+        ("/ head_dim", "/ (head_dim // 2)", "by W, not by W/2"),
+        ("1.0 / theta**exponents", "theta**exponents", "the exponent is negative"),
+    ],
+    "rope-apply_rope": [
+        (
+            "x.float().unflatten(-1, (-1, 2)).unbind(-1)\n"
+            "    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)",
+            "x.float().unflatten(-1, (2, -1)).unbind(-2)\n"
+            "    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-2)",
+            "half a head apart",
+        ),
+        (
+            "even * cos - odd * sin, even * sin + odd",
+            "even * cos + odd * sin, odd * cos - even * sin + 0 * odd",
+            "clockwise",
+        ),
+        (".to(x.dtype)", "", "float16"),
+    ],
+    "rope-ex1": [
+        ("-2.0, 0.0, -4.0, 0.0", "-2.0, 0.0, 4.0, 0.0", "counterclockwise"),
+    ],
+    "rope-ex2": [
+        (".nonzero()[0])", ".nonzero()[0]) - 1", "the first pair that fails"),
+    ],
+    "rope-ex3": [
+        ("(n_heads, -1, 2)", "(2 * n_heads, -1, 2)", "fewer heads than a query matrix"),
+        ("(n_heads, -1, 2)", "(1, -1, 2)", "inside each head"),
+        ("(n_heads, -1, 2)", "(n_heads, 2, -1)", "way back"),
+    ],
+    "rope-ex5": [
+        ("1 / ((1 - s) / (factor * w) + s / w)", "(1 - s) * factor * w + s * w", "a blend of frequencies"),
+        ("32 * 8192", "8 * 8192", "32 times, not 8"),
+    ],
+    "rope-ex6": [
+        ("torch.tensor([s])", "torch.tensor([-s])", "sign of s"),
+    ],
+    "attention-attend": [
+        ("diagonal=n_keys - n_queries", "diagonal=0", "align the last query"),
+        ("diagonal=n_keys - n_queries", "diagonal=n_keys - n_queries - 1", "may look at itself"),
+        ("diagonal=n_keys - n_queries", "diagonal=n_keys - n_queries + 1", "one diagonal too many"),
+        ("math.sqrt(W)", "W", "by the root of W, not by W"),
+        (" / math.sqrt(W)", "", "divide the scores by the root"),
+        (
+            "B, H, T, W = q.shape",
+            "k, v = (z.repeat(1, q.shape[1] // z.shape[1], 1, 1) for z in (k, v))\n    B, H, T, W = q.shape",
+            "repeat_interleave, not repeat",
+        ),
+        ("if mask is not None", "if False", "did you use the mask"),
+        ("scores.float().softmax(dim=-1)", "scores.float().softmax(dim=-2).nan_to_num()", "softmax over the keys"),
+    ],
+    "attention-Attention": [
+        ("q, k = apply_rope(q, *rope), apply_rope(k, *rope)", "q = apply_rope(q, *rope)", "rotate k too"),
+        (
+            "q, k = apply_rope(q, *rope), apply_rope(k, *rope)",
+            "q, k, v = (apply_rope(z, *rope) for z in (q, k, v))",
+            "v is not",
+        ),
+        (".transpose(1, 2).flatten(2)", ".reshape(len(x), x.shape[1], -1)", "exchange H and T"),
+        ("self.attend(q, k, v, mask)", "self.attend(q, k, v, None)", "pass the mask on"),
+        (
+            "self.wo(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))",
+            "self.attend(q, k, v, mask).transpose(1, 2).flatten(2)",
+            "wo is still missing",
+        ),
+    ],
+    "attention-ex1": [
+        ("[0.67, 0.09, 0.24]", "[0.87, 0.02, 0.12]", "divide the scores by the root of W"),
+    ],
+    "attention-ex3": [
+        ("h // (n_heads // n_kv_heads)", "h % n_kv_heads", "neighbours share"),
+        ("h // (n_heads // n_kv_heads)", "h // n_kv_heads", "size of a group"),
+    ],
+    "attention-ex4": [
+        ("same & causal", "same | causal", "both conditions"),
+        (" & causal_mask(len(documents), len(documents))", "", "look ahead"),
+    ],
+    "attention-ex5": [
+        ("shift - window + 1", "shift - window", "counts the token itself"),
+        ("shift - window + 1", "shift - window + 2", "one too few"),
+    ],
+    "attention-ex6": [
+        ("(l1 - torch.logaddexp(l1, l2)).exp()", "l1 / (l1 + l2)", "l is a logarithm"),
+        ("share * o1 + (1 - share) * o2", "share * o2 + (1 - share) * o1", "exchanged"),
+    ],
+    "feedforward-FeedForward": [
+        ("F.silu(self.gate(x)) * self.up(x)", "self.gate(x) * F.silu(self.up(x))", "silu belongs on the gate"),
+        ("F.silu(self.gate(x)) * self.up(x)", "F.silu(self.gate(x) * self.up(x))", "before the product"),
+        ("F.silu", "torch.sigmoid", "the sigmoid alone"),
+        ("F.silu", "F.gelu", "this is GELU"),
+        (" * self.up", " + self.up", "not added"),
+    ],
+    "feedforward-ex1": [
+        (None, "return z * z.exp() / (1 + z.exp())", "e to the 200"),
+        ("return z * sigmoid", "return sigmoid", "multiply by z"),
+    ],
+    "feedforward-ex2": [
+        ("[0.0, -1.0, 0.0]", "[0.0, 1.0, 0.0]", "negated too"),
+    ],
+    "feedforward-ex3": [
+        ("gate, up = (", "up, gate = (", "the gate's rows come first"),
+    ],
+    "feedforward-ex4": [
+        ("product[..., None] * ", "0 * product[..., None] + ", "gated value"),
+    ],
+    "model-Block": [
+        (
+            "x = x + self.attention(self.attention_norm(x), rope, mask, cache, layer)\n"
+            "        return x + self.feed_forward(self.ffn_norm(x))",
+            "x = self.attention_norm(x + self.attention(x, rope, mask, cache, layer))\n"
+            "        return self.ffn_norm(x + self.feed_forward(x))",
+            "post-norm",
+        ),
+        ("return x + self", "return self", "the second addition is missing"),
+        ("self.attention(self.attention_norm(x), ", "self.attention(x, ", "attention needs its norm"),
+        ("rope, mask, cache, layer)\n", "rope, None, cache, layer)\n", "pass the mask on"),
+    ],
+    "model-Llama": [
+        ("return self.norm(x)", "return x", "the last norm is missing"),
+        ("causal_mask(T, start + T, tokens.device) if T > 1 else None", "None", "the causal mask is missing"),
+    ],
+    "model-ex1": [
+        ("(1 if cfg.tied_embeddings else 2)", "2", "a tied head has no parameters"),
+        (" + 2 * cfg.dim\n", " + cfg.dim\n", "two norms"),
+        ("block + cfg.dim + tables", "block + tables", "the norm after the last block"),
+    ],
+    "model-ex2": [
+        ("(24 * 10**9 - weight_bytes)", "24 * 10**9", "take the weights off"),
+    ],
+    "checkpoints-ex1": [
+        ("first + 256 * second", "second + 256 * first", "little-endian"),
+        ("(1 + fraction / 128)", "(fraction / 128)", "1 in front"),
+        ("(-1) ** sign * ", "", "the sign is the highest bit"),
+    ],
+    "checkpoints-ex2": [
+        ("size = 4 * tensor.shape[1]", "size = tensor.shape[1]", "four bytes"),
+    ],
+    "checkpoints-ex3": [
+        ("in sorted(spans)", "in spans", "any order"),
+        (None, "return sum(last - first for first, last in spans) == size", "lengths can add up"),
+    ],
+    "hugging_face-interleave": [
+        ("view(heads, 2, -1, weight.shape[-1])", "view(heads, -1, 2, weight.shape[-1])", "the other direction"),
+        ("view(heads, 2, -1, weight.shape[-1])", "view(1, 2, -1, weight.shape[-1])", "every head by itself"),
+        (
+            "return weight.view(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)",
+            "return weight",
+            "forget to permute",
+        ),
+    ],
+    "hugging_face-shards": [
+        ("filled + size > most", "filled + size >= most", "to the last byte"),
+    ],
+    "hugging_face-ex2": [
+        ("x * cos - y * sin, x * sin + y * cos", "x * cos + y * sin, y * cos - x * sin", "signs of the sines"),
+    ],
+    "hugging_face-ex3": [
+        ("else -1", "else 0", "-1 where nothing differs"),
+    ],
+    "meta-cut_along": [
+        ('return 1 if name.endswith(("wo.weight", "down.weight")) else 0', "return 0", "by columns"),
+        ("return 0 if shape[-1] == dim else 1", "return 0", "Llama 2 is cut by columns"),
+    ],
+    "meta-read_joined": [
+        ("zip(pieces, whole", "zip(pieces[::-1], whole", "rank 0 comes first"),
+    ],
+    "meta-read_without_copies": [
+        ("return once.reshape(-1, stored.shape[1])", "return stored.read()", "the copies are still there"),
+    ],
+    "meta-piece_of": [
+        ("rank * cfg.n_kv_heads // ranks", "rank % cfg.n_kv_heads", "ranks 0 and 1 have head 0"),
+    ],
+    "meta-ex1": [
+        ("15 * norms", "16 * norms", "already counted"),
+    ],
+    "meta-ex2": [
+        ("return sum(results)", "return torch.cat(results)", "do not concatenate"),
+        ("return sum(results)", "return sum(results) / 2", "not a mean"),
+    ],
+    "meta-ex3": [
+        ("[piece for piece in pieces for _ in range(2)]", "pieces + pieces", "copies of a head are neighbours"),
+    ],
+    "gguf-unpack": [
+        ("for shift in range(0, 8, bits)", "for shift in reversed(range(0, 8, bits))", "low halves come first"),
+        ("dim=2).flatten", "dim=3).flatten", "all low halves of a run first"),
+        (" & 2**bits - 1", "", "mask the low half"),
+    ],
+    "gguf-ex2": [
+        ("(level - 8)", "level", "subtract 8"),
+        (
+            "[byte & 15 for byte in block[2:]] + [byte >> 4 for byte in block[2:]]",
+            "[half for byte in block[2:] for half in (byte & 15, byte >> 4)]",
+            "all low halves first",
+        ),
+    ],
+    "gguf-ex3": [
+        ("- 32)", "- 0)", "subtract 32"),
+        ('unpack("b"', 'unpack("B"', "signed byte"),
+        ("16 * high", "high", "16, 32 and 48"),
+    ],
+    "pth-ex1": [
+        (', "STACK_GLOBAL"', "", "STACK_GLOBAL"),
+        (', "INST"', "", "INST"),
+    ],
+    "pth-ex2": [
+        (
+            "offset * width, (last + 1) * width",
+            "offset, (last + 1) * width - offset * (width - 1)",
+            "counts numbers, not bytes",
+        ),
+        ("last + 1", "last", "one behind"),
+    ],
+    "pth-ex3": [
+        ("2**rounds", "2 * rounds", "doubles"),
+    ],
+    "kv_cache-ex1": [
+        ("2 * 30 * 3", "2 * 30 * 9", "kv heads, not query heads"),
+        ("2 * 30", "30", "a key and a value"),
+    ],
+    "kv_cache-ex3": [
+        ("slots - padding[:, None]", "slots + padding[:, None]", "do not add"),
+        ("slots - padding[:, None]", "slots.expand(len(padding), -1)", "filler does not count"),
+        (" | (keys == slots[:, None])", "", "NaN"),
+        ("(keys <= slots[:, None]) & ", "", "look ahead"),
+    ],
+    "kv_cache-ex4": [
+        ("return held", "return sorted(held)", "order of the slots"),
+        ("[-1] * w", "[0] * w", "never written"),
+    ],
+    "kv_cache-ex5": [
+        ("truncate(text.shape[1])", "truncate(0)", "not to 0"),
+    ],
+    "generation-distribution": [
+        ("keepdim=True)) / temperature", "keepdim=True)) * temperature", "do not multiply"),
+        ("probs.cumsum(dim=-1) - probs >", "probs.cumsum(dim=-1) >", "compare cumsum - p"),
+        ("        probs /= probs.sum(dim=-1, keepdim=True)\n", "", "sum to 1 again"),
+        ("torch.zeros_like(probs).scatter(-1, ids, probs)", "probs", "scatter"),
+        ("keepdim=True)) / temperature", "keepdim=True))", "temperature has no effect"),
+        ("top_p is not None and", "False and", "top_p has no effect"),
+    ],
+    "generation-generate_batch": [
+        ("seed + b)", "seed)", "seed"),
+    ],
+    "generation-ex1": [
+        ("[1.0, 3**0.5, 3.0]", "[1.0, 9.0, 81.0]", "you squared"),
+    ],
+    "generation-ex2": [
+        ("min_p * probs.max()", "min_p", "share of the best"),
+        ("return probs / probs.sum()", "return probs", "sum to 1"),
+    ],
+    "generation-ex3": [
+        ("torch.where(old > 0, old / penalty, old * penalty)", "old / penalty", "multiply there"),
+    ],
+    "generation-ex4": [
+        (" if ids[-1] == STOP]", " if False]", "?"),
+        ("math.log(q)", "math.log2(q)", "base e"),
+    ],
+    "generation-ex5": [
+        ("held[: held.index(stop)]", "held[: held.index(stop) + len(stop)]", "not part of the text"),
+        ("    yield held\n", "    pass\n", "must come out at the end"),
+    ],
+    "generation-ex6": [
+        (
+            "logits[:-1].log_softmax(-1).gather(-1, ids[1:, None])",
+            "logits.log_softmax(-1).gather(-1, ids[:, None])",
+            "speaks about token t + 1",
+        ),
+        ("-log_p.mean()", "log_p.mean()", "minus sign"),
+    ],
+    "speculation-speculate": [
+        ("min(DRAFT, end - len(text) - 1)", "min(DRAFT, end - len(text))", "not one more"),
+        ("                if id in stop_ids:\n                    return\n", "", "also inside a draft"),
+    ],
+    "speculation-ex1": [
+        ('list("dac")', 'list("dab")', "the model is right"),
+        ('list("dabd")', 'list("cabd")', "not the first"),
+    ],
+    "speculation-ex2": [
+        ("max(1, (k + 1) / m)", "((k + 1) / m)", "never shorter"),
+        ("range(k + 1))", "range(1, k + 1))", "even if no guess"),
+    ],
+    "speculation-ex3": [
+        ("range(len(text) - 1, n - 1, -1)", "range(n, len(text))", "not the first"),
+        ("range(len(text) - 1", "range(len(text)", "found themselves"),
+    ],
+    "speculation-ex4": [
+        ("    others[d] = 0.0\n", "", "draw from the others"),
+    ],
+    "chat-fit": [
+        ("messages[:start] + messages[first:]", "messages[first:]", "system"),
+    ],
+    "chat-run_dialog": [
+        ("messages = [*messages, message, *results]", "messages = [*messages, *results]", "message"),
+        ('"role": "ipython"', '"role": "tool"', "ipython"),
+    ],
+    "chat-ex1": [
+        ("1 + 5 * n + 4", "5 * n + 4", "BOS is missing"),
+    ],
+    "chat-ex2": [
+        ("header == [assistant]", "header != [assistant]", "not the user"),
+    ],
+    "chat-ex4": [
+        ('tool(**arguments) if allow(name, arguments) else "refused"', "tool(**arguments)", "allow was not asked"),
+    ],
+    "quantization-to_levels": [
+        ("(2**bits - 1)", "2**bits", "3 steps"),
+    ],
+    "quantization-ex1": [
+        ("blocks // 64 * 4", "blocks // 64 * 2", "4 bytes together"),
+    ],
+    "quantization-ex2": [
+        ("/ -8", "/ 8", "the other sign"),
+        ("group[group.abs().argmax()] / -8", "group.abs().max() / 7", "not by 7"),
+    ],
+    "quantization-ex3": [
+        ("bytes_per_weight / 26e9 * 400e9", "26e9 / (bytes_per_weight * 400e9)", "the other way round"),
+    ],
+    "training-document_positions": [
+        ("same & causal_mask(*same.shape[1:], same.device)", "same", "nobody looks ahead"),
+        (
+            "(same & causal_mask(*same.shape[1:], same.device)).unsqueeze(1)",
+            "causal_mask(*same.shape[1:], same.device).expand_as(same).unsqueeze(1)",
+            "no document sees another",
+        ),
+        ("return places - (places * fresh).cummax(dim=1).values", "return places", "they begin again"),
+    ],
+    "training-learning_rate": [
+        ("settings.floor + (1 - settings.floor) * (1 +", "(1 +", "ends at floor"),
+    ],
+    "training-ex1": [
+        (".mean().neg().exp()", ".mean().neg()", "take its exponential"),
+        (".neg().exp()", ".exp()", "minus sign"),
+    ],
+    "training-ex2": [
+        ("total - used - 1", "total - used", "the last target"),
+        ("max(lengths)", "T", "fills its row"),
+    ],
+    "training-ex3": [
+        ("/ asked.sum()", "/ len(targets)", "three targets"),
+        ("pushes * asked[:, None]", "pushes", "nothing is asked"),
+        (" / asked.sum()", "", "a mean, not a sum"),
+    ],
+    "training-ex4": [
+        ("(m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + eps)", "m / (v ** 0.5 + eps)", "correct the bias"),
+        ("w = w - lr * decay * w", "w = w - decay * w", "multiplied by the learning rate"),
+    ],
+    "training-ex5": [
+        ("(plain - head) // 3", "plain // 3", "the head is not computed again"),
+    ],
+}
+
+RIGHT = {
+    "config-ex3": [
+        (
+            None,
+            """
+steps = range(len(ids) - 1)
+return -sum(logits[t].log_softmax(-1)[ids[t + 1]] for t in steps) / len(steps)
+""",
+        ),
+    ],
+    "config-ex5": [
+        (
+            None,
+            """
+answer = []
+for column in top_ids.T.tolist():
+    state = len(column) - 1
+    while state and column[state - 1] == column[-1]:
+        state -= 1
+    answer.append(state)
+return torch.tensor(answer)
+""",
+        ),
+    ],
+    "tokenizer-merge_pair": [
+        (
+            None,
+            """
+done, rest = [], list(parts)
+while rest:
+    if rest[:2] == list(pair):
+        done.append(b"".join(pair))
+        del rest[:2]
+    else:
+        done.append(rest.pop(0))
+return done
+""",
+        ),
+    ],
+    "tokenizer-ex4": [
+        (None, "return list(chr(code_point).encode())"),
+    ],
+    "tokenizer-ex6": [
+        (
+            None,
+            """
+if not data:
+    return 1
+return sum(spellings(data[len(token) :], vocab) for token in vocab if data.startswith(token))
+""",
+        ),
+    ],
+    "rmsnorm-RMSNorm": [
+        (
+            None,
+            "length = (torch.einsum('...d,...d->...', x.double(), x.double()) / x.shape[-1] + self.eps) ** "
+            "0.5\n"
+            "return (x / length[..., None]).to(x.dtype) * self.weight",
+        ),
+        (
+            None,
+            """
+import numpy as np
+
+a = x.detach().numpy().astype(np.float32)
+a = a / np.sqrt((a**2).mean(axis=-1, keepdims=True) + self.eps)
+return torch.from_numpy(a).to(x.dtype) * self.weight
+""",
+        ),
+    ],
+    "rmsnorm-ex3": [
+        (
+            None,
+            "return torch.cat([head / head.square().mean(-1, keepdim=True).sqrt() for head in "
+            "x.chunk(n_heads, -1)], -1)",
+        ),
+    ],
+    "rope-rope_frequencies": [
+        (
+            None,
+            """
+freqs = torch.tensor([theta ** (-2 * i / head_dim) for i in range(head_dim // 2)])
+if scaling:
+    freqs = scale_frequencies(freqs, scaling)
+return freqs
+""",
+        ),
+    ],
+    "rope-apply_rope": [
+        (
+            None,
+            """
+z = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+return torch.view_as_real(z * torch.complex(cos, sin)).reshape(x.shape).to(x.dtype)
+""",
+        ),
+        (
+            None,
+            """
+a, b, out = x[..., ::2].float(), x[..., 1::2].float(), torch.zeros(x.shape)
+out[..., ::2] = a * cos - b * sin
+out[..., 1::2] = b * cos + a * sin
+return out.to(x.dtype)
+""",
+        ),
+    ],
+    "rope-scale_frequencies": [
+        (
+            None,
+            """
+scaled = []
+for f in freqs.tolist():
+    wavelength = 2 * math.pi / f
+    if wavelength > scaling.original_max_seq_len / scaling.low_freq_factor:
+        f = f / scaling.factor
+    elif wavelength > scaling.original_max_seq_len / scaling.high_freq_factor:
+        s = scaling.original_max_seq_len / wavelength - scaling.low_freq_factor
+        s = s / (scaling.high_freq_factor - scaling.low_freq_factor)
+        f = (1 - s) * f / scaling.factor + s * f
+    scaled.append(f)
+return torch.tensor(scaled, dtype=freqs.dtype)
+""",
+        ),
+    ],
+    "rope-ex3": [
+        (
+            None,
+            """
+width = len(weight) // n_heads
+order = [h * width + i for h in range(n_heads) for half in (0, 1) for i in range(half, width, 2)]
+return weight[order]
+""",
+        ),
+    ],
+    "attention-attend": [
+        (
+            "allowed = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)\n"
+            "    return allowed.tril(diagonal=n_keys - n_queries)",
+            "t = torch.arange(n_queries, device=device) + n_keys - n_queries\n"
+            "    return t[:, None] >= torch.arange(n_keys, device=device)",
+        ),
+        (
+            "K, S = k.shape[1:3]\n"
+            "    q = q.reshape(B, K, H // K * T, W)  # the G heads of a group are just more queries to the "
+            "same keys\n"
+            "    scores = (q @ k.transpose(-2, -1) / math.sqrt(W)).view(B, H, T, S)",
+            "K, S = k.shape[1:3]\n"
+            "    k = k.repeat_interleave(H // K, dim=1)\n"
+            "    scores = torch.einsum('bhtw,bhsw->bhts', q / W**0.5, k)",
+        ),
+    ],
+    "attention-Attention": [
+        (
+            None,
+            """
+B, T, _ = x.shape
+q = self.wq(x).view(B, T, -1, self.head_dim).permute(0, 2, 1, 3)
+k = self.wk(x).view(B, T, -1, self.head_dim).permute(0, 2, 1, 3)
+v = self.wv(x).view(B, T, -1, self.head_dim).permute(0, 2, 1, 3)
+q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+if cache:
+    k, v = cache.update(layer, k, v)
+out = attend(q, k, v, mask)
+return self.wo(out.permute(0, 2, 1, 3).reshape(B, T, -1))
+""",
+        ),
+    ],
+    "attention-ex5": [
+        (
+            None,
+            """
+mask = torch.zeros(n_queries, n_keys, dtype=torch.bool)
+for t in range(n_queries):
+    own = n_keys - n_queries + t
+    mask[t, max(0, own - window + 1) : own + 1] = True
+return mask
+""",
+        ),
+    ],
+    "feedforward-FeedForward": [
+        (None, "g = self.gate(x)\nreturn self.down(self.up(x) * g / (1 + torch.exp(-g)))"),
+        (
+            None,
+            """
+gate = torch.einsum("btd,fd->btf", x, self.gate.weight)
+up = torch.einsum("btd,fd->btf", x, self.up.weight)
+return torch.einsum("btf,df->btd", gate * gate.sigmoid() * up, self.down.weight)
+""",
+        ),
+    ],
+    "model-Block": [
+        (
+            None,
+            """
+attended = self.attention(self.attention_norm(x), rope=rope, mask=mask, cache=cache, layer=layer)
+stream = attended.add(x)
+return self.feed_forward(self.ffn_norm(stream)).add(stream)
+""",
+        ),
+    ],
+    "model-Llama": [
+        (
+            "x = self.embedding(tokens)\n"
+            "        for layer, block in enumerate(self.blocks):\n"
+            "            x = block(x, rope, mask, cache, layer)",
+            "x = self.embedding.weight[tokens]\n"
+            "        for i in range(self.cfg.n_layers):\n"
+            "            x = self.blocks[i](x, rope, mask, cache, i)",
+        ),
+    ],
+    "model-ex1": [
+        (None, 'with torch.device("meta"):\n    return sum(weight.numel() for weight in Llama(cfg).parameters())'),
+    ],
+    "checkpoints-rename": [
+        (
+            None,
+            """
+parts, numbers = name.split("."), [part for part in name.split(".") if part.isdigit()]
+pattern = ".".join("N" if part.isdigit() else part for part in parts)
+if pattern not in table or name == pattern and "N" in parts:
+    raise CheckpointError(f"no Llama has a {name}")
+for number in numbers:
+    return table[pattern].replace("N", number)
+return table[pattern]
+""",
+        ),
+    ],
+    "checkpoints-ex1": [
+        (None, "return torch.tensor([first, second], dtype=torch.uint8).view(torch.bfloat16).item()"),
+    ],
+    "hugging_face-interleave": [
+        (
+            None,
+            """
+out = []
+for head in weight.chunk(heads):
+    first, second = head.chunk(2)
+    out += [row for pair in zip(first, second, strict=True) for row in pair]
+return torch.stack(out)
+""",
+        ),
+    ],
+    "meta-read_joined": [
+        (None, "return torch.cat([piece.read() for piece in pieces], dim=along)"),
+    ],
+    "gguf-unpack": [
+        (
+            None,
+            """
+import numpy as np
+
+runs = data.numpy().reshape(len(data), -1, 1, run)
+shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+return torch.from_numpy(((runs >> shifts) & (2**bits - 1)).reshape(len(data), -1))
+""",
+        ),
+    ],
+    "kv_cache-ex4": [
+        (None, "return [max((p for p in range(n) if p % w == slot), default=-1) for slot in range(w)]"),
+    ],
+    "generation-distribution": [
+        (
+            None,
+            """
+out = torch.zeros(logits.shape)
+for row, z in enumerate(logits.double() / min(max(temperature, 1e-30), 1e30)):
+    order = sorted(range(len(z)), key=lambda i: -z[i])[: top_k or len(z)]
+    p = (z[order] - z[order[0]]).exp()
+    p, before = p / p.sum(), 0.0
+    for i, share in zip(order, p.tolist(), strict=True):
+        if top_p is None or before <= top_p:
+            out[row, i] = share
+        before += share
+return out / out.sum(-1, keepdim=True)
+""",
+        ),
+    ],
+    "generation-ex3": [
+        (
+            None,
+            """
+out = logits.tolist()
+for id in set(seen):
+    out[id] = out[id] * penalty if out[id] < 0 else out[id] / penalty
+return torch.tensor(out)
+""",
+        ),
+    ],
+    "generation-ex6": [
+        (None, "return torch.nn.functional.cross_entropy(logits[:-1], ids[1:]).exp()"),
+    ],
+    "speculation-ex3": [
+        (
+            None,
+            """
+places = [i + n for i in range(len(text) - n) if text[i : i + n] == text[len(text) - n :]]
+draft = []
+while places and len(draft) < k:
+    draft.append((text + draft)[places[-1] + len(draft)])
+return draft
+""",
+        ),
+    ],
+    "chat-fit": [
+        (
+            None,
+            """
+keep, rest = [], list(messages)
+while rest and rest[0]["role"] == "system":
+    keep.append(rest.pop(0))
+gone = []
+while len(encode_dialog(tokenizer, keep + rest)) > limit:
+    last = max((i for i, message in enumerate(rest) if message["role"] == "user"), default=0)
+    if last == 0:
+        raise ValueError(f"no {limit} ids are enough")
+    gone.append(rest.pop(0))
+    while rest[0]["role"] != "user":
+        gone.append(rest.pop(0))
+return keep + rest, gone
+""",
+        ),
+    ],
+    "quantization-to_levels": [
+        (
+            None,
+            """
+import numpy as np
+
+rows, columns = weight.shape
+if columns % group:
+    raise ValueError("groups do not fit")
+levels, step, low = np.zeros((rows, columns)), np.zeros((rows, columns // group)), np.zeros((rows, columns // group))
+for n, row in enumerate(weight.float().numpy()):
+    for g, part in enumerate(row.reshape(-1, group)):
+        low[n, g], step[n, g] = part.min(), max((part.max() - part.min()) / (2**bits - 1), 1e-8)
+        levels[n, g * group : (g + 1) * group] = np.rint((part - low[n, g]) / step[n, g])
+return torch.tensor(levels, dtype=torch.uint8), torch.tensor(step).float(), torch.tensor(low).float()
+""",
+        ),
+    ],
+    "training-document_positions": [
+        (
+            "places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)\n"
+            "    fresh = torch.ones_like(documents, dtype=torch.bool)\n"
+            "    fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]\n"
+            "    return places - (places * fresh).cummax(dim=1).values",
+            "out = torch.zeros_like(documents)\n"
+            "    for t in range(1, documents.shape[1]):\n"
+            "        out[:, t] = torch.where(documents[:, t] == documents[:, t - 1], out[:, t - 1] + 1, 0)\n"
+            "    return out",
+        ),
+    ],
+    "training-ex1": [
+        (None, "return F.cross_entropy(logits, targets, ignore_index=IGNORE).exp()"),
+    ],
+    "training-ex4": [
+        (
+            None,
+            """
+w = w.clone()
+m = b1 * m + (1 - b1) * g
+v = b2 * v + (1 - b2) * g * g
+step = (m / (1 - b1**t)) / (torch.sqrt(v / (1 - b2**t)) + eps)
+w *= 1 - lr * decay
+w -= lr * step
+return w, m, v
+""",
+        ),
+    ],
+}
