@@ -7,10 +7,10 @@ import warnings
 
 from minillama import __version__, hub
 from minillama.checkpoints import CheckpointError
-from minillama.commands import chat, files, generate, plan, train
+from minillama.commands import chat, files, finetune, generate, plan, train
 
 
-COMMANDS = (files, generate, chat, train, plan)  # in the order of `minillama --help`
+COMMANDS = (files, generate, chat, train, finetune, plan)  # in the order of `minillama --help`
 
 
 class Parser(argparse.ArgumentParser):

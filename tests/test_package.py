@@ -19,11 +19,11 @@ PACKAGE = ROOT / "minillama"
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 # In the order of the data's way through them; a module may import only what stands before it.
-ORDER = """config tokenizer chat rmsnorm rope feedforward kv_cache attention model checkpoints atomic hugging_face pth
-meta gguf generation speculation fused_attention cuda attention_kernels tensor_cores quantization
-compilation decode_graph runs training stories scaling_laws addition finetuning adapters evaluation
-inspection scaling safety repository hub verify commands.options commands.files commands.generate
-commands.chat commands.train commands.plan cli""".split()
+ORDER = """config tokenizer chat jsonl rmsnorm rope feedforward kv_cache attention model checkpoints atomic
+hugging_face pth meta gguf generation speculation fused_attention cuda attention_kernels tensor_cores
+quantization compilation decode_graph runs training stories scaling_laws addition finetuning adapters
+instructions evaluation inspection scaling safety repository hub verify commands.options commands.files
+commands.generate commands.chat commands.train commands.finetune commands.plan cli""".split()
 LINES, LONGER = 300, {"checkpoints": 330, "hugging_face": 350}  # one refuses what it does not know, one goes both ways
 FUNCTION_LINES = 45
 

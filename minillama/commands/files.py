@@ -5,7 +5,9 @@ from argparse import RawDescriptionHelpFormatter
 import torch
 
 from minillama import hub, repository, verify
+from minillama.adapters import load_adapter
 from minillama.commands.options import DEFAULT_MODEL
+from minillama.finetuning import fuse
 from minillama.hugging_face import save_hugging_face
 from minillama.meta import save_meta
 
@@ -32,6 +34,7 @@ def add(commands) -> None:
     )  # fmt: skip
     change.add_argument("source", help="a name, a .gguf file or a folder")
     change.add_argument("folder", help="where to write")
+    change.add_argument("--adapter", metavar="FOLDER", help="of finetune or peft, to be added to the weights")
     change.add_argument("--format", choices=["hugging-face", "meta"], default="hugging-face", help="(%(default)s)")
     change.add_argument("--dtype", choices=DTYPES, help="of the numbers (the source's; float32 if it is quantized)")
     change.set_defaults(run=run_convert)
@@ -50,6 +53,8 @@ def run_verify(args) -> int:
 
 def run_convert(args) -> int:
     model, tokenizer = hub.load(args.source, dtype=getattr(torch, args.dtype) if args.dtype else None)
+    if args.adapter:
+        model = fuse(load_adapter(model, args.adapter))
     save = save_meta if args.format == "meta" else save_hugging_face
     save(model, tokenizer, args.folder)
     count, dtype = sum(p.numel() for p in model.parameters()), model.norm.weight.dtype

@@ -1,6 +1,8 @@
 """What several commands ask for: which model, how it is loaded, how its tokens are drawn."""
 
 from minillama import hub
+from minillama.adapters import load_adapter
+from minillama.finetuning import fuse
 from minillama.fused_attention import ATTENTIONS
 from minillama.generation import check_settings
 
@@ -12,15 +14,22 @@ LEVELS = {"block": True, "max": "max"}
 def add_model(parser) -> None:
     """--model and how it is loaded; `load` obeys."""
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
+    parser.add_argument("--adapter", metavar="FOLDER", help="of finetune or peft: a small learned change")
     parser.add_argument("--quantize", choices=hub.QUANTIZE, help="keep the weights in 8 or 4 bits (CPU)")
     parser.add_argument("--compiled", choices=LEVELS, help="compile one block, or everything (max), once, for speed")
     parser.add_argument("--attention", choices=ATTENTIONS, help="how to attend (default: naive, or fast if compiled)")
 
 
 def load(args):
-    """(model, tokenizer) that the arguments of `add_model` name; errors are those of `hub.load`."""
+    """(model, tokenizer) that the arguments of `add_model` name; errors are those of `hub.load` and `load_adapter`."""
     level = LEVELS.get(args.compiled, False)
-    return hub.load(args.model, quantize=args.quantize, compiled=level, attention=args.attention)
+    if args.adapter and level:
+        raise ValueError("--adapter goes without --compiled: minillama convert --adapter writes a model that has both")
+    model, tokenizer = hub.load(args.model, quantize=args.quantize, compiled=level, attention=args.attention)
+    if args.adapter:
+        load_adapter(model, args.adapter)
+        model = model if args.quantize else fuse(model)  # faster; few levels take no small update
+    return model, tokenizer
 
 
 def add_sampling(parser) -> None:

@@ -1,0 +1,123 @@
+"""`minillama finetune`: an adapter that makes a model answer as the conversations of a file do."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from minillama.adapters import CONFIG, WEIGHTS, save_adapter
+from minillama.checkpoints import CheckpointError
+from minillama.commands.options import DEFAULT_MODEL, made_for_chat
+from minillama.finetuning import TARGETS, add_lora, plain, without_lora
+from minillama.hub import QUANTIZE, load
+from minillama.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
+from minillama.jsonl import read_jsonl, told
+from minillama.training import Settings, count_targets, trainable
+
+
+HELP = """A line of the file: {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}.
+The folder keeps the adapter in peft's form, metrics.csv (a row per step) and state.pt: started again, the run goes on
+where it was. Then: minillama chat --adapter FOLDER"""
+RUN = {"state.pt", "metrics.csv", CONFIG, WEIGHTS}
+
+
+def add(commands) -> None:
+    """The parser of this command."""
+    parser = commands.add_parser("finetune", help="teach a model to answer as your conversations do", description=HELP)
+    parser.add_argument("data", help="a file of conversations, one JSON object per line")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the run and its adapter are kept")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
+    parser.add_argument("--quantize", choices=QUANTIZE, help="keep the model in 8 or 4 bits while its adapter learns")
+    parser.add_argument("--skip-bad", action="store_true", help="leave lines out that cannot be used")
+    number = dict(metavar="N", type=int, help="(%(default)s)")
+    parser.add_argument("--rank", default=8, **number)
+    parser.add_argument("--alpha", default=16.0, metavar="X", type=float, help="(%(default)s)")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="(all)")
+    parser.add_argument("--epochs", default=2, **number)
+    parser.add_argument("--lr", default=1e-3, type=float, metavar="R", help="the largest learning rate (%(default)s)")
+    parser.add_argument("--length", default=512, metavar="N", type=int, help="tokens of a row (%(default)s)")
+    parser.add_argument("--batch", default=2, metavar="N", type=int, help="rows of a step (%(default)s)")
+    parser.add_argument("--held", default=0.1, type=float, metavar="SHARE", help="kept for validation (%(default)s)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="(%(default)s)")
+    parser.add_argument("--recompute", action="store_true", help="less memory, a third more work")
+    parser.add_argument("--seed", default=0, **number)
+    parser.set_defaults(run=run)
+
+
+def run(args) -> int:
+    """Read, train, write the adapter, say what it took."""
+    check(args)
+    model, tokenizer = load(args.model, quantize=args.quantize)
+    if not made_for_chat(tokenizer):
+        raise CheckpointError(f"{args.model} was not made for chat")
+    pairs, complaints = read_jsonl(args.data, lambda value: answers(tokenizer, dialog(value)), args.skip_bad)
+    if complaints:
+        print(f"[left out {len(complaints)} bad lines: {told(complaints)}]", file=sys.stderr)
+    model = plain(add_lora(model, args.rank, args.alpha, args.targets, args.seed))
+    if args.length > model.cfg.max_seq_len:
+        raise ValueError(f"--length must be at most the model's {model.cfg.max_seq_len}, not {args.length}")
+    rows, held = split(pairs, args)
+    for part in (rows, held):
+        if part.left_out:
+            print(f"[left out {part.left_out} conversations longer than {args.length} tokens]", file=sys.stderr)
+    with without_lora(model):
+        before = mean_answer_loss(model, held)
+    steps = args.epochs * rows.turns
+    settings = Settings(
+        steps=steps, peak_lr=args.lr, warmup=min(10, steps // 10), weight_decay=0.0, dtype=args.dtype, seed=args.seed,
+        recompute=args.recompute, save_every=50, eval_every=rows.turns,
+    )  # fmt: skip
+    metrics = finetune(model, rows, held, settings, Path(args.out))
+    write_adapter(model, Path(args.out))
+    report(model, rows, before, metrics, args.out)
+    return 0
+
+
+def check(args) -> None:
+    """ValueError for numbers that cannot be meant and for a folder with something else in it."""
+    for name in ("rank", "epochs", "batch", "length"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if not 0 < args.held < 1:
+        raise ValueError(f"--held must be between 0 and 1, not {args.held}")
+    Path(args.data).stat()  # before a model is read
+    folder = Path(args.out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose another name for the folder")
+    names = {path.name for path in folder.glob("*") if not path.name.startswith(".")} if folder.exists() else set()
+    allowed = RUN if "state.pt" in names else {"metrics.csv"}  # without it there is no run to go on with
+    if others := sorted(names - allowed):
+        raise ValueError(f"{folder} holds {others[0]!r} and is no run to go on with: choose another folder")
+
+
+def split(pairs: list, args) -> tuple[Dialogs, Dialogs]:
+    """(rows to train on, rows held back): a share of the conversations, drawn with the seed."""
+    count = max(1, round(args.held * len(pairs)))
+    if len(pairs) <= count:
+        raise ValueError(f"{args.data} has {len(pairs)} conversations; one is held back, so at least 2 are needed")
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    held, train = sorted(order[:count]), sorted(order[count:])
+    parts = ([pairs[i] for i in train], [pairs[i] for i in held])
+    return tuple(Dialogs(part, args.length, args.batch, args.seed) for part in parts)
+
+
+def write_adapter(model, folder: Path) -> None:
+    """The adapter's two files beside the run's, each whole or not at all."""
+    new = folder / ".adapter"
+    save_adapter(model, new)
+    for name in (WEIGHTS, CONFIG):
+        os.replace(new / name, folder / name)
+    new.rmdir()
+
+
+def report(model, rows: Dialogs, before: float, metrics: list[dict], out) -> None:
+    """One line on standard error."""
+    speeds = sorted(row["tokens_per_second"] for row in metrics)
+    asked = sum(count_targets(rows(i)) for i in range(rows.turns))
+    print(
+        f"[{sum(p.numel() for p in trainable(model).values()):,} new parameters, {len(metrics)} steps, {asked:,} "
+        f"tokens of the assistant; validation loss {before:.3f}, then {metrics[-1]['validation_loss']:.3f}; "
+        f"{speeds[len(speeds) // 2]:,.0f} tokens/s; minillama chat --adapter {out}]",
+        file=sys.stderr,
+    )

@@ -1,0 +1,160 @@
+"""14a. Instructions: which tokens are to be learned.
+
+Written by notebooks/14a_instructions.ipynb: edit it there.
+"""
+
+import torch
+
+from minillama.chat import encode_dialog, role_of
+from minillama.finetuning import lora_layers
+from minillama.model import Llama
+from minillama.runs import fingerprint
+from minillama.tokenizer import Tokenizer
+from minillama.training import IGNORE, Settings, attend_by_sdpa, count_targets, fit, logits, shift, token_loss
+
+
+KNOWN = {"role", "content", "calls", "tag", "end"}  # of a message, as chat.encode_dialog takes it
+
+
+def check_messages(messages) -> list[dict]:
+    """The messages themselves; ValueError, with the number of the message, if they are no conversation."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("the messages are no list, or an empty one")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise ValueError(f'message {number} is no {{"role": ..., "content": text}}')
+        if odd := sorted(message.keys() - KNOWN):
+            raise ValueError(f"message {number} has {odd[0]!r}, which is not known here")
+        calls = message.get("calls", [])
+        if not isinstance(calls, list) or any(
+            not isinstance(call, dict) or set(call) != {"name", "arguments"} for call in calls
+        ):
+            raise ValueError(f'the calls of message {number} are no list of {{"name": ..., "arguments": ...}}')
+        try:
+            role_of(message)
+            message["content"].encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"message {number} holds half a character") from None
+        except ValueError as error:
+            raise ValueError(f"message {number}: {error}") from None
+    return messages
+
+
+def dialog(value) -> list[dict]:
+    """The messages of {"messages": [...]}, other keys ignored; ValueError if there is nothing to learn in them."""
+    if not isinstance(value, dict) or "messages" not in value:
+        raise ValueError('no object {"messages": [...]}')
+    messages = check_messages(value["messages"])
+    if not any(message["role"] == "assistant" for message in messages):
+        raise ValueError("no message of the assistant")
+    return messages
+
+
+def answers(tokenizer: Tokenizer, messages: list[dict]) -> tuple[list[int], list[bool]]:
+    """A finished conversation's ids, and which of them the assistant wrote: its text and the token that ends it.
+
+    An answer begins where the assistant's header ends, with which `encode_dialog` asks for one. What follows the last
+    answer is left out. ValueError if an answer begins with white space that melts into the header.
+    """
+    starts, ends = (
+        {tokenizer.specials[name] for name in names if name in tokenizer.specials}
+        for names in (("<|start_header_id|>", "<|im_start|>"), ("<|eot_id|>", "<|eom_id|>", "<|im_end|>"))
+    )
+    ids = encode_dialog(tokenizer, messages)
+    place = max(i for i, id in enumerate(ids) if id in starts)
+    header, ids = ids[place:], ids[:place]
+    wrote, writing, last = [], False, 0
+    for i, id in enumerate(ids):
+        writing = writing or (i >= len(header) and ids[i - len(header) : i] == header)
+        wrote.append(writing)
+        if writing and id in ends:
+            writing, last = False, i + 1
+    expected = sum(message["role"] == "assistant" for message in messages)
+    if sum(now and not before for before, now in zip([False, *wrote], wrote, strict=False)) != expected:
+        raise ValueError("an answer begins with white space that melts into the header before it: strip it")
+    return ids[:last], wrote[:last]
+
+
+def pack_whole(dialogs, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Pairs of `answers` into rows, none of them cut: three of (N, <= length + 1), ids, document numbers, who wrote.
+
+    A row is filled up with id 0 of document -1. The last number is how many pairs were longer than a row and left out;
+    ValueError if that is all of them.
+    """
+    rows, sizes, left_out = [], [], 0
+    for number, (ids, wrote) in enumerate(dialogs):
+        if len(ids) > length + 1:
+            left_out += 1
+            continue
+        open_rows = range(max(0, len(rows) - 64), len(rows))  # looking at all of them would take for ever
+        place = next((i for i in open_rows if sizes[i] + len(ids) <= length + 1), len(rows))
+        if place == len(rows):
+            rows.append([])
+            sizes.append(0)
+        rows[place].append((ids, [number] * len(ids), wrote))
+        sizes[place] += len(ids)
+    if not rows:
+        raise ValueError(f"all {left_out} conversations are longer than a row of {length}")
+    shape = len(rows), max(sizes)
+    filled = (torch.zeros(shape, dtype=torch.long), torch.full(shape, -1), torch.zeros(shape, dtype=torch.bool))
+    for i, row in enumerate(rows):
+        for tensor, parts in zip(filled, zip(*row, strict=True), strict=True):
+            tensor[i, : sizes[i]] = torch.tensor(sum(parts, []), dtype=tensor.dtype)
+    return *filled, left_out
+
+
+class Dialogs:
+    """Packed conversations, a few rows at a time in a seeded order, a new order every time round."""
+
+    def __init__(self, dialogs, length: int = 512, batch: int = 4, seed: int = 0):
+        self.ids, self.documents, self.wrote, self.left_out = pack_whole(dialogs, length)
+        self.batch, self.seed = batch, seed
+        self.turns = -(-len(self.ids) // batch)  # batches each time round
+
+    def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The i-th batch: tokens, targets and documents, each (B, T)."""
+        order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(self.seed + i // self.turns))
+        chosen = order[i % self.turns * self.batch :][: self.batch]
+        tokens, targets, documents = shift(self.ids[chosen], self.documents[chosen])
+        return tokens, targets.masked_fill(~self.wrote[chosen, 1:], IGNORE), documents
+
+    def fingerprint(self) -> str:
+        """A short name of what they hold."""
+        return fingerprint(self.ids, self.documents, self.wrote)
+
+
+class Asked:
+    """A model whose head looks only at the places that are asked for: logits (A, V), not (B, T, V)."""
+
+    def __init__(self, model: Llama, asked: torch.Tensor):
+        self.cfg, self.embedding, self.blocks, self.norm = model.cfg, model.embedding, model.blocks, model.norm
+        self.head = lambda x: model.head(x[asked])
+
+
+def answer_loss(model: Llama, batch, recompute: bool = False) -> torch.Tensor:
+    """The loss on a batch of Dialogs: the mean over the assistant's tokens."""
+    tokens, targets, documents = batch
+    asked = targets != IGNORE
+    return token_loss(logits(Asked(model, asked), tokens, documents, recompute)[None], targets[asked][None])
+
+
+@torch.no_grad()
+def mean_answer_loss(model: Llama, dialogs: Dialogs) -> float:
+    """The loss on all of them, once, every token of the assistant counted alike."""
+    batches = [dialogs(i) for i in range(dialogs.turns)]
+    counts = [count_targets(batch) for batch in batches]
+    losses = [answer_loss(model, batch).item() * n for batch, n in zip(batches, counts, strict=True) if n]
+    return sum(losses) / sum(counts)
+
+
+def finetune(model: Llama, dialogs: Dialogs, held: Dialogs, settings: Settings, folder=None, progress=True):
+    """Train what can be trained of a model on conversations, in place: `fit`'s rows of metrics, and its errors.
+
+    A run that goes on must have the same conversations, model and alpha.
+    """
+    scales = sorted({layer.alpha for layer in lora_layers(model).values()})
+    data = f"{dialogs.fingerprint()}, model {fingerprint(model.norm.weight)}, alpha {scales}"
+    return fit(
+        attend_by_sdpa(model), answer_loss, dialogs, settings, folder, lambda m: mean_answer_loss(m, held), progress,
+        data, count_targets,
+    )  # fmt: skip

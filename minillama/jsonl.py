@@ -1,0 +1,65 @@
+"""Files with one JSON value per line, as people write them: every bad line is named, and may be left out."""
+
+import codecs
+import json
+from pathlib import Path
+
+from minillama.chat import unique
+
+
+LONGEST = 1_000_000  # bytes of a line
+NAMED = 3  # bad lines that a message tells about
+
+
+def no_constant(name: str):
+    """NaN and Infinity, which Python would read and JSON does not have."""
+    raise ValueError(f"{name} is no number of JSON")
+
+
+JSON = json.JSONDecoder(object_pairs_hook=unique, parse_constant=no_constant)
+
+
+def read_jsonl(path, parse, skip_bad: bool = False) -> tuple[list, list[str]]:
+    """(what `parse` makes of every line's value, a complaint for every bad line); empty lines do not count.
+
+    A line is bad if it is not JSON in UTF-8 of at most LONGEST bytes, or if parse raises ValueError. ValueError that
+    names the first bad lines unless skip_bad, and in any case if no good one is left; OSError.
+    """
+    values, complaints = [], []
+    with open(Path(path), "rb") as file:
+        for number, line in enumerate(lines(file), 1):
+            try:
+                if line is None:
+                    raise ValueError(f"longer than {LONGEST:,} bytes")
+                if text := line.decode("utf-8").strip():
+                    values.append(parse(JSON.decode(text)))
+            except RecursionError:
+                complaints.append(f"line {number}: nested too deeply")
+            except UnicodeDecodeError as error:
+                complaints.append(f"line {number}: not UTF-8 at byte {error.start}")
+            except ValueError as error:
+                complaints.append(f"line {number}: {error}")
+    if complaints and (not skip_bad or not values):
+        raise ValueError(f"{path}: {told(complaints)}")
+    if not values:
+        raise ValueError(f"{path} is empty")
+    return values, complaints
+
+
+def lines(file):
+    """The lines of a binary file, without a byte order mark; None for one that is too long, which is not kept."""
+    first = True
+    while line := file.readline(LONGEST + 2):
+        if len(line) > LONGEST + 1:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST)
+            yield None
+        else:
+            yield line.removeprefix(codecs.BOM_UTF8) if first else line
+        first = False
+
+
+def told(complaints: list[str]) -> str:
+    """The first complaints, and how many more there are, on one line."""
+    shown = "; ".join(" ".join(complaint.split())[:200] for complaint in complaints[:NAMED])
+    return shown + (f"; and {len(complaints) - NAMED} more bad lines" if len(complaints) > NAMED else "")
