@@ -5,10 +5,10 @@ PROMPT ?= Explain in three sentences why the sky is blue.
 override PROMPT := $(value PROMPT)# make would expand every $ in it; the shell sees it only as a variable
 export PROMPT
 
-.PHONY: demo test lab export execute bench test-gpu bench-gpu clean help
+.PHONY: demo test lab export execute assignments bench test-gpu bench-gpu clean help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv/core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "minillama needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -44,6 +44,10 @@ export: .venv/test  ## write minillama/ from the notebooks
 NB ?= notebooks/*.ipynb
 execute: .venv/test  ## re-run notebooks in place: make execute NB=notebooks/03_rope.ipynb
 	$(BIN)/python -m course.execute $(NB)
+
+ASSIGNMENTS ?= build/assignments
+assignments: .venv/test  ## the students' repository, in ASSIGNMENTS; one chapter: make assignments ONLY="--only 03"
+	$(BIN)/python -m course.assign $(ASSIGNMENTS) $(ONLY)
 
 bench: .venv/test  ## speed beside transformers, tiktoken and Hugging Face's tokenizers
 	$(BIN)/python benchmarks/decode.py

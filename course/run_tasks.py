@@ -14,13 +14,13 @@ import sys
 import traceback
 import types
 from dataclasses import dataclass
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from course.tasks import Task
-from minillama import hub
 
 
 MISSING = "still missing"
@@ -38,32 +38,56 @@ class Outcome:
     section: str = ""
 
 
-def run_task(task: Task, sources: dict[str, str] | None = None, extra: str = "") -> Outcome:
+def run_task(task: Task, sources: dict[str, str] | None = None, extra: str = "", folder: Path | None = None) -> Outcome:
     """Run one task with `sources` (cell id -> text) in place of the reference's cells; never raises for what they do.
 
-    extra: further definitions of the student's that the sources use.
+    extra: further definitions of the student's that the sources use. folder: where it runs, by default the task's.
     """
-    sources = sources or {}
+    theirs = Theirs()
     try:
-        with undisturbed(), scene(task) as module:
-            for step in task.program(sources, extra):
-                text = {"extra": extra}.get(step.cell) or sources.get(step.cell)
-                name = f"{task.chapter.path.name} {step.cell}" if text is None else f"{STUDENT} {step.cell}"
-                lines = (text or task.chapter[step.cell].source).splitlines(keepends=True)
-                linecache.cache[name] = (None, None, lines, name)  # what a traceback shows
-                exec(compile(ast.Module([step.node], []), name, "exec"), module.__dict__)
+        with undisturbed(), scene(folder or task.chapter.path.parent) as module:
+            theirs.run(task, sources or {}, extra, vars(module))
     except SyntaxError as error:
         return failed(task, f"line {error.lineno}: {error.msg}" if error.lineno else str(error))
     except (Exception, SystemExit) as error:
-        return failed(task, explain(error, sources))
+        return failed(task, explain(error, theirs))
     return Outcome(task.id, True, task.points)
+
+
+class Theirs(dict):
+    """The namespace of a student's code. What the reference's cells bind is copied into it, never the other way, except
+    the names that the reference's solution binds too: so a `check` or `len` of the student's is for the student alone.
+    """
+
+    def run(self, task: Task, sources: dict[str, str], extra: str, ours: dict) -> None:
+        """Run a task, the reference's cells in `ours`."""
+        self.update(ours)
+        own = set()
+        for step in task.program(sources, extra):
+            text = {"extra": extra, **sources}.get(step.cell)
+            name = f"{task.chapter.path.name} {step.cell}" if text is None else f"{STUDENT} {step.cell}"
+            lines = (text or task.chapter[step.cell].source).splitlines(keepends=True)
+            linecache.cache[name] = (None, None, lines, name)  # what a traceback shows
+            code = compile(ast.Module([step.node], []), name, "exec")
+            if text is None:
+                exec(code, ours)
+                self.update({name: ours[name] for name in step.binds - own if name in ours})
+            else:
+                exec(code, self)
+                own |= step.binds
+                given = task.chapter.names(step.cell) if step.cell != "extra" else frozenset()
+                ours.update({name: self[name] for name in step.binds & given if name in self})
+
+    def missing(self) -> str | None:
+        """A name that is still as it was assigned: `answer = ...`."""
+        return next((name for name, value in self.items() if value is Ellipsis), None)
 
 
 def failed(task: Task, message: str) -> Outcome:
     return Outcome(task.id, False, 0, message, task.section)
 
 
-def explain(error: BaseException, sources: dict[str, str]) -> str:
+def explain(error: BaseException, theirs: Theirs) -> str:
     """One line: the check's own words, or the student's line that went wrong."""
     words = " ".join(str(error).split())
     if isinstance(error, NotImplementedError):
@@ -72,20 +96,24 @@ def explain(error: BaseException, sources: dict[str, str]) -> str:
     mine = [frame for frame in frames if frame.filename.startswith(STUDENT)]
     if isinstance(error, AssertionError) and not (mine and frames[-1] is mine[-1]):
         return words or f"`{frames[-1].line or 'an assertion'}` does not hold"
+    if name := theirs.missing():
+        return f"`{name}` is {MISSING}"
     kind = type(error).__name__ + (f": {words}" if words else "")
     return f"line {mine[-1].lineno} of {STUDENT}, `{mine[-1].line}`: {kind}" if mine else kind
 
 
 @contextlib.contextmanager
-def scene(task: Task):
-    """An empty module as the notebook's namespace, in the notebook's folder, without fetched weights or output."""
+def scene(notebooks: Path):
+    """The notebook's namespace, in the notebook's folder, without fetched weights or output."""
+    from minillama import hub  # not above, where a student's package that cannot be imported would end everything
+
     module = types.ModuleType("notebook")
     folder, path = os.getcwd(), sys.path[:]
     with open(os.devnull, "w", encoding="utf-8") as nothing:
         with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
             with patch.object(hub, "find", lambda name: None):
                 try:
-                    os.chdir(task.chapter.path.parent)
+                    os.chdir(notebooks)
                     sys.path.insert(0, os.getcwd())
                     sys.modules["notebook"] = module  # dataclasses look their module up
                     yield module
@@ -140,7 +168,9 @@ def snapshot() -> list[tuple]:
 def restore(tables: list[tuple]) -> None:
     """Undo what was assigned, added or put into a table since the snapshot."""
     for owner, kept, copies in tables:
-        for name in [name for name in vars(owner) if name not in kept]:
+        for name in [
+            name for name in vars(owner) if name not in kept and name[:2] != "__"
+        ]:  # those are torch.compile's
             delattr(owner, name)
         for name, value in kept.items():
             if vars(owner).get(name) is not value:

@@ -13,8 +13,10 @@ from functools import lru_cache
 
 
 SHOWN = {"draw", "print", "display", "show", "plt"}  # roots of calls that only show something
+KEEPING = {"append", "extend", "insert", "add", "update"}
 INSIDE = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")  # run where they stand, as class bodies do
 COMPOUND = (ast.For, ast.While, ast.If, ast.With, ast.Try)
+LASTING = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 LOADS, STORES = {"LOAD_NAME", "LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS"}, {"STORE_NAME", "STORE_GLOBAL"}
 
 
@@ -96,29 +98,55 @@ def changed(node: ast.stmt) -> set[str]:
         if isinstance(inner, ast.Attribute | ast.Subscript) and not isinstance(inner.ctx, ast.Load):
             found.add(root(inner))
         elif isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Call):
-            call = inner.value
-            found |= {root(call.func)} if isinstance(call.func, ast.Attribute) else set()
-            for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
-                found |= loaded(argument) - {root(c.func) for c in ast.walk(argument) if isinstance(c, ast.Call)}
-    loops = [loop.iter for loop in ast.walk(node) if isinstance(loop, ast.For)]
-    if found and loops:  # subtle: what is changed may be an element of what is looped over
-        found |= set().union(*map(loaded, loops))
+            found |= handed(inner.value)
+    for loop in ast.walk(node):  # what is changed may be an element of what is looped over
+        if isinstance(loop, ast.For) and found & loaded(loop.target):
+            found |= loaded(loop.iter)
     return found - {None}
+
+
+def handed(call: ast.Call) -> set[str]:
+    """Names that a call made for its effect may change: its object and, but for `append` and its like, arguments."""
+    found, method = set(), call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    if method:
+        found |= handed(call.func.value) if isinstance(call.func.value, ast.Call) else {root(call.func.value)}
+    for argument in (*call.args, *(keyword.value for keyword in call.keywords)) if method not in KEEPING else ():
+        found |= loaded(argument) - {root(c.func) for c in ast.walk(argument) if isinstance(c, ast.Call)}
+    return found
 
 
 def loaded(node: ast.expr) -> set[str]:
     return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
+def own(node: ast.stmt, steps: list[dis.Instruction]) -> set[str]:
+    """Names that a loop, a `with` or a `try` binds before it uses them, as `for x in y: print(x)` does with x."""
+    first = {}
+    for step in steps:
+        if step.opname in LOADS | STORES:
+            first.setdefault(step.argval, step.opname)
+    bound = {inner.name for inner in ast.walk(node) if isinstance(inner, ast.ExceptHandler)}
+    for inner in ast.walk(node) if isinstance(node, ast.For | ast.With | ast.Try) else ():
+        targets = [inner.target] if isinstance(inner, ast.For) else []
+        targets += (
+            [item.optional_vars for item in inner.items if item.optional_vars] if isinstance(inner, ast.With) else []
+        )
+        straight = inner.body if isinstance(inner, ast.For | ast.With | ast.Try) else []
+        targets += [target for simple in straight if isinstance(simple, ast.Assign) for target in simple.targets]
+        bound |= set().union(*map(loaded, targets))
+    return {name for name in bound if first.get(name) in STORES}
+
+
 def statement(cell: str, node: ast.stmt) -> Statement:
     """One statement with its names."""
     code = compile(ast.Module([node], []), cell, "exec")
-    found = names_of(code, False, {False: set(), True: set()})
-    binds = {step.argval for step in dis.get_instructions(code) if step.opname in STORES}
+    found, steps = names_of(code, False, {False: set(), True: set()}), list(dis.get_instructions(code))
+    binds = {step.argval for step in steps if step.opname in STORES}
     is_definition = isinstance(node, ast.FunctionDef | ast.ClassDef)
     changes = set() if is_definition else changed(node)
     text = ast.unparse(node) if isinstance(node, ast.Assign) else ""
-    return Statement(cell, node, *map(frozenset, (binds, changes, found[False], found[True])), text)
+    now = found[False] - own(node, steps)
+    return Statement(cell, node, *map(frozenset, (binds, changes - binds | (changes & now), now, found[True])), text)
 
 
 @lru_cache(maxsize=4096)
@@ -154,7 +182,7 @@ def needed(program: list[Statement], roots: list[int]) -> set[int]:
                     first = binder
                     break
             made = [p for p in changers[name] if first < p < moment]
-            if isinstance(program[first].node, ast.Import | ast.ImportFrom):
-                made = [p for p in made if not isinstance(program[p].node, COMPOUND)]  # a module is changed on purpose
+            if isinstance(program[first].node, LASTING):  # changed only on purpose
+                made = [p for p in made if not isinstance(program[p].node, COMPOUND)]
             todo += [(changer, changer) for changer in made]
     return {place for place, _ in done}

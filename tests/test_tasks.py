@@ -80,6 +80,14 @@ SLICES = {  # cells, what is left of them
         ["a = 1", "try:\n    f(a)\nexcept E as e:\n    print(e)", "assert a"],
         ["a = 1", "assert a"],
     ),
+    "a loop's own names": (
+        ["b = 1", "a = [[2]]", "for b in a:\n    b.append(3)", "assert a"],
+        ["a = [[2]]", "for b in a:\n    b.append(3)", "assert a"],
+    ),
+    "an error's own name": (
+        ["e = 1", "a = []", "try:\n    a.append(1)\nexcept E as e:\n    a.append(e)", "assert a"],
+        ["a = []", "try:\n    a.append(1)\nexcept E as e:\n    a.append(e)", "assert a"],
+    ),
     "comprehensions run at once": (
         ["n = 1", "a = [n for _ in 'ab']", "n = 2", "assert a"],
         ["n = 1", "a = [n for _ in 'ab']", "assert a"],
