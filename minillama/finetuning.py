@@ -64,8 +64,8 @@ class LoRALinear(nn.Module):
         y = self.base(x)
         if not self.active:
             return y
-        update = F.linear(F.linear(x.to(self.a.dtype), self.a), self.b)
-        return (y + self.alpha / self.rank * update).to(y.dtype)
+        few = self.alpha / self.rank * F.linear(x.to(self.a.dtype), self.a)  # (..., r): scaled where it is small
+        return (y + F.linear(few, self.b)).to(y.dtype)
 
 
 TARGETS = ("wq", "wk", "wv", "wo", "gate", "up", "down")

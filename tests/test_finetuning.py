@@ -60,7 +60,7 @@ def test_at_the_start_nothing_is_changed(model, form):
         assert not torch.equal(before(ids), after(ids))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(
     st.integers(1, 20), st.floats(0.1, 64), st.sets(st.sampled_from(TARGETS), min_size=1), st.integers(0, 99),
     st.sampled_from([torch.float32, torch.float64]),
