@@ -2,6 +2,8 @@
 
 import ast
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -21,8 +23,28 @@ CHAPTERS = [tasks.Chapter(path) for path in sorted((ROOT / "notebooks").glob("*.
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.path.stem)
 def test_every_task_passes_in_its_slice(chapter):
+    if any(mark in cell.source for cell in chapter.cells for mark in ("custom_op(", ".register_")):
+        done = subprocess.run(
+            [sys.executable, "-c", ALONE, str(chapter.path)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
+        return
+    assert not failures(chapter)
+
+
+def failures(chapter) -> list[tuple[str, str]]:
     outcomes = [run_task(task, task.reference) for task in chapter.tasks]
-    assert not [(outcome.task, outcome.message) for outcome in outcomes if not outcome.passed]
+    return [(outcome.task, outcome.message) for outcome in outcomes if not outcome.passed]
+
+
+# subtle: a cell that defines a PyTorch operation anew takes away the package's own, for the rest of the process
+ALONE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from test_tasks import failures, tasks
+print(failures(tasks.Chapter(Path(sys.argv[1]))))
+"""
 
 
 def test_every_solution_belongs_to_one_task_with_a_name_of_its_own():
