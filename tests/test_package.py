@@ -22,8 +22,8 @@ MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for p
 ORDER = """config tokenizer chat jsonl rmsnorm rope feedforward kv_cache attention model checkpoints atomic
 hugging_face pth meta gguf generation speculation fused_attention cuda attention_kernels tensor_cores
 quantization compilation decode_graph runs training stories scaling_laws addition finetuning adapters
-instructions preferences evaluation inspection scaling safety repository hub verify commands.options commands.files
-commands.generate commands.chat commands.train commands.finetune commands.plan cli""".split()
+instructions preferences evaluation inspection scaling parallel safety repository hub verify commands.options
+commands.files commands.generate commands.chat commands.train commands.finetune commands.plan cli""".split()
 LINES, LONGER = 300, {"checkpoints": 330, "hugging_face": 350}  # one refuses what it does not know, one goes both ways
 FUNCTION_LINES = 45
 

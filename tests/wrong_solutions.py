@@ -429,6 +429,29 @@ WRONG = {
     "training-ex5": [
         ("(plain - head) // 3", "plain // 3", "the head is not computed again"),
     ],
+    "parallel-ex1": [
+        (
+            "g, u, d = gate.chunk(t)[r], up.chunk(t)[r], down.chunk(t, dim=1)[r]",
+            "g, u, d = gate, up, down",
+            "a quarter of",
+        ),
+        ("F.silu(x @ g.T) * (x @ u.T)", "(x @ g.T) * F.silu(x @ u.T)", "silu is for the gate"),
+    ],
+    "parallel-ex2": [
+        ("r * K // t", "r % K", "neighbours share a head"),
+        ("r * K // t", "r // K", "how many ranks share"),
+    ],
+    "parallel-ex3": [
+        ("return rows, columns // t * size", "return 1, columns // t * rows * size", "a column is not one run"),
+        ("return 1, rows // t * columns * size", "return rows // t, columns * size", "neighbouring rows are one run"),
+    ],
+    "parallel-ex4": [
+        ("len(counts) * count / sum(counts)", "count / sum(counts)", "once more"),
+        ("len(counts) * count / sum(counts)", "1.0", "count more"),
+    ],
+    "parallel-ex5": [
+        ("(2 * 2 * 252 * BIG.dim * 2)", "(2 * 252 * BIG.dim * 2)", "counts twice"),
+    ],
 }
 
 RIGHT = {

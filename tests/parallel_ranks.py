@@ -1,0 +1,221 @@
+"""What one rank does for test_parallel.py: python parallel_ranks.py TASK RANK RANKS FOLDER; it writes what it found."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+from minillama import CheckpointError, KVCache, Llama, LlamaConfig, generate, parallel, scaling, training
+
+
+SIZES = dict(dim=64, n_layers=2, n_heads=8, n_kv_heads=2, head_dim=8, ffn_dim=96, vocab_size=128)
+CFG = LlamaConfig(**SIZES)
+SETTINGS = training.Settings(steps=4, warmup=0, peak_lr=1e-2, clip=0.5)
+
+
+def fresh(cfg=CFG) -> Llama:
+    """The same model in every process; weights of norms are not 1."""
+    torch.manual_seed(0)
+    model = Llama(cfg)
+    for name, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, *((1.0, 0.2) if "norm" in name else (0.0, 0.15)))
+    return model
+
+
+def ids(cfg=CFG, count=20) -> torch.Tensor:
+    return torch.randint(cfg.vocab_size, (1, count), generator=torch.Generator().manual_seed(1))
+
+
+def batches():
+    """Two batches of four packed rows, in which the ranks have different numbers of targets."""
+    documents = [[int(x) for x in ids(count=length)[0]] for length in (9, 30, 3, 2, 2, 17, 40, 2, 2, 2, 2, 31)]
+    return [training.shift(*(part[i : i + 4] for part in training.pack(documents, 16))) for i in (0, 4)]
+
+
+def mine(batch, mesh):
+    """The rows of this rank."""
+    return tuple(part[mesh.get_local_rank() :: mesh.size()] for part in batch)
+
+
+def whole(model) -> dict:
+    """Every weight, put together."""
+    found = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in model.named_parameters()}
+    return {name: weight.detach().clone() for name, weight in found.items()}
+
+
+def off(a, b) -> float:
+    return (a - b).abs().max().item()
+
+
+@torch.no_grad()
+def inference(mesh, folder, cfg=CFG, repeat_kv=False) -> dict:
+    """Logits and ids of a model that was whole, and of the same one read piece by piece, beside a single process."""
+    alone = fresh(cfg).eval()
+    cut = parallel.parallelize(fresh(cfg).eval(), mesh, repeat_kv)
+    read, _ = parallel.load(folder / ("tied" if cfg.tied_embeddings else "model"), mesh, repeat_kv=repeat_kv)
+    tokens, prompt = ids(cfg), ids(cfg)[0].tolist()
+    cache = KVCache(cut.cfg, max_seq_len=20)
+    pieces = torch.cat([cut(piece, cache) for piece in tokens.split(7, dim=1)], dim=1)
+    shapes = {name: tuple(parallel.local(p).shape) for name, p in read.named_parameters()}
+    with CommDebugMode() as counted, parallel.Messages() as heard:
+        cut(tokens)
+    seed = parallel.common_seed()
+    return {
+        "whole": off(cut(tokens), alone(tokens)), "in pieces": off(pieces, alone(tokens)),
+        "read": off(read(tokens), alone(tokens)), "heads of the cache": cache.keys.shape[2],
+        "shapes": {n: s for n, s in shapes.items() if s != scaling.piece(cfg, n, mesh.size())},
+        "ids": [list(generate(model, prompt, 12)) for model in (alone, cut, read)],
+        "drawn": list(generate(cut, prompt, 12, temperature=1.0, seed=seed)),
+        "counted": sorted(counted.get_comm_counts().values()), "heard": heard.seen,
+        "tied": read.head.weight is read.embedding.weight,
+    }  # fmt: skip
+
+
+def gradients(mesh) -> float:
+    """How far tensor parallel gradients, cut and whole ones, are from a single process's."""
+    alone, cut = fresh(), parallel.parallelize(fresh(), mesh)
+    for model in (alone, cut):
+        training.token_loss(model(ids()[:, :-1]), ids()[:, 1:]).backward()
+    expected = {name: parameter.grad for name, parameter in alone.named_parameters()}
+    found = {n: p.grad.full_tensor() if isinstance(p, DTensor) else p.grad for n, p in cut.named_parameters()}
+    return max(off(found[name], expected[name]) for name in expected)
+
+
+def step_alone(model, optimizer, i, settings=SETTINGS):
+    return training.train_step(
+        model, lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1]), batches(), optimizer, settings,
+        training.learning_rate(i, settings), training.count_targets,
+    )  # fmt: skip
+
+
+def step(model, optimizer, mesh, i, settings=SETTINGS, loss_of=parallel.packed_loss):
+    mine_now = [mine(batch, mesh) for batch in batches()]
+    return training.train_step(
+        model, loss_of, mine_now, optimizer, settings, training.learning_rate(i, settings), parallel.all_targets
+    )
+
+
+def sharded(mesh, folder, cfg=CFG) -> dict:
+    """One step of FSDP2 and of a single process; then states saved, and read under other layouts."""
+    alone = fresh(cfg)
+    loss, norm = step_alone(alone, training.adamw(alone, SETTINGS), 0)
+    found = {"targets": [[training.count_targets(mine(b, mesh)) for b in batches()]]}
+    recomputing = lambda m, b: parallel.packed_loss(m, b, recompute=True)  # noqa: E731
+    for name, loss_of in (("plain", parallel.packed_loss), ("recomputed", recomputing)):
+        model = parallel.shard(fresh(cfg), mesh)
+        optimizer = training.adamw(model, SETTINGS)
+        my_loss, my_norm = step(model, optimizer, mesh, 0, loss_of=loss_of)
+        found[name] = {
+            "loss": abs(parallel.together(my_loss) / mesh.size() - loss), "norm": abs(my_norm - norm),
+            "weights": max(off(a, b) for a, b in zip(whole(model).values(), whole(alone).values(), strict=True)),
+        }  # fmt: skip
+    held = sum(parallel.local(p).numel() for p in model.parameters())
+    found["held"] = held / sum(p.numel() for p in model.parameters())
+    state = folder / f"state-{'tied' if cfg.tied_embeddings else 'plain'}"
+    parallel.save(state, model, optimizer, 1)
+    saved = whole(model)
+    if mesh.get_local_rank() == 0:
+        torch.save(saved, folder / f"{state.name}.pt")
+    step(model, optimizer, mesh, 1)
+    after = whole(model)  # what two steps give
+    again = parallel.shard(fresh(cfg), mesh)
+    other = training.adamw(again, SETTINGS)
+    found["steps"] = parallel.resume(state, again, other)
+    found["restored"] = all(torch.equal(a, b) for a, b in zip(whole(again).values(), saved.values(), strict=True))
+    step(again, other, mesh, 1)
+    found["goes on"] = all(torch.equal(a, b) for a, b in zip(whole(again).values(), after.values(), strict=True))
+    cut = parallel.parallelize(fresh(cfg), mesh)
+    parallel.resume(state, cut)
+    found["as tensor ranks"] = all(torch.equal(a, b) for a, b in zip(whole(cut).values(), saved.values(), strict=True))
+    wider = parallel.shard(fresh(LlamaConfig(**SIZES | {"ffn_dim": 192})), mesh)
+    found["another shape"] = refused(parallel.resume, state, wider)
+    return found
+
+
+def refused(function, *args, **options) -> str:
+    try:
+        function(*args, **options)
+    except (parallel.ParallelError, CheckpointError) as error:
+        return str(error)
+    return ""
+
+
+def high_water() -> int:
+    """The most bytes of memory since the peak was reset; ru_maxrss would begin with the parent's."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def memory(mesh, folder) -> dict:
+    """How much more this process ever had in memory after loading than before, beside its share of the weights."""
+    if not Path("/proc/self/clear_refs").exists():
+        return {}
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew from what there is now
+    before = high_water()
+    model, _ = parallel.load(folder / "large", mesh)
+    return {"grown": high_water() - before, "share": sum(parallel.local(p).nbytes for p in model.parameters())}
+
+
+def two(mesh, folder) -> dict:
+    found = {"memory": memory(mesh, folder)}  # first: what is freed later is used again
+    found |= {"inference": inference(mesh, folder), "gradients": gradients(mesh)}
+    tied = LlamaConfig(**SIZES, tied_embeddings=True)
+    found |= {"tied": inference(mesh, folder, tied)}
+    found |= {"sharded": sharded(mesh, folder), "sharded, tied": sharded(mesh, folder, tied)}
+    odd = LlamaConfig(**SIZES | {"n_heads": 3, "n_kv_heads": 3})
+    return found | {"three heads": refused(parallel.parallelize, fresh(odd), mesh)}
+
+
+def four(mesh, folder) -> dict:
+    again = parallel.shard(fresh(), mesh)
+    optimizer = training.adamw(again, SETTINGS)
+    steps, weights = parallel.resume(folder / "state-plain", again, optimizer), whole(again)
+    saved = torch.load(folder / "state-plain.pt", weights_only=True)
+    return {
+        "inference": inference(mesh, folder, repeat_kv=True), "refused": refused(parallel.parallelize, fresh(), mesh),
+        "steps": steps, "restored": all(torch.equal(weights[name], saved[name]) for name in saved),
+    }  # fmt: skip
+
+
+def three(mesh, folder) -> dict:
+    """SmolLM2, whose nine heads are three times three, beside what one process computed."""
+    asked = torch.load(folder / "asked.pt", weights_only=True)
+    model, _ = parallel.load(folder / "smollm2", mesh)
+    with torch.inference_mode():
+        far = off(model(asked["ids"]), asked["logits"])
+    return {"off": far, "ids": list(generate(model, asked["ids"][0].tolist(), 12))}
+
+
+def mourning(mesh, folder) -> dict:
+    """Rank 1 says that it is ready to be killed and waits; rank 0 waits for rank 1."""
+    model = parallel.parallelize(fresh().eval(), mesh)
+    with torch.no_grad():
+        model(ids())
+        (folder / f"ready-{mesh.get_local_rank()}").touch()
+        if mesh.get_local_rank() == 1:
+            time.sleep(120)
+        model(ids())
+
+
+def main(task, rank, count, folder):
+    folder = Path(folder)
+    seconds = float(os.environ.get("SECONDS_TO_WAIT", "60"))
+    where = dict(init_method=(folder / f"meet-{task}").as_uri(), rank=int(rank), world_size=int(count))
+    try:
+        with parallel.ranks(seconds, **where) as mesh:
+            found = globals()[task](mesh, folder)
+            (folder / f"{task}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    except parallel.ParallelError as error:
+        print(error, file=sys.stderr)
+        os._exit(2)
+    assert not dist.is_initialized()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

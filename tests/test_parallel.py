@@ -1,0 +1,220 @@
+"""parallel: ranks as processes of their own on this machine, beside a single process; 405B over pretended ranks."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import parallel_ranks as ranks
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from minillama import LlamaConfig, generate, hugging_face, parallel, scaling
+from minillama.checkpoints import skeleton
+
+
+HERE = Path(__file__).resolve().parent
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo's interfaces have other names there")
+
+
+def environment(**more) -> dict:
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"GLOO_SOCKET_IFNAME": LOOPBACK, "OMP_NUM_THREADS": "1", "PYTHONPATH": path} | more
+
+
+@contextlib.contextmanager
+def started(task: str, count: int, folder: Path, **more):
+    """The processes of a task's ranks; whatever happens, none is left."""
+    command = [sys.executable, str(HERE / "parallel_ranks.py"), task]
+    wanted = dict(stderr=subprocess.PIPE, encoding="utf-8", env=environment(**more))
+    processes = [subprocess.Popen([*command, str(rank), str(count), str(folder)], **wanted) for rank in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def findings(task: str, count: int, folder: Path) -> list[dict]:
+    """What each rank of a task found."""
+    with started(task, count, folder) as processes:
+        said = [process.communicate(timeout=240)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
+    return [json.loads((folder / f"{task}-{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Folders as Hugging Face has them: the tiny model, a tied one, and one of 160 MB."""
+    folder = tmp_path_factory.mktemp("parallel")
+    hugging_face.save_hugging_face(ranks.fresh(), None, folder / "model")
+    tied = LlamaConfig(**ranks.SIZES, tied_embeddings=True)
+    hugging_face.save_hugging_face(ranks.fresh(tied), None, folder / "tied")
+    sizes = dict(dim=1024, n_layers=3, n_heads=16, n_kv_heads=2, head_dim=64, ffn_dim=2816, vocab_size=4096)
+    large = skeleton(LlamaConfig(**sizes), 30).to_empty(device="cpu")
+    torch.nn.utils.vector_to_parameters(torch.zeros(sum(p.numel() for p in large.parameters())), large.parameters())
+    hugging_face.save_hugging_face(large, None, folder / "large")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    return findings("two", 2, folder)
+
+
+@pytest.fixture(scope="module")
+def four(two, folder):
+    return findings("four", 4, folder)
+
+
+@pytest.mark.parametrize("name", ["inference", "tied"])
+def test_two_ranks_answer_as_one(two, name):
+    for found in (each[name] for each in two):
+        assert max(found[way] for way in ("whole", "in pieces", "read")) < 1e-5
+        assert found["ids"][0] == found["ids"][1] == found["ids"][2]
+        assert found["shapes"] == {} and found["heads of the cache"] == 1
+        assert found["tied"] == (name == "tied")
+    assert two[0][name]["drawn"] == two[1][name]["drawn"]
+
+
+def test_four_ranks_share_two_kv_heads(four):
+    for found in (each["inference"] for each in four):
+        assert max(found[way] for way in ("whole", "in pieces", "read")) < 1e-5
+        assert found["ids"][0] == found["ids"][1] == found["ids"][2]
+        assert found["shapes"] == {} and found["heads of the cache"] == 1
+    assert "2 kv heads are too few for 4 ranks; repeat_kv=True" in four[0]["refused"]
+
+
+def test_what_ranks_say_to_each_other_is_what_the_planner_says(two, four):
+    wanted = scaling.collectives(ranks.CFG, 20, number=4)
+    for found in (two[0]["inference"], four[0]["inference"]):
+        assert {kind: tuple(seen) for kind, seen in found["heard"].items()} == wanted
+        assert found["counted"] == sorted(count for count, _ in wanted.values())
+
+
+def test_heads_that_do_not_divide_are_refused(two):
+    assert two[0]["three heads"] == "3 heads do not divide among 2 ranks"
+
+
+def test_gradients_are_those_of_one_process(two):
+    assert max(found["gradients"] for found in two) < 5e-6
+
+
+def test_a_rank_never_holds_more_than_its_share(two):
+    for found in (each["memory"] for each in two):
+        if not found:
+            pytest.skip("this system does not tell")
+        assert found["share"] > 70e6
+        assert 0.9 * found["share"] < found["grown"] < 1.2 * found["share"]
+
+
+@pytest.mark.parametrize("name", ["sharded", "sharded, tied"])
+def test_a_sharded_step_is_a_step(two, name):
+    assert two[0][name]["targets"] != two[1][name]["targets"]  # or the wrong mean would not show
+    for found in (each[name] for each in two):
+        for way in ("plain", "recomputed"):
+            assert found[way]["loss"] < 1e-5 and found[way]["norm"] < 1e-5 and found[way]["weights"] < 1e-5
+        assert 0.4 < found["held"] < 0.6
+
+
+@pytest.mark.parametrize("name", ["sharded", "sharded, tied"])
+def test_a_state_is_restored_bit_by_bit_and_under_another_layout(two, name):
+    for found in (each[name] for each in two):
+        assert found["steps"] == 1 and found["restored"] and found["goes on"] and found["as tensor ranks"]
+        assert "does not fit this model" in found["another shape"] and "\n" not in found["another shape"]
+
+
+def test_a_state_of_two_ranks_is_read_by_four(four):
+    assert all(found["steps"] == 1 and found["restored"] for found in four)
+
+
+def wait_for(path: Path, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} did not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("signal_", ["SIGKILL", "SIGSTOP"])
+def test_a_rank_that_dies_or_hangs_is_an_error_of_one_line(folder, signal_, tmp_path):
+    with started("mourning", 2, tmp_path, SECONDS_TO_WAIT="20") as (left, victim):
+        for rank in (0, 1):
+            wait_for(tmp_path / f"ready-{rank}")
+        os.kill(victim.pid, getattr(signal, signal_))
+        said = left.communicate(timeout=60)[1]
+    lines = [line for line in said.splitlines() if line.startswith("rank 0 lost the others")]
+    assert left.returncode == 2 and len(lines) == 1 and "Traceback" not in said, said
+
+
+SCRIPT = """
+import json, os, sys
+from minillama import generate, parallel
+with parallel.ranks(60) as mesh:
+    model, _ = parallel.load(sys.argv[1], mesh)
+    found = list(generate(model, json.loads(sys.argv[2]), 12))
+    if mesh.get_local_rank() == 0:
+        print(json.dumps(found))
+"""
+
+
+def test_torchrun_starts_it(folder, tmp_path):
+    script = tmp_path / "answer.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    prompt = ranks.ids()[0].tolist()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(script), str(folder / "model"), json.dumps(prompt)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment(), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == list(generate(ranks.fresh().eval(), prompt, 12))
+
+
+@pytest.mark.weights
+def test_smollm2_on_three_ranks(ours, tmp_path):
+    model, tokenizer = ours
+    ids = torch.tensor([tokenizer.encode("The ferry left at six, as it did every morning.")])
+    with torch.inference_mode():
+        torch.save({"ids": ids, "logits": model(ids)}, tmp_path / "asked.pt")
+    hugging_face.save_hugging_face(model, tokenizer, tmp_path / "smollm2")
+    for found in findings("three", 3, tmp_path):
+        assert found["off"] < 2e-4 and found["ids"] == list(generate(model, ids[0].tolist(), 12))
+    print("off by", found["off"])
+
+
+def test_without_torchrun_it_says_so(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(parallel.ParallelError, match="start this with torchrun"):
+        with parallel.ranks():
+            pass
+
+
+@contextlib.contextmanager
+def pretended(count: int):
+    """This process as rank 0 of so many, of which there are no others."""
+    dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    try:
+        yield dist.device_mesh.init_device_mesh("cpu", (count,))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("count", [8, 16, 128])
+def test_405b_over_many_ranks_is_as_planned(count):
+    cfg = LlamaConfig.named("llama-3.1-405b")
+    with pretended(count) as mesh:
+        model = parallel.parallelize(skeleton(cfg, 1138).bfloat16(), mesh, repeat_kv=count > 8)
+        held = {name: parallel.local(parameter) for name, parameter in model.named_parameters()}
+        assert {n: tuple(p.shape) for n, p in held.items()} == scaling.held(cfg, scaling.Layout(count))
+        assert sum(p.nbytes for p in held.values()) == scaling.weight_bytes(cfg, layout=scaling.Layout(count))
+        few = scaling.collectives(cfg, 3)
+        if count == 16:
+            with parallel.Messages() as heard, torch.no_grad():
+                model(torch.zeros(1, 3, dtype=torch.int64, device="meta"))
+            assert heard.seen == few
