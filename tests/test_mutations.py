@@ -13,7 +13,9 @@ from course.tasks import Chapter
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 CHAPTERS = [
-    Chapter(path) for path in sorted(NOTEBOOKS.glob("*.ipynb")) if path.stem < "11" or path.stem[:3] in ("12_", "13_")
+    Chapter(path)
+    for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+    if path.stem < "11" or path.stem[:3] in ("12_", "13_", "17a")
 ]
 SOLUTION = re.compile(r"^( *)# BEGIN SOLUTION\n.*?^ *# END SOLUTION", re.MULTILINE | re.DOTALL)
 
