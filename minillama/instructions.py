@@ -1,4 +1,4 @@
-"""14a. Instructions: which tokens are to be learned.
+"""14a. Instructions: which words are to be learned.
 
 Written by notebooks/14a_instructions.ipynb: edit it there.
 """

@@ -435,6 +435,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         finetune(model, rows, rows, Settings(steps=3), tmp_path / "run", progress=False)
 
 
+@pytest.mark.weights
+def test_the_committed_adapter_is_what_the_study_says(smollm2_path):
+    """The first held-back order of each kind, greedily, is what the study noted; without the adapter none is JSON."""
+    study = json.loads((ROOT / "data" / "studies" / "instructions.json").read_text(encoding="utf-8"))
+    run = study["rank 4, wq and wv, general mixed in"]
+    test, _ = jsonl.read_jsonl(ROOT / "data" / "studies" / "orders_test.jsonl", dialog)
+    model, tokenizer = minillama.load(smollm2_path)
+    load_adapter(model, ROOT / "data" / "studies" / "adapter")
+    assert sum(p.numel() for p in training.trainable(model).values()) == run["parameters"]
+    for kind, messages in (("pairs", test[0]), ("new", test[20])):
+        ids = encode_dialog(tokenizer, messages[:1])
+        text = tokenizer.decode(list(minillama.generate(model, ids, 48, stop_ids=tokenizer.stop_ids)))
+        assert text == run["after"][kind]["first"][0] == messages[1]["content"]
+    assert not any(study["rank 8"]["before"][kind]["json"] for kind in ("pairs", "new"))
+
+
 def test_the_committed_orders_come_from_their_script():
     """Both files again, and what was promised of them: pairs held back, and things never seen."""
     sys.path.insert(0, str(ROOT / "data" / "studies"))

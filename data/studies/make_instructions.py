@@ -159,10 +159,6 @@ def without_end(pairs):
     return [(ids, [now and after for now, after in zip(w, [*w[1:], False], strict=True)]) for ids, w in pairs]
 
 
-def one_late(pairs):
-    return [(ids, [False, *w[:-1]]) for ids, w in pairs]
-
-
 FILES = ("orders", "orders_test", "general")
 SETTINGS = {  # name: (rank, peak learning rate, targets, general dialogs mixed in, what is done to the labels)
     "rank 8": (8, 2e-3, None, False, None),
@@ -170,7 +166,6 @@ SETTINGS = {  # name: (rank, peak learning rate, targets, general dialogs mixed 
     "rank 1": (1, 2e-3, None, False, None),
     "rank 4, wq and wv, general mixed in": (4, 5e-3, ["wq", "wv"], True, None),
     "rate 0.0002": (8, 2e-4, None, False, None),
-    "rate 0.02": (8, 2e-2, None, False, None),
     "loss on everything": (8, 2e-3, None, False, everything),
     "end without loss": (8, 2e-3, None, False, without_end),
 }
@@ -196,9 +191,10 @@ def one(name: str, folder: Path | None = None) -> dict:
     seconds = time.process_time() - start
     if folder:
         save_adapter(model, folder)
-    return {
-        "before": before, "parameters": sum(p.numel() for p in trainable(model).values()), "steps": plan.steps,
-        "losses": [round(row["loss"], 4) for row in rows], "validation_loss": rows[-1]["validation_loss"],
+    first = {"before": before, "losses": [round(row["loss"], 4) for row in rows]} if name == "rank 8" else {}
+    return first | {
+        "parameters": sum(p.numel() for p in trainable(model).values()), "steps": plan.steps,
+        "validation_loss": rows[-1]["validation_loss"],
         "cpu_seconds": round(seconds), "after": look(model, tokenizer, test, general[16:]),
     }  # fmt: skip
 
@@ -206,8 +202,9 @@ def one(name: str, folder: Path | None = None) -> dict:
 def study(names) -> None:
     path = HERE / "instructions.json"
     for name in names or SETTINGS:
+        found = one(name, HERE / "adapter" if "wq" in name else None)
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        kept[name] = one(name, HERE / "adapter" if "wq" in name else None)
+        kept |= {name: found}
         path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
         print(name, {key: value for key, value in kept[name].items() if key != "losses"}, flush=True)
 
