@@ -452,6 +452,45 @@ WRONG = {
     "parallel-ex5": [
         ("(2 * 2 * 252 * BIG.dim * 2)", "(2 * 252 * BIG.dim * 2)", "counts twice"),
     ],
+    "scaling_laws-ex1": [
+        ("(3.0 - 1.5) / (2.0 - 1.5)", "3.0 / 2.0", "subtract what nobody can know"),
+        ("exponent = ", "exponent = -", "larger models lose less"),
+        ("(3.0 - 1.5) * 1e6", "3.0 * 1e6", "the debt is 1.5"),
+    ],
+    "scaling_laws-ex2": [
+        ("delta * (size - delta / 2)", "delta * size", "subtract half of delta"),
+        ("size**2 / 2", "size**2", "half the square"),
+        (".mean()", ".sum()", "the mean, not the sum"),
+    ],
+    "scaling_laws-ex3": [
+        ("law(2 * N, D), law(N, 2 * D)", "law(N, 2 * D), law(2 * N, D)", "first twice the weights"),
+    ],
+    "scaling_laws-ex4": [
+        ("w / (s - 1)", "w", "one particular wrong symbol"),
+        ("w / (s - 1)", "w / s", "not among the slips"),
+    ],
+    "scaling_laws-ex5": [
+        ("C - 2 * sizes * served", "C - 0 * sizes", "serving costs operations too"),
+        ("C - 2 * sizes", "C - 6 * sizes", "2 N, not 6 N"),
+    ],
+    "addition-ex1": [
+        ("3 * n + 3 + 9 * n", "3 * n + 3 + 8 * n", "the commas are tokens"),
+        ("3 * n + 3, 3 * n + 3 + 9 * n", "3 * n + 2, 3 * n + 2 + 9 * n", "the line end is a token"),
+    ],
+    "addition-ex3": [
+        ("(len(asked) - 1) + said", "len(asked) + said[1:]", "asked for at the equals sign"),
+        ("[IGNORE] * (len(asked) - 1) + said", "ids[1:]", "the question is not asked"),
+        ("ids[:-1],", "ids,", "the last id has no target"),
+    ],
+    "addition-ex4": [
+        ("str(a)[::-1]", "str(a)", "from the right"),
+        ("carry = result // 10", "carry = 0", "the carry is added"),
+        ("{result:02}", "{result}", "two digits"),
+    ],
+    "addition-ex5": [
+        ("total == 9 and length", "total == 9", "only if a carry comes in"),
+        ("1 if total > 9 else", "length + 1 if total > 9 else", "begins anew"),
+    ],
 }
 
 RIGHT = {

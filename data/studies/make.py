@@ -1,6 +1,6 @@
-"""Make the study of chapter 13b again: python data/studies/make.py scaling [FILE]
+"""Make the studies of chapters 13b and 13c again: python data/studies/make.py scaling|addition [FILE]
 
-FILE (default: scaling.json beside this script) is written after every run; started again, the study
+FILE (default: scaling.json or addition.json beside this script) is written after every run; started again, the study
 goes on behind the last one. A file that was made by other settings is refused.
 """
 
@@ -29,6 +29,16 @@ def scaling():
     return plan, [steps for _, steps, _ in plan], lambda run, bar: scaling_laws.measure(world, *run, bar)
 
 
+def addition():
+    """The same for chapter 13c."""
+    from minillama import addition as sums
+
+    plan = [(form, True, 1600, 0) for form in ("steps", "backwards", "plain")]
+    plan.append(("steps", False, 1600, 0))
+    plan += [(form, True, 1600, seed) for seed in (1, 2) for form in ("steps", "backwards", "plain")]
+    return plan, [n for _, _, n, _ in plan], lambda run, bar: sums.measure(getattr(sums, run[0]), *run[1:], bar)
+
+
 def study(name: str, path: Path) -> None:
     """Every run of the plan that the file does not hold yet."""
     plan, costs, make = globals()[name]()
@@ -47,7 +57,7 @@ def study(name: str, path: Path) -> None:
 
 def main() -> int:
     torch.set_num_threads(1)  # small products gain nothing from a second one, and one thread's sums repeat
-    if sys.argv[1:2] != ["scaling"] or len(sys.argv) > 3:
+    if sys.argv[1:2] not in (["scaling"], ["addition"]) or len(sys.argv) > 3:
         print(__doc__, file=sys.stderr)
         return 2
     try:

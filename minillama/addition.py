@@ -1,0 +1,167 @@
+"""13c. Worked steps: what a model can write that it could not think.
+
+Written by notebooks/13c_worked_steps.ipynb: edit it there.
+"""
+
+import random
+import zlib
+
+import torch
+
+from minillama.config import LlamaConfig
+from minillama.generation import generate_batch
+from minillama.model import Llama
+from minillama.stories import initial
+from minillama.training import IGNORE, Settings, attend_by_sdpa, fit, logits, token_loss
+
+
+ALPHABET = "0123456789+=,\n"  # one token each; a line ends a problem
+END = ALPHABET.index("\n")
+
+
+def encode(text: str) -> list[int]:
+    """One id per character; ValueError for a character that sums do not have."""
+    return [ALPHABET.index(character) for character in text]
+
+
+def decode(ids) -> str:
+    """The text of ids."""
+    return "".join(ALPHABET[id] for id in ids)
+
+
+def question(a: int, b: int) -> str:
+    """What is given: "57+68="."""
+    return f"{a}+{b}="
+
+
+def plain(a: int, b: int) -> str:
+    """The sum as we write it: "125"."""
+    return str(a + b)
+
+
+def backwards(a: int, b: int) -> str:
+    """The sum from the right: "521"."""
+    return str(a + b)[::-1]
+
+
+def steps(a: int, b: int) -> str:
+    """Every column from the right with its carry, then the sum: "7+8+0=15,5+6+1=12,125"."""
+    said, carry, length = "", 0, max(len(str(a)), len(str(b)))
+    for x, y in zip(f"{a:0{length}}"[::-1], f"{b:0{length}}"[::-1], strict=True):
+        total = int(x) + int(y) + carry
+        said += f"{x}+{y}+{carry}={total:02},"
+        carry = total // 10
+    return said + str(a + b)
+
+
+def answer(target, text: str) -> str:
+    """The sum that a text in the form of target ends with, as we write it."""
+    return text[::-1] if target is backwards else text.split(",")[-1]
+
+
+def held_back(a: int, b: int) -> bool:
+    """Whether a problem is kept for testing: one in ten, by a checksum of its question."""
+    return zlib.crc32(question(a, b).encode()) % 10 == 0
+
+
+def problem(rng: random.Random, length: int, test: bool = False) -> tuple[int, int]:
+    """Two random numbers of so many digits; one that is kept for testing, or one that is not."""
+    low = 0 if length == 1 else 10 ** (length - 1)
+    while True:
+        a, b = rng.randrange(low, 10**length), rng.randrange(low, 10**length)
+        if held_back(a, b) == test:
+            return a, b
+
+
+def tests(length: int, count: int) -> list[tuple[int, int]]:
+    """Different problems that are kept for testing; all of them if there are fewer than count."""
+    if length == 1:
+        return [(a, b) for a in range(10) for b in range(10) if held_back(a, b)][:count]
+    rng, found = random.Random(f"test {length}"), {}
+    while len(found) < count:
+        found[problem(rng, length, test=True)] = True
+    return list(found)
+
+
+CONFIG = LlamaConfig(
+    dim=64, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=176, vocab_size=len(ALPHABET),
+    tied_embeddings=True, max_seq_len=256,
+)  # fmt: skip
+LENGTHS = range(1, 4)  # digits of the numbers to learn from
+ROWS, ROW = 8, 128  # 1,024 tokens a step
+
+
+class Problems:
+    """Batches of problems, whole ones one behind the other in rows, never the same twice."""
+
+    def __init__(self, target, lengths=LENGTHS, mask_question: bool = True, seed: int = 0, rows: int = ROWS):
+        self.target, self.lengths, self.mask_question = target, list(lengths), mask_question
+        self.seed, self.rows, self.solved = seed, rows, 0
+
+    def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The i-th batch: tokens, targets and documents, each (B, T); -100 where nothing is asked."""
+        rng = random.Random(f"{self.seed} {i}")
+        return tuple(torch.tensor(part) for part in zip(*(self.row(rng) for _ in range(self.rows)), strict=True))
+
+    def row(self, rng: random.Random) -> tuple[list[int], list[int], list[int]]:
+        tokens, targets, documents = [], [], []
+        while True:
+            a, b = problem(rng, rng.choice(self.lengths))
+            asked, said = encode(question(a, b)), encode(self.target(a, b) + "\n")
+            ids = asked + said
+            if len(tokens) + len(ids) - 1 > ROW:
+                break
+            wanted = ids[1:]
+            if self.mask_question:
+                wanted[: len(asked) - 1] = [IGNORE] * (len(asked) - 1)
+            documents += [self.solved] * len(wanted)
+            tokens += ids[:-1]
+            targets += wanted
+            self.solved += 1
+        rest = ROW - len(tokens)
+        return tokens + [END] * rest, targets + [IGNORE] * rest, documents + [self.solved] * rest
+
+
+def loss_of(model: Llama, batch) -> torch.Tensor:
+    """Mean cross-entropy of what is asked in a batch of Problems."""
+    tokens, targets, documents = batch
+    return token_loss(logits(model, tokens, documents), targets)
+
+
+def solve(model: Llama, target, problems: list[tuple[int, int]]) -> list[str]:
+    """What the model says to each question, likeliest token after likeliest token, until the line ends."""
+    longest = max(len(target(a, b)) for a, b in problems)
+    prompts = [encode(question(a, b)) for a, b in problems]
+    said = generate_batch(model, prompts, max_new_tokens=longest + 1, stop_ids=[END])
+    return [decode(ids) for ids in said]
+
+
+def accuracy(model: Llama, target, length: int, count: int = 200) -> float:
+    """The share of the problems kept for testing whose sum is right to the last digit."""
+    problems = tests(length, count)
+    said = solve(model, target, problems)
+    right = [answer(target, text) == str(a + b) for (a, b), text in zip(problems, said, strict=True)]
+    return sum(right) / len(right)
+
+
+def train(batches: Problems, n_steps: int, cfg: LlamaConfig = CONFIG, validate=None, progress=False):
+    """(model, metrics) of a Llama trained on batches from nothing; validate(model) is asked ten times on the way."""
+    settings = Settings(steps=n_steps, peak_lr=0.64 / cfg.dim, warmup=n_steps // 10, eval_every=max(1, n_steps // 10))
+    model = attend_by_sdpa(initial(cfg, batches.seed))
+    return model, fit(model, loss_of, batches, settings, None, validate, progress)
+
+
+def measure(target, mask_question: bool, n_steps: int, seed: int = 0, progress=False) -> dict:
+    """Train on one form; sums right at every length, and at the longest one trained on ten times on the way."""
+    batches, curve, longest = Problems(target, mask_question=mask_question, seed=seed), [], LENGTHS[-1]
+
+    def validate(model):
+        curve.append([batches.solved, accuracy(model, target, longest, 100)])
+        return curve[-1][1]
+
+    model, rows = train(batches, n_steps, validate=validate, progress=progress)
+    loss = sum(row["loss"] for row in rows[-20:]) / 20
+    right = {length: round(accuracy(model, target, length), 4) for length in range(1, longest + 3)}
+    about = dict(form=target.__name__, mask_question=mask_question, steps=n_steps, seed=seed)
+    seen = dict(tokens=n_steps * ROWS * ROW, problems=batches.solved)
+    return about | seen | dict(loss=round(loss, 4), accuracy=right, curve=curve)
