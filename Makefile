@@ -5,10 +5,10 @@ PROMPT ?= Explain in three sentences why the sky is blue.
 override PROMPT := $(value PROMPT)# make would expand every $ in it; the shell sees it only as a variable
 export PROMPT
 
-.PHONY: demo test lab export execute assignments bench test-gpu bench-gpu clean help
+.PHONY: demo test lab export execute assignments grade classroom-demo bench test-gpu bench-gpu clean help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv/core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "minillama needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -48,6 +48,14 @@ execute: .venv/test  ## re-run notebooks in place: make execute NB=notebooks/03_
 ASSIGNMENTS ?= build/assignments
 assignments: .venv/test  ## the students' repository, in ASSIGNMENTS; one chapter: make assignments ONLY="--only 03"
 	$(BIN)/python -m course.assign $(ASSIGNMENTS) $(ONLY)
+
+GRADES ?= build/grades
+grade: .venv/test  ## scores and feedback for a folder of submissions: make grade SUBMISSIONS=folder
+	$(BIN)/python -m course.grade $(SUBMISSIONS) --out $(GRADES) --resume $(ONLY)
+
+classroom-demo: .venv/test  ## a small class: handed out, solved by script, graded, reported
+	@rm -rf build/classroom
+	@$(BIN)/python -m course.demo build/classroom
 
 bench: .venv/test  ## speed beside transformers, tiktoken and Hugging Face's tokenizers
 	$(BIN)/python benchmarks/decode.py

@@ -13,7 +13,9 @@ import random
 import sys
 import traceback
 import types
+import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -43,15 +45,26 @@ def run_task(task: Task, sources: dict[str, str] | None = None, extra: str = "",
 
     extra: further definitions of the student's that the sources use. folder: where it runs, by default the task's.
     """
-    theirs = Theirs()
+    theirs, folder = Theirs(), folder or task.chapter.path.parent
     try:
-        with undisturbed(), scene(folder or task.chapter.path.parent) as module:
+        with undisturbed(), scene(folder) as module:
             theirs.run(task, sources or {}, extra, vars(module))
+        if theirs.changed and (changed := theirs.changed - changed_by_reference(task, folder)):
+            return failed(task, f"your code changes `{min(changed)}`, which it was only given: work on a copy")
     except SyntaxError as error:
         return failed(task, f"line {error.lineno}: {error.msg}" if error.lineno else str(error))
     except (Exception, SystemExit) as error:
         return failed(task, explain(error, theirs))
     return Outcome(task.id, True, task.points)
+
+
+@lru_cache
+def changed_by_reference(task: Task, folder: Path) -> frozenset:
+    """The names whose values the reference's solution changes while it is checked, as a cache's `truncate` does."""
+    theirs = Theirs()
+    with undisturbed(), scene(folder) as module:
+        theirs.run(task, task.reference, "", vars(module))
+    return frozenset(theirs.changed)
 
 
 class Theirs(dict):
@@ -60,9 +73,12 @@ class Theirs(dict):
     """
 
     def run(self, task: Task, sources: dict[str, str], extra: str, ours: dict) -> None:
-        """Run a task, the reference's cells in `ours`."""
+        """Run a task, the reference's cells in `ours`. `changed`: names whose values the student's code changed there.
+
+        subtle: zeros in place of an input turn what is computed from it afterwards, the right answer, into zeros too.
+        """
         self.update(ours)
-        own = set()
+        self.changed, own = set(), set()
         for step in task.program(sources, extra):
             text = {"extra": extra, **sources}.get(step.cell)
             name = f"{task.chapter.path.name} {step.cell}" if text is None else f"{STUDENT} {step.cell}"
@@ -70,7 +86,12 @@ class Theirs(dict):
             linecache.cache[name] = (None, None, lines, name)  # what a traceback shows
             code = compile(ast.Module([step.node], []), name, "exec")
             if text is None:
+                before = {name: contents(value) for name, value in ours.items()} if own else {}
                 exec(code, ours)
+                free = own | step.binds | step.changes
+                self.changed |= {
+                    name for name in before if name not in free and contents(ours.get(name)) != before[name]
+                }
                 self.update({name: ours[name] for name in step.binds - own if name in ours})
             else:
                 exec(code, self)
@@ -81,6 +102,20 @@ class Theirs(dict):
     def missing(self) -> str | None:
         """A name that is still as it was assigned: `answer = ...`."""
         return next((name for name, value in self.items() if value is Ellipsis), None)
+
+
+def contents(value, depth: int = 3):
+    """What a tensor, an array, a module or a container of them holds, in short; None for other things."""
+    if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.layout == torch.strided:
+        value = torch.view_as_real(value.detach().resolve_conj()) if value.is_complex() else value.detach()
+        return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    if isinstance(value, torch.nn.Module):
+        return [contents(tensor) for tensor in (*value.parameters(), *value.buffers())]
+    if depth and type(value) in (list, tuple, dict):
+        return [contents(each, depth - 1) for each in (value.values() if type(value) is dict else value)]
+    return value if type(value) in (int, float, str, bytes, bool) else None
 
 
 def failed(task: Task, message: str) -> Outcome:

@@ -31,11 +31,7 @@ class Statement:
     now: frozenset
     late: frozenset
     text: str  # of an assignment
-
-    @property
-    def certain(self) -> bool:
-        """Whether it binds its names for certain, so that what bound them earlier is forgotten."""
-        return not isinstance(self.node, COMPOUND)
+    certain: bool = True  # it binds its names, whatever happens, so that what bound them earlier is forgotten
 
 
 def root(node: ast.expr) -> str | None:
@@ -97,7 +93,7 @@ def changed(node: ast.stmt) -> set[str]:
     for inner in ast.walk(node):
         if isinstance(inner, ast.Attribute | ast.Subscript) and not isinstance(inner.ctx, ast.Load):
             found.add(root(inner))
-        elif isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Call):
+        elif isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Call) and root(inner.value) != "check":
             found |= handed(inner.value)
     for loop in ast.walk(node):  # what is changed may be an element of what is looped over
         if isinstance(loop, ast.For) and found & loaded(loop.target):
@@ -146,7 +142,13 @@ def statement(cell: str, node: ast.stmt) -> Statement:
     changes = set() if is_definition else changed(node)
     text = ast.unparse(node) if isinstance(node, ast.Assign) else ""
     now = found[False] - own(node, steps)
-    return Statement(cell, node, *map(frozenset, (binds, changes - binds | (changes & now), now, found[True])), text)
+    return Statement(
+        cell,
+        node,
+        *map(frozenset, (binds, changes - binds | (changes & now), now, found[True])),
+        text,
+        not isinstance(node, COMPOUND),
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ the text.
 import ast
 import json
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -152,8 +152,14 @@ class Chapter:
         """All statements up to the last of the cells `whole`, which alone keep what they assert."""
         sources, steps, last = sources or {}, [], max(self.place[id] for id in whole)
         for cell in self.cells[: last + 1]:
-            steps += statements("extra", extra, True) if extra and cell.id == first else ()
-            steps += statements(cell.id, sources.get(cell.id, cell.source), cell.id in whole)
+            if extra and cell.id == first:
+                steps += [replace(step, certain=False) for step in statements("extra", extra, True)]
+            new = statements(cell.id, sources.get(cell.id, cell.source), cell.id in whole)
+            if (
+                cell.id in sources
+            ):  # names of the student's own are for the student: the checks have them from elsewhere
+                new = [step if step.binds <= self.names(cell.id) else replace(step, certain=False) for step in new]
+            steps += new
         return without_weights(steps)
 
     def asserts(self, cell: Cell, solved: set[str]) -> bool:

@@ -200,6 +200,24 @@ def test_other_ways_that_are_right(task):
     )
 
 
+def test_names_of_the_student_s_own_are_for_the_student_alone(task):
+    right = "\n\n\ndef half(x):\n    return x / two()"
+    assert run_task(task, {"half": "import torch\nfrom course.check import check" + right}).passed
+    assert run_task(task, {"half": "check = isinstance = None" + right}).passed
+    outcome = run_task(task, {"half": "def check(*a, **k): pass\ndef isinstance(*a): return True\n\n\nhalf = abs"})
+    assert outcome.message.startswith("half of 8 has the right shape, but is off by up to 4")
+
+
+def test_what_was_only_given_is_not_to_be_changed(task):
+    notebook = nbformat.read(task.chapter.path, as_version=4)
+    notebook.cells[5].source = 'x = torch.ones(3)\ncheck(half(x), x / 2, what="half of x")'
+    nbformat.write(notebook, task.chapter.path)
+    (task,) = tasks.tasks_of(task.chapter.path)
+    assert run_task(task, {"half": "def half(x):\n    return x.clone().div_(2)"}).passed
+    outcome = run_task(task, {"half": "def half(x):\n    return x.zero_()"})
+    assert outcome.message == "your code changes `x`, which it was only given: work on a copy"
+
+
 def test_a_task_leaves_nothing_behind(task):
     before, folder, kinds = torch.get_rng_state(), os.getcwd(), dict(checkpoints.KINDS)
     find = checkpoints.rename
