@@ -5,6 +5,15 @@ The old text stands once in the task's solution cells; None replaces all between
 """
 
 WRONG = {
+    "config-LlamaConfig": [
+        (
+            "if self.n_heads % self.n_kv_heads:",
+            "if self.n_kv_heads > self.n_heads:",
+            "heads that do not divide was accepted",
+        ),
+        ("if self.head_dim % 2:", "if self.head_dim < 2:", "odd head width was accepted"),
+        ('or not 0 < value < float("inf")', "or value <= 0", "not a number was accepted"),
+    ],
     "config-ex1": [
         ("return 2 * cfg", "return cfg", "a key and a value"),
         ("cfg.n_kv_heads", "cfg.n_heads", "only the K kv heads are kept"),
@@ -20,6 +29,11 @@ WRONG = {
             "logits.log_softmax(-1)\n    return -log_probs[torch.arange(len(ids)), ids]",
             "predicts token t + 1",
         ),
+        (
+            "logits[:-1].log_softmax(-1)  # (T - 1, V)\n    return -log_probs[torch.arange(len(ids) - 1), ids[1:]]",
+            "logits[1:].log_softmax(-1)\n    return -log_probs[torch.arange(len(ids) - 1), ids[:-1]]",
+            "the shift goes the other way",
+        ),
         (".mean()", ".sum()", "the mean, not the sum"),
         ("return -log", "return log", "minus: a loss is positive"),
     ],
@@ -33,7 +47,55 @@ WRONG = {
         ("len(top_ids) - unbroken", "same.argmax(0)", "comes back"),
     ],
     "tokenizer-merge_pair": [
+        ("i += 2", "i += 1", "each part may be used once"),
         ("merged.append(parts[i])", "pass", "do not drop the parts"),
+    ],
+    "tokenizer-train_bpe": [
+        (
+            None,
+            """
+while len(vocab) < vocab_size and counts:
+    best = max(counts, key=counts.get)
+    vocab[best[0] + best[1]] = len(vocab)
+    for chunk in words:
+        words[chunk] = merge_pair(words[chunk], best)
+    counts.clear()
+    for chunk in words:
+        recount(chunk, +1)
+""",
+            "the first in byte order",
+        ),
+        (
+            None,
+            """
+while len(vocab) < vocab_size:
+    counts.clear()
+    for parts in words.values():
+        for pair in zip(parts, parts[1:], strict=False):
+            counts[pair] += 1
+    if not counts:
+        break
+    best = min(counts, key=lambda pair: (-counts[pair], pair))
+    vocab[best[0] + best[1]] = len(vocab)
+    for chunk in words:
+        words[chunk] = merge_pair(words[chunk], best)
+""",
+            "occurs five times counts five times",
+        ),
+        (
+            None,
+            """
+for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size - 256]:
+    vocab[pair[0] + pair[1]] = len(vocab)
+""",
+            "join the pair in every word",
+        ),
+    ],
+    "tokenizer-merge_by_rank": [
+        ("heapq.heappop(queue)", "queue.pop()", "lowest rank"),
+        (" or (parts[i], parts[j]) != pair", "", "outdated"),
+        ("        offer(left[i], i)\n", "", "left neighbour"),
+        ("        offer(i, right[i])\n", "", "right neighbour"),
     ],
     "tokenizer-Tokenizer": [
         (
@@ -45,6 +107,17 @@ WRONG = {
             "            ids, data = [*ids, self.vocab[data[:size]]], data[size:]\n"
             "        return tuple(ids)",
             "longest match",
+        ),
+        ("merge_by_rank(parts, self.rank)", "parts", "no merge at all"),
+        (
+            "decoder.decode(self.id_to_bytes(id))",
+            'self.id_to_bytes(id).decode("utf-8", "replace")',
+            "hold an incomplete character back",
+        ),
+        (
+            'self.specials if allowed_special == "all" else allowed_special',
+            "self.specials",
+            "plain text unless it is allowed",
         ),
     ],
     "tokenizer-ex1": [
@@ -62,6 +135,12 @@ WRONG = {
             "[0b110_00000 | code_point >> 6, code_point & 63]",
             "mark the bytes",
         ),
+    ],
+    "tokenizer-ex5": [
+        ("return len(data) - back if back < needed else len(data)", "return len(data)", "half a character"),
+    ],
+    "tokenizer-ex6": [
+        ("in vocab)", "in vocab - {data})", "abc itself"),
     ],
     "rmsnorm-RMSNorm": [
         ("torch.rsqrt(mean_square + self.eps)", "(1 / (mean_square.sqrt() + self.eps))", "eps inside the square root"),
@@ -83,6 +162,7 @@ WRONG = {
     "rope-rope_frequencies": [
         ("/ head_dim", "/ (head_dim // 2)", "by W, not by W/2"),
         ("1.0 / theta**exponents", "theta**exponents", "the exponent is negative"),
+        ("1.0 / theta**exponents", "1.0 / 10_000.0**exponents", "theta is an argument"),
     ],
     "rope-apply_rope": [
         (
@@ -97,7 +177,27 @@ WRONG = {
             "even * cos + odd * sin, odd * cos - even * sin + 0 * odd",
             "clockwise",
         ),
+        (
+            "torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)\n    return turned.flatten(-2)",
+            "torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1)\n    return turned",
+            "put each pair back together",
+        ),
         (".to(x.dtype)", "", "float16"),
+    ],
+    "rope-scale_frequencies": [
+        ("keep = keep.clamp(0, 1)", "keep = keep.clamp(max=1)", "clamp the blend at 0"),
+        ("keep = keep.clamp(0, 1)", "keep = keep.clamp(min=0)", "clamp the blend at 1"),
+        ("    keep = keep.clamp(0, 1)\n", "", "from 0 to 1"),
+        ("keep = keep.clamp(0, 1)", "keep = (keep >= 1).float()", "there is something to keep"),
+        (
+            "keep * freqs + (1 - keep) * freqs / scaling.factor",
+            "(1 - keep) * freqs + keep * freqs / scaling.factor",
+            "the slow ones",
+        ),
+        ("keep * freqs + (1 - keep) * freqs / scaling.factor", "freqs / scaling.factor", "position interpolation"),
+        ("keep * freqs + (1 - keep) * freqs / scaling.factor", "freqs", "nothing is scaled"),
+        ("freqs / scaling.factor", "freqs * scaling.factor", "do not multiply"),
+        (" / (2 * math.pi)", "", "2 pi"),
     ],
     "rope-ex1": [
         ("-2.0, 0.0, -4.0, 0.0", "-2.0, 0.0, 4.0, 0.0", "counterclockwise"),
@@ -110,8 +210,12 @@ WRONG = {
         ("(n_heads, -1, 2)", "(1, -1, 2)", "inside each head"),
         ("(n_heads, -1, 2)", "(n_heads, 2, -1)", "way back"),
     ],
+    "rope-ex4": [
+        ("k, 2 + s)", "k, 2)", "shift the key as well"),
+    ],
     "rope-ex5": [
         ("1 / ((1 - s) / (factor * w) + s / w)", "(1 - s) * factor * w + s * w", "a blend of frequencies"),
+        ("1 / ((1 - s) / (factor * w) + s / w)", "1 / (s / (factor * w) + (1 - s) / w)", "s is 1 where"),
         ("32 * 8192", "8 * 8192", "32 times, not 8"),
     ],
     "rope-ex6": [
@@ -128,6 +232,7 @@ WRONG = {
             "k, v = (z.repeat(1, q.shape[1] // z.shape[1], 1, 1) for z in (k, v))\n    B, H, T, W = q.shape",
             "repeat_interleave, not repeat",
         ),
+        ("masked_fill(~mask", "masked_fill(mask", "True means may look"),
         ("if mask is not None", "if False", "did you use the mask"),
         ("scores.float().softmax(dim=-1)", "scores.float().softmax(dim=-2).nan_to_num()", "softmax over the keys"),
     ],
@@ -149,6 +254,10 @@ WRONG = {
     "attention-ex1": [
         ("[0.67, 0.09, 0.24]", "[0.87, 0.02, 0.12]", "divide the scores by the root of W"),
     ],
+    "attention-ex2": [
+        ("scores - scores.amax(-1, keepdim=True)", "scores - scores.max()", "a largest score of its own"),
+        ("(scores - scores.amax(-1, keepdim=True)).exp()", "scores.exp()", "before exp"),
+    ],
     "attention-ex3": [
         ("h // (n_heads // n_kv_heads)", "h % n_kv_heads", "neighbours share"),
         ("h // (n_heads // n_kv_heads)", "h // n_kv_heads", "size of a group"),
@@ -164,6 +273,7 @@ WRONG = {
     "attention-ex6": [
         ("(l1 - torch.logaddexp(l1, l2)).exp()", "l1 / (l1 + l2)", "l is a logarithm"),
         ("share * o1 + (1 - share) * o2", "share * o2 + (1 - share) * o1", "exchanged"),
+        ("(l1 - torch.logaddexp(l1, l2)).exp()", "l1.exp() / (l1.exp() + l2.exp())", "subtract logarithms before exp"),
     ],
     "feedforward-FeedForward": [
         ("F.silu(self.gate(x)) * self.up(x)", "self.gate(x) * F.silu(self.up(x))", "silu belongs on the gate"),
@@ -194,12 +304,17 @@ WRONG = {
             "post-norm",
         ),
         ("return x + self", "return self", "the second addition is missing"),
+        ("x = x + self.attention(", "x = self.attention(", "add to x what attention gives"),
         ("self.attention(self.attention_norm(x), ", "self.attention(x, ", "attention needs its norm"),
         ("rope, mask, cache, layer)\n", "rope, None, cache, layer)\n", "pass the mask on"),
+        ("self.feed_forward(self.ffn_norm(x))", "self.feed_forward(x)", "the feed-forward layer needs its norm"),
     ],
     "model-Llama": [
         ("return self.norm(x)", "return x", "the last norm is missing"),
         ("causal_mask(T, start + T, tokens.device) if T > 1 else None", "None", "the causal mask is missing"),
+        ("torch.arange(start, start + T", "torch.arange(T", "the positions go on"),
+        ("cache.length += T", "pass", "add T to cache.length"),
+        ("block(x, rope, mask, cache, layer)", "block(x, rope, mask, cache)", "its own layer of the cache"),
     ],
     "model-ex1": [
         ("(1 if cfg.tied_embeddings else 2)", "2", "a tied head has no parameters"),
@@ -208,6 +323,23 @@ WRONG = {
     ],
     "model-ex2": [
         ("(24 * 10**9 - weight_bytes)", "24 * 10**9", "take the weights off"),
+    ],
+    "model-ex3": [
+        (
+            "parts.append(block.attention(block.attention_norm(x), rope, mask))\n"
+            "        x = x + parts[-1]\n"
+            "        parts.append(block.feed_forward(block.ffn_norm(x)))\n"
+            "        x = x + parts[-1]",
+            "x = x + block.attention(block.attention_norm(x), rope, mask)\n"
+            "        parts.append(x)\n"
+            "        x = x + block.feed_forward(block.ffn_norm(x))\n"
+            "        parts.append(x)",
+            "a part is what was added",
+        ),
+    ],
+    "checkpoints-rename": [
+        ('.replace("N", number[0])', "", "in the place of N"),
+        ("0|[1-9][0-9]{0,5}", "[0-9]", "tensor 'layers.117.ffn_norm.weight' is not part"),
     ],
     "checkpoints-ex1": [
         ("first + 256 * second", "second + 256 * first", "little-endian"),
@@ -231,16 +363,32 @@ WRONG = {
         ),
     ],
     "hugging_face-shards": [
+        ("lists[-1] and filled", "filled", "no empty list"),
         ("filled + size > most", "filled + size >= most", "to the last byte"),
+    ],
+    "hugging_face-merges_of": [
+        ("sorted(vocab, key=vocab.get)", "sorted(vocab)", "in the order of the ranks"),
+        ("if left in vocab and right in vocab", "if left in vocab", "both of them"),
     ],
     "hugging_face-ex2": [
         ("x * cos - y * sin, x * sin + y * cos", "x * cos + y * sin, y * cos - x * sin", "signs of the sines"),
+        (
+            "torch.cat((x * cos - y * sin, x * sin + y * cos))",
+            "torch.stack((x * cos - y * sin, x * sin + y * cos), 1).flatten()",
+            "put all x first",
+        ),
     ],
     "hugging_face-ex3": [
+        ("(a - b).abs()", "(a - b)", "absolute value"),
         ("else -1", "else 0", "-1 where nothing differs"),
     ],
     "meta-cut_along": [
         ('return 1 if name.endswith(("wo.weight", "down.weight")) else 0', "return 0", "by columns"),
+        (
+            'return 1 if name.endswith(("wo.weight", "down.weight")) else 0',
+            'return 0 if name.endswith(("wo.weight", "down.weight", "head.weight")) else 1',
+            "wq and gate make outputs",
+        ),
         ("return 0 if shape[-1] == dim else 1", "return 0", "Llama 2 is cut by columns"),
     ],
     "meta-read_joined": [
@@ -248,6 +396,12 @@ WRONG = {
     ],
     "meta-read_without_copies": [
         ("return once.reshape(-1, stored.shape[1])", "return stored.read()", "the copies are still there"),
+        (None, "return stored.read()[: stored.shape[0] // copies]", "copies are neighbours"),
+        (None, "return stored.read()[::copies]", "a head has head_dim rows"),
+    ],
+    "meta-ffn_width": [
+        ("multiple_of * -(-width // multiple_of)", "multiple_of * (width // multiple_of)", "round up"),
+        ("2 * 4 * dim / 3", "4 * dim", "two thirds"),
     ],
     "meta-piece_of": [
         ("rank * cfg.n_kv_heads // ranks", "rank % cfg.n_kv_heads", "ranks 0 and 1 have head 0"),
@@ -266,6 +420,15 @@ WRONG = {
         ("for shift in range(0, 8, bits)", "for shift in reversed(range(0, 8, bits))", "low halves come first"),
         ("dim=2).flatten", "dim=3).flatten", "all low halves of a run first"),
         (" & 2**bits - 1", "", "mask the low half"),
+    ],
+    "gguf-q6_k": [
+        ("- 32).view", "- 0).view", "subtract 32"),
+        ("2, 32) << 4", "2, 32)", "16, 32 and 48"),
+        ("block[:, 192:208].view(torch.int8)", "block[:, 192:208]", "signed byte"),
+        ("- minima[:, :, None])", "+ minima[:, :, None])", "the minima are subtracted"),
+    ],
+    "gguf-ex1": [
+        ("// 32 * 20", "// 2", "also stores its step"),
     ],
     "gguf-ex2": [
         ("(level - 8)", "level", "subtract 8"),
@@ -299,6 +462,11 @@ WRONG = {
         ("2 * 30 * 3", "2 * 30 * 9", "kv heads, not query heads"),
         ("2 * 30", "30", "a key and a value"),
     ],
+    "kv_cache-ex2": [
+        ("p + n - 1", "p + n", "with a cache, too"),
+        ("p + i", "p", "read again, too"),
+        ("range(n)), p + n - 1", "range(n + 1)), p + n", "the last new token"),
+    ],
     "kv_cache-ex3": [
         ("slots - padding[:, None]", "slots + padding[:, None]", "do not add"),
         ("slots - padding[:, None]", "slots.expand(len(padding), -1)", "filler does not count"),
@@ -310,6 +478,13 @@ WRONG = {
         ("[-1] * w", "[0] * w", "never written"),
     ],
     "kv_cache-ex5": [
+        (
+            None,
+            "cache = KVCache(model.cfg, 1, 99)\n"
+            "model(text, cache=cache)\n"
+            "return torch.stack([model(question, cache=cache)[0, -1] for question in questions])",
+            "forget one question",
+        ),
         ("truncate(text.shape[1])", "truncate(0)", "not to 0"),
     ],
     "generation-distribution": [
@@ -320,8 +495,35 @@ WRONG = {
         ("keepdim=True)) / temperature", "keepdim=True))", "temperature has no effect"),
         ("top_p is not None and", "False and", "top_p has no effect"),
     ],
+    "generation-sample": [
+        (
+            "distribution(logits, temperature, top_k, top_p).cumsum",
+            "distribution(logits, temperature).cumsum",
+            "top_k has no effect",
+        ),
+        ("    if temperature == 0:\n        return logits.argmax(dim=-1)\n", "", "greedy"),
+        ("if not logits.amax(dim=-1).isfinite().all()", "if False", "should have been refused"),
+    ],
+    "generation-next_logits": [
+        ("[:, -count:]", "", "only the last `count` places"),
+        ("for piece in tokens.split(PIECE, dim=1):", "for piece in [tokens]:", "at most PIECE tokens"),
+    ],
+    "generation-generate": [
+        (
+            "            if id in stop_ids:\n                return\n            yield id",
+            "            yield id\n            if id in stop_ids:\n                return",
+            "the stop id is no part",
+        ),
+        (
+            "logits, temperature, top_k, top_p, generator)[:, None]",
+            "logits, temperature, top_k, top_p)[:, None]",
+            "the same seed, the same ids",
+        ),
+        ("if id in stop_ids", "if id == -1", "a stop id ends the text"),
+    ],
     "generation-generate_batch": [
-        ("seed + b)", "seed)", "seed"),
+        ("seed + b)", "seed)", "another seed"),
+        ("weight.device, padding)", "weight.device)", "tell the cache its padding"),
     ],
     "generation-ex1": [
         ("[1.0, 3**0.5, 3.0]", "[1.0, 9.0, 81.0]", "you squared"),
@@ -334,12 +536,12 @@ WRONG = {
         ("torch.where(old > 0, old / penalty, old * penalty)", "old / penalty", "multiply there"),
     ],
     "generation-ex4": [
-        (" if ids[-1] == STOP]", " if False]", "?"),
         ("math.log(q)", "math.log2(q)", "base e"),
     ],
     "generation-ex5": [
         ("held[: held.index(stop)]", "held[: held.index(stop) + len(stop)]", "not part of the text"),
         ("    yield held\n", "    pass\n", "must come out at the end"),
+        ("keep = max(n for n in range(len(stop)) if held.endswith(stop[:n]))", "keep = 0", "spread over two pieces"),
     ],
     "generation-ex6": [
         (
@@ -350,6 +552,8 @@ WRONG = {
         ("-log_p.mean()", "log_p.mean()", "minus sign"),
     ],
     "speculation-speculate": [
+        ("chosen[: held + 1]:", "chosen[: held + 2]:", "only guesses that hold stand"),
+        ("if id != chosen[i]), len(draft))", "if False), len(draft))", "only guesses that hold stand"),
         ("min(DRAFT, end - len(text) - 1)", "min(DRAFT, end - len(text))", "not one more"),
         ("                if id in stop_ids:\n                    return\n", "", "also inside a draft"),
     ],
@@ -368,8 +572,25 @@ WRONG = {
     "speculation-ex4": [
         ("    others[d] = 0.0\n", "", "draw from the others"),
     ],
+    "chat-encode_llama3": [
+        (', *encode("\\n\\n")', "", "blank line"),
+        ('encode("\\n\\n")', 'encode("\\n")', "blank line"),
+        (' + header("assistant")', "", "the generation prompt is missing"),
+        (
+            'encode(message.get("content", "")), "eot"',
+            'encode(message.get("content", ""), allowed_special="all"), "eot"',
+            "what a user writes is text",
+        ),
+        ('ids = [control["<|begin_of_text|>"]]', "ids = []", "BOS is missing"),
+        (', control[f"<|{end}_id|>"]]', "]", "ends with eot"),
+    ],
     "chat-fit": [
         ("messages[:start] + messages[first:]", "messages[first:]", "system"),
+        ("<= limit", "< limit", "the limit itself still fits"),
+    ],
+    "chat-parse": [
+        ("rest = rest[end:]", "break", "several calls"),
+        ('[*calls, {"error": f"malformed call: {error}", "text": rest}]', "calls", "the malformed one is reported"),
     ],
     "chat-run_dialog": [
         ("messages = [*messages, message, *results]", "messages = [*messages, *results]", "message"),
@@ -386,12 +607,23 @@ WRONG = {
     ],
     "quantization-to_levels": [
         ("(2**bits - 1)", "2**bits", "3 steps"),
+        (".round()\n", "\n", "the nearest level"),
+        (
+            "groups.amin(2), groups.amax(2)",
+            "groups.amin((1, 2))[:, None].expand(groups.shape[:2]), groups.amax((1, 2))[:, "
+            "None].expand(groups.shape[:2])",
+            "each group has a grid",
+        ),
+    ],
+    "quantization-unpack": [
+        ("(columns & 15, columns >> 4)", "(columns >> 4, columns & 15)", "low halves are the first rows"),
     ],
     "quantization-ex1": [
         ("blocks // 64 * 4", "blocks // 64 * 2", "4 bytes together"),
     ],
     "quantization-ex2": [
         ("/ -8", "/ 8", "the other sign"),
+        (".clamp(-8, 7)", "", "16 levels"),
         ("group[group.abs().argmax()] / -8", "group.abs().max() / 7", "not by 7"),
     ],
     "quantization-ex3": [
@@ -425,9 +657,7 @@ WRONG = {
     "training-ex4": [
         ("(m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + eps)", "m / (v ** 0.5 + eps)", "correct the bias"),
         ("w = w - lr * decay * w", "w = w - decay * w", "multiplied by the learning rate"),
-    ],
-    "training-ex5": [
-        ("(plain - head) // 3", "plain // 3", "the head is not computed again"),
+        ("    w = w - lr * decay * w\n", "    g = g + decay * w\n", "decay stands outside"),
     ],
     "parallel-ex1": [
         (
@@ -659,6 +889,9 @@ out = attend(q, k, v, mask)
 return self.wo(out.permute(0, 2, 1, 3).reshape(B, T, -1))
 """,
         ),
+    ],
+    "attention-ex2": [
+        (None, "return (scores - scores.logsumexp(-1, keepdim=True)).exp()"),
     ],
     "attention-ex5": [
         (
