@@ -1,5 +1,6 @@
 """Which ids an assistant wrote, by hand and as transformers has them; rows, losses, bad files, the command."""
 
+import io
 import json
 import os
 import re
@@ -336,14 +337,12 @@ def test_from_a_file_to_an_answer(models, data, tmp_path, capsys, form):
     assert (fused(torch.tensor([ids])) - want).abs().max() < 1e-4
 
 
-def test_generate_and_chat_take_an_adapter(words, models, tmp_path, capsys, monkeypatch):
+def test_generate_takes_an_adapter(words, models, tmp_path, capsys):
     assert run(capsys, *words, "--out", tmp_path / "out", "--epochs", 12, "--lr", 0.05)[0] == 0
     common = ["--model", models / "chat", "--max-new-tokens", 6]
     adapter = ["--adapter", tmp_path / "out"]
     plain, changed = (run(capsys, "generate", "--raw", "x", *common, *more) for more in ([], adapter))
     assert plain[0] == changed[0] == 0 and plain[1] != changed[1]
-    quantized = run(capsys, "generate", "x", *common, *adapter, "--quantize", "int8")
-    assert quantized[0] == 0
     code, _, err = run(capsys, "generate", "x", *common, *adapter, "--compiled", "block")
     assert code == 2 and "--adapter goes without --compiled" in err and err.count("\n") == 1
     code, _, err = run(capsys, "generate", "x", *common, "--adapter", models / "chat")
@@ -436,19 +435,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 @pytest.mark.weights
-def test_the_committed_adapter_is_what_the_study_says(smollm2_path):
-    """The first held-back order of each kind, greedily, is what the study noted; without the adapter none is JSON."""
+def test_the_committed_adapter_is_what_the_study_says(smollm2_path, capsys):
+    """The first held-back order of each kind, greedily, is what the study noted; int8 through the command, too."""
     study = json.loads((ROOT / "data" / "studies" / "instructions.json").read_text(encoding="utf-8"))
-    run = study["rank 4, wq and wv, general mixed in"]
+    noted = study["rank 4, wq and wv, general mixed in"]
     test, _ = jsonl.read_jsonl(ROOT / "data" / "studies" / "orders_test.jsonl", dialog)
     model, tokenizer = minillama.load(smollm2_path)
     load_adapter(model, ROOT / "data" / "studies" / "adapter")
-    assert sum(p.numel() for p in training.trainable(model).values()) == run["parameters"]
+    assert sum(p.numel() for p in training.trainable(model).values()) == noted["parameters"]
     for kind, messages in (("pairs", test[0]), ("new", test[20])):
         ids = encode_dialog(tokenizer, messages[:1])
         text = tokenizer.decode(list(minillama.generate(model, ids, 48, stop_ids=tokenizer.stop_ids)))
-        assert text == run["after"][kind]["first"][0] == messages[1]["content"]
+        assert text == noted["after"][kind]["first"][0] == messages[1]["content"]
     assert not any(study["rank 8"]["before"][kind]["json"] for kind in ("pairs", "new"))
+    words = ["--adapter", ROOT / "data" / "studies" / "adapter", "--max-new-tokens", 6, "--quantize", "int8"]
+    code, out, _ = run(capsys, "generate", "--model", smollm2_path, *words, test[20][0]["content"])
+    assert code == 0 and out.startswith('{"item": "')
+
+
+def test_chat_takes_an_adapter(words, models, tmp_path, capsys, monkeypatch):
+    assert run(capsys, *words, "--out", tmp_path / "out", "--epochs", 20, "--lr", 0.05, "--rank", 16)[0] == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\n"))
+    chat = ["chat", "--model", models / "chat", "--system", "s", "--adapter", tmp_path / "out", "--max-new-tokens", 20]
+    code, out, _ = run(capsys, *chat)
+    assert code == 0 and out.startswith("This.")
 
 
 def test_the_committed_orders_come_from_their_script():
