@@ -29,13 +29,15 @@ def chapters(names: tuple[str, ...]) -> list[Chapter]:
 
 def load_reference() -> None:
     """Import every module of the reference and keep its text, since afterwards its files cannot be opened."""
-    import torch._dynamo  # noqa: F401  subtle: imported later, it would put its own manual_seed into torch
+    import torch._dynamo.pgo as profiles  # subtle: imported later, it would put its own manual_seed into torch
 
     import minillama
 
     for module in pkgutil.iter_modules(minillama.__path__):
         if module.name != "__main__":
-            linecache.getlines(importlib.import_module(f"minillama.{module.name}").__file__)  # for torch.compile
+            file = importlib.import_module(f"minillama.{module.name}").__file__
+            linecache.getlines(file)  # torch.compile looks at both
+            getattr(profiles, "_hash_containing_file", len)(file)
 
 
 def warm(names: tuple[str, ...]) -> None:

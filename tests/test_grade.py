@@ -211,6 +211,17 @@ def test_resuming_grades_only_what_has_changed(batch, monkeypatch):
     assert {row["student"]: row["total"] for row in scores}["nothing"] == 9 and len(scores) == len(batch.results)
 
 
+def test_the_limits_of_the_process_are_in_no_honest_student_s_way(tmp_path):
+    """Files, devices, compiled and quantized layers: chapters that ask the most of the machine."""
+    numbers = ["07a", "07b", "07d", "08", "12", "12a"]
+    for number in numbers:
+        (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+        put(tmp_path / "all" / "ada" / path.name, path.read_text(encoding="utf-8"))
+    assert grade.main([str(tmp_path / "all"), "--out", str(tmp_path), "--only", *numbers]) == 0
+    (result,) = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert [row for row in result["tasks"].values() if not row["passed"]] == [] and len(result["tasks"]) > 30
+
+
 def test_with_the_student_s_own_package(tmp_path):
     put(tmp_path / "all" / "ada" / NAME)
     put(tmp_path / "all" / "ben" / NAME, SOLVED.replace("import torch", "import torch, nowhere"))
