@@ -1,6 +1,7 @@
 """Wrong solutions fail with a message that names the mistake; right ones that look different pass."""
 
 import re
+import signal
 import textwrap
 from pathlib import Path
 
@@ -31,6 +32,23 @@ def edited(task, old: str | None, new: str) -> dict[str, str]:
     assert len(SOLUTION.findall(source)) == 1
     body = textwrap.dedent(new.strip("\n"))
     return {task.solutions[0]: SOLUTION.sub(lambda found: textwrap.indent(body, found[1]), source)}
+
+
+@pytest.fixture(autouse=True)
+def stop_what_never_ends():
+    """A solution that loops for ever fails its test after minutes, where the system has an alarm."""
+
+    def stop(*_):
+        raise TimeoutError("it does not end")
+
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 300)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.path.stem)

@@ -639,6 +639,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("return places - (places * fresh).cummax(dim=1).values", "return places", "they begin again"),
     ],
     "training-learning_rate": [
+        ("(step + 1)", "step", "the first rate is not 0"),
         ("settings.floor + (1 - settings.floor) * (1 +", "(1 +", "ends at floor"),
     ],
     "training-ex1": [

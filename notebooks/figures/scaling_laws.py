@@ -123,7 +123,7 @@ def wrong(found: dict, entropy: float):
     right.axvline(0, color="#888888", linewidth=1)
     right.set(xlabel="error of the held-out loss")
     right.xaxis.set_major_formatter("{x:.0f}%")
-    right.legend(fontsize=8, loc="lower right")
+    right.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     left.invert_yaxis()
     told = ", ".join(f"{name}: E {E:.2f}, {one:+.0%} and {two:+.0%}" for name, (E, one, two) in found.items())
     show(fig, f"Left, bars: the E of five fits, beside a dotted line at the true one. Right: their two errors. {told}.")
