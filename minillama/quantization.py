@@ -34,6 +34,7 @@ def from_levels(levels: torch.Tensor, step: torch.Tensor, low: torch.Tensor) -> 
 
 
 FEW = 16  # rows up to which reading the weights takes longer than the products do
+AT_ONCE = 16  # weights that the 8-bit kernel reads at a time
 
 
 def to_int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +62,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).bfloat16()
-        if len(rows) <= FEW:
+        if len(rows) <= FEW and self.in_features % AT_ONCE == 0:  # subtle: else it would read past a row's end
             y = torch.ops.aten._weight_int8pack_mm(rows, self.levels, self.step)
         else:
             y = F.linear(rows, self.weight)
@@ -89,7 +90,7 @@ def tile_rows() -> int | None:
 class Int4Linear(nn.Module):
     """x (..., C) -> (..., N) with weights of 4 bits, in groups with a step and a zero of their own. CPU only.
 
-    levels (N, C) 0..15, step and low (N, C/g) as `to_levels` makes them; g is 32, 64, 128 or another multiple of 16.
+    levels (N, C) 0..15, step and low (N, C/g) as `to_levels` makes them. The kernel has g = 32, 64, 128 and 256.
     """
 
     def __init__(self, levels: torch.Tensor, step: torch.Tensor, low: torch.Tensor):
@@ -117,7 +118,8 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).bfloat16()
-        y = self.multiply(rows) if len(rows) <= FEW else F.linear(rows, self.weight)
+        few = len(rows) <= FEW and self.group in (32, 64, 128, 256)
+        y = self.multiply(rows) if few else F.linear(rows, self.weight)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
 
