@@ -38,8 +38,9 @@ test: .venv/test  ## ruff, exporter, pytest, then every notebook re-run and comp
 lab: .venv/test  ## JupyterLab on chapter 0
 	$(BIN)/jupyter lab notebooks/00_the_whole_llama.ipynb
 
-export: .venv/test  ## write minillama/ from the notebooks
+export: .venv/test  ## write minillama/ from the notebooks, and their grading metadata
 	$(BIN)/python -m course.export
+	$(BIN)/python -m course.points --write
 
 NB ?= notebooks/*.ipynb
 execute: .venv/test  ## re-run notebooks in place: make execute NB=notebooks/03_rope.ipynb

@@ -104,12 +104,13 @@ id_of = id  # subtle: cells are told apart as objects, since their contents may 
 
 def candidates(cells: list[Found], chapter: Chapter, id: str) -> list[Found]:
     """A student's cells that may hold the answer to one of the reference's, in the notebook's order."""
-    grade_id, names = chapter[id].grade.get("grade_id"), chapter.names(id)
+    grade_id, names = chapter[id].grade_id, chapter.names(id)
     by_grade = [cell for cell in cells if grade_id and cell.grade_id == grade_id]
     by_id = [cell for cell in cells if cell.id == id]
     strange = [cell for cell in cells if cell.id not in chapter.place and not cell.grade_id]
     by_name = [cell for cell in strange if cell.names & names & defined_once(chapter, id)]
     chosen = by_grade or by_id
+    chosen = [cell for cell in chosen if cell.names & names] or chosen  # a cell that was split has its names twice
     return [cell for cell in cells if any(cell is other for other in (*chosen, *by_name))]
 
 

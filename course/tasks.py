@@ -1,8 +1,7 @@
 """The tasks of the course, found in the notebooks: what a student writes, and the cells that check it.
 
 A task is a cell with `# BEGIN SOLUTION` (or, in an exercise, all of them) and the cells behind it that assert
-something about what it defines. Points and names may stand in the cells' nbgrader metadata; without, they follow from
-the text.
+something about what it defines. Names and points follow from the text; course/points.py writes them into the metadata.
 """
 
 import ast
@@ -34,7 +33,7 @@ class Cell:
     section: str  # the nearest `##` heading
     heading: str  # the nearest heading
     exercise: tuple[str, str, str] | None  # ("3.5", "5", "Llama 3.2") below such a heading
-    grade: dict = field(compare=False)  # nbgrader's metadata
+    grade_id: str = field(compare=False)  # its name in nbgrader's metadata
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ class Chapter:
         for cell in notebook.cells:
             cell.source = "".join(cell.source)
             if cell.cell_type == "code":
-                grade = dict(cell.metadata.get("nbgrader", {}))
-                self.cells.append(Cell(cell.id, cell.source, section, heading, exercise, grade))
+                name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
+                self.cells.append(Cell(cell.id, cell.source, section, heading, exercise, name))
             for line in HEADING.findall(cell.source) if cell.cell_type == "markdown" else ():
                 heading, found = line.lstrip("# "), EXERCISE.match(line)
                 section = heading if line.startswith("## ") else section
@@ -124,11 +123,9 @@ class Chapter:
         number, last, title = first.exercise or ("", "", "")
         name = f"ex{last}" if number else definition(cells[-1].source)
         checks = self.checks(ids, bool(number))
-        grade = first.grade.get("grade_id") or f"{self.module}-{name}"
-        points = [self[id].grade["points"] for id in checks if "points" in self[id].grade]
-        points = sum(points) or (POINTS_EXERCISE if number else POINTS_DEFINITION)
+        points = POINTS_EXERCISE if number else POINTS_DEFINITION
         title = f"Exercise {number}: {title}" if number else f"`{name}`"
-        return Task(grade, title, points, self.reread(ids, checks, bool(number)), ids, checks, self)
+        return Task(f"{self.module}-{name}", title, points, self.reread(ids, checks, bool(number)), ids, checks, self)
 
     def checks(self, solutions: tuple[str, ...], is_exercise: bool) -> tuple[str, ...]:
         """Ids of the cells that assert something about a solution; those of the first section that has any."""

@@ -314,6 +314,29 @@ def test_a_cell_that_is_gone(damaged):
     assert work.untouched(ROPE, FIRST) and work.notes == ["`rope_frequencies`: its cell is gone"]
 
 
+def test_a_cell_that_was_split_or_lost_its_id(damaged):
+    """Both halves of a split cell have its metadata; some editors give all cells new ids."""
+
+    def split(cells, by_id):
+        half = {
+            "cell_type": "code",
+            "id": "new",
+            "metadata": by_id[FIRST]["metadata"],
+            "source": "def helper():\n    return 1",
+        }
+        cells.insert(cells.index(by_id[FIRST]) + 1, half)
+
+    work = damaged(split)
+    assert work.sources[FIRST] == ANSWER and work.notes == [] and work.extra == "def helper():\n    return 1"
+
+    def renew(cells, by_id):
+        by_id[FIRST]["source"] = ANSWER.replace("rope_frequencies", "mine")
+        for number, cell in enumerate(cells):
+            cell["id"] = f"new-{number}"
+
+    assert damaged(renew).sources[FIRST] == ANSWER.replace("rope_frequencies", "mine")
+
+
 def test_an_answer_in_a_new_cell(damaged):
     def move(cells, by_id):
         by_id[FIRST]["source"] = blank(ROPE, FIRST)

@@ -1,7 +1,9 @@
 """Tasks and slices: every task of the series passes with its reference solution, and says what is wrong with others."""
 
 import ast
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course import tasks
+from course import points, tasks
 from course.run_tasks import run_task
 from course.slices import needed, statements
 from minillama import checkpoints
@@ -229,13 +231,60 @@ def test_a_task_leaves_nothing_behind(task):
     assert checkpoints.KINDS == kinds and checkpoints.rename is find and not hasattr(checkpoints, "mine")
 
 
-def test_points_and_names_may_stand_in_the_metadata(tmp_path, task):
-    notebook = nbformat.read(task.chapter.path, as_version=4)
-    notebook.cells[4].metadata["nbgrader"] = {"grade_id": "other", "solution": True}
-    notebook.cells[5].metadata["nbgrader"] = {"grade_id": "other-check", "grade": True, "points": 7}
-    nbformat.write(notebook, task.chapter.path)
-    (found,) = tasks.tasks_of(task.chapter.path)
-    assert (found.id, found.points) == ("other", 7)
+def graded(chapter, kind: str) -> dict[str, dict]:
+    """nbgrader's metadata of a notebook's cells, by cell id: those with `solution`, or those with `grade`."""
+    cells = json.loads(chapter.path.read_text(encoding="utf-8"))["cells"]
+    found = {cell["id"]: cell["metadata"]["nbgrader"] for cell in cells if "nbgrader" in cell["metadata"]}
+    return {id: each for id, each in found.items() if each[kind]}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.path.stem)
+def test_grading_metadata(chapter):
+    """It is up to date, names all solutions and checks, and their points are the tasks'."""
+    text = chapter.path.read_text(encoding="utf-8")
+    assert points.numbered(chapter) == text, f"{chapter.path.name}: its grading metadata is stale; run: make export"
+    solutions, checks = graded(chapter, "solution"), graded(chapter, "grade")
+    assert list(solutions) == [cell.id for cell in chapter.cells if tasks.BEGIN in cell.source]
+    assert set(checks) == {id for task in chapter.tasks for id in task.checks} and not set(checks) & set(solutions)
+    assert sum(each["points"] for each in checks.values()) == sum(task.points for task in chapter.tasks)
+    for cell in json.loads(text)["cells"]:  # subtle: to nbgrader a value is a score, and stderr a fault
+        if cell["id"] in checks:
+            kinds = {output["output_type"] + output.get("name", "") for output in cell["outputs"]}
+            assert not kinds & {"execute_result", "streamstderr"}, cell["id"]
+
+
+def test_grading_metadata_has_nbgraders_form_and_names_of_its_own():
+    keys = {"grade", "grade_id", "locked", "schema_version", "solution", "task"}
+    found = [each for chapter in CHAPTERS for kind in ("solution", "grade") for each in graded(chapter, kind).values()]
+    names = [each["grade_id"] for each in found]
+    assert len(set(names)) == len(names) and all(re.fullmatch(r"[\w-]+", name, re.ASCII) for name in names)
+    assert all(each.keys() == keys | ({"points"} if each["grade"] else set()) for each in found)
+    assert all(each["schema_version"] == 3 and each["locked"] == each["grade"] != each["solution"] for each in found)
+
+
+def test_metadata_that_went_astray_is_written_anew_once(task, capsys):
+    path = task.chapter.path
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells[3:6]:
+        cell.metadata["nbgrader"] = {"grade_id": "copied", "points": 7}
+        cell.metadata["tags"] = ["kept"]
+    nbformat.write(notebook, path)
+    for words in ("03_thing.ipynb", "nothing"):
+        assert points.main(["--write", "--notebooks", str(path.parent)]) == 0
+        assert capsys.readouterr().out == f"grading metadata: {words} to bring up to date in 1 notebooks\n"
+    found = nbformat.read(path, as_version=4)
+    assert [cell.metadata.get("nbgrader", {}).get("grade_id") for cell in found.cells[3:6]] == [
+        None, "thing-ex1", "thing-ex1-check"
+    ]  # fmt: skip
+    assert [cell.metadata.pop("tags") for cell in found.cells[3:6]] == [["kept"]] * 3
+    assert found.cells[5].metadata.nbgrader.points == 2 and [path.name for path in path.parent.iterdir()] == [path.name]
+
+
+def test_points_of_what_cannot_be_read_are_one_line(tmp_path, capsys):
+    (tmp_path / "03_thing.ipynb").write_text("{", encoding="utf-8")
+    assert points.main(["--write", "--notebooks", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "03_thing.ipynb").read_text(encoding="utf-8") == "{"
 
 
 def test_a_solution_that_nothing_checks_is_a_fault(tmp_path, task):
