@@ -19,6 +19,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
+    def exit(self, status=0, message=None):
+        super().exit(status if speaks() else 0, message)
+
+    def _print_message(self, message, file=None):
+        if speaks():
+            super()._print_message(message, file)
+
+
+def speaks() -> bool:
+    """Whether this process is the one that prints: under torchrun (chapter 17a) only rank 0 is."""
+    return os.environ.get("RANK", "0") == "0"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -28,6 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"minillama: {message}\n"
     args = build_parser().parse_args(argv)
     try:
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # torchrun has started several of us
+            from minillama.commands import ranks  # takes seconds, and is rarely wanted
+
+            return ranks.run(args)
         return args.run(args)
     except BrokenPipeError:  # whoever read our output has enough: `| head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

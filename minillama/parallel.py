@@ -6,6 +6,7 @@ Written by notebooks/17a_parallel.ipynb: edit it there.
 import os
 import random
 import shutil
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -27,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from minillama.checkpoints import HUGGING_FACE, SLICE, CheckpointError, StoredTensor, n_bytes, rename, skeleton
 from minillama.config import LlamaConfig
 from minillama.hugging_face import heads_of, interleave, open_hugging_face, safetensors_folder
+from minillama.kv_cache import KVCache
 from minillama.model import Llama
 from minillama.scaling import indivisible
 from minillama.training import IGNORE, count_targets, logits
@@ -83,16 +85,16 @@ def kv_mesh(cfg: LlamaConfig, mesh: DeviceMesh) -> DeviceMesh:
 def parallelize(model: Llama, mesh: DeviceMesh, repeat_kv: bool = False) -> Llama:
     """Leave each rank its piece of every matrix, in place; what goes in and comes out is whole and equal on all.
 
-    Afterwards model.cfg counts the rank's own heads, so that a KVCache made from it fits. repeat_kv: allow more ranks
-    than kv heads, each of which then is on several; such a model has no gradients. ParallelError where
-    something does not divide.
+    Afterwards model.cfg counts the rank's own heads, so that a KVCache made from it fits, and model.whole all of them.
+    repeat_kv: allow more ranks than kv heads, each of which then is on several; such a model has no gradients.
+    ParallelError where something does not divide.
     """
     cfg, count = model.cfg, mesh.size()
     if reason := indivisible(cfg, count):
         raise ParallelError(reason)
     if count > cfg.n_kv_heads and not repeat_kv:
-        several = f"repeat_kv=True keeps each on {count // cfg.n_kv_heads}"
-        raise ParallelError(f"{cfg.n_kv_heads} kv heads are too few for {count} ranks; {several}, for inference only")
+        several = f"take {cfg.n_kv_heads}, or in Python repeat_kv=True, each on {count // cfg.n_kv_heads} of them"
+        raise ParallelError(f"{cfg.n_kv_heads} kv heads are too few for {count} ranks; {several}")
     column, row = ColwiseParallel(), RowwiseParallel()
     plan = {"embedding": RowwiseParallel(input_layouts=Replicate())} | {f"blocks.*.{name}": column for name in COLUMNS}
     plan |= {f"blocks.*.{name}": row for name in ROWS} | {"head": ColwiseParallel(output_layouts=Replicate())}
@@ -102,6 +104,7 @@ def parallelize(model: Llama, mesh: DeviceMesh, repeat_kv: bool = False) -> Llam
     if cfg.tied_embeddings:
         model.head.weight = model.embedding.weight
     model.requires_grad_(count <= cfg.n_kv_heads)
+    model.whole = cfg
     model.cfg = replace(cfg, n_heads=cfg.n_heads // count, n_kv_heads=max(cfg.n_kv_heads // count, 1))
     return model
 
@@ -158,6 +161,50 @@ def load(folder, mesh: DeviceMesh, dtype=torch.float32, repeat_kv: bool = False)
     return model.eval(), checkpoint.tokenizer
 
 
+def tell(message=None, group=None):
+    """What rank 0 says, on all ranks; the others' own message is not looked at."""
+    box = [message]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]
+
+
+class Leading:
+    """Rank 0's model for `generate`: what it is asked is told to the other ranks, which `follow`.
+
+    cfg, whole: configurations of this rank's piece and of all; ran: how many passes, by what ran them.
+    """
+
+    def __init__(self, model, tell):
+        self.model, self.cfg, self.norm = model, model.cfg, model.norm
+        self.whole, self.tell, self.ran = getattr(model, "whole", model.cfg), tell, Counter()
+
+    def hidden(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """As the model's: (B, T) -> (B, T, D)"""
+        self.ran[f"on {self.whole.n_heads // self.cfg.n_heads} ranks"] += 1
+        self.tell(("hidden", tokens.tolist(), cache.length, cache.max_seq_len))
+        return self.model.hidden(tokens, cache)
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """As the model's, at the last places of x: (B, count, D) -> (B, count, V)"""
+        self.tell(("head", x.shape[1]))
+        return self.model.head(x)
+
+
+@torch.inference_mode()
+def follow(model, hear) -> None:
+    """Do what rank 0's model does, until it says that this is the end. hear() -> the next message."""
+    weight, cache, last = model.norm.weight, None, None
+    while (message := hear())[0] != "end":
+        if message[0] == "head":
+            model.head(last[:, -message[1] :])
+            continue
+        _, tokens, length, size = message
+        if length == 0:
+            cache = KVCache(model.cfg, len(tokens), size, weight.dtype, weight.device)
+        cache.truncate(length)
+        last = model.hidden(torch.tensor(tokens, device=weight.device), cache)
+
+
 def together(number: float) -> float:
     """The sum of all ranks' numbers."""
     total = torch.tensor(number, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
@@ -167,8 +214,7 @@ def together(number: float) -> float:
 
 def common_seed(seed: int | None = None) -> int:
     """The seed, or else one that is drawn once and the same on all ranks, so that they draw the same tokens."""
-    drawn = random.SystemRandom().randrange(2**48) if dist.get_rank() == 0 else 0
-    return int(together(drawn)) if seed is None else seed
+    return tell(random.SystemRandom().randrange(2**48)) if seed is None else seed
 
 
 def shard(model: Llama, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> Llama:

@@ -1,5 +1,7 @@
 """What one rank does for test_parallel.py: python parallel_ranks.py TASK RANK RANKS FOLDER; it writes what it found."""
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -11,7 +13,20 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from minillama import CheckpointError, KVCache, Llama, LlamaConfig, generate, parallel, scaling, training
+from minillama import (
+    CheckpointError,
+    KVCache,
+    Llama,
+    LlamaConfig,
+    Tokenizer,
+    cli,
+    generate,
+    hub,
+    parallel,
+    scaling,
+    training,
+)
+from minillama.commands import ranks as ranks_command
 
 
 SIZES = dict(dim=64, n_layers=2, n_heads=8, n_kv_heads=2, head_dim=8, ffn_dim=96, vocab_size=128)
@@ -162,12 +177,71 @@ def memory(mesh, folder) -> dict:
     return {"grown": high_water() - before, "share": sum(parallel.local(p).nbytes for p in model.parameters())}
 
 
+CHAT = LlamaConfig(**SIZES | {"vocab_size": 260})
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """A token for each byte, two for ChatML, and two more, for the sake of four ranks."""
+    specials = {"<|im_start|>": 256, "<|im_end|>": 257, "<one>": 258, "<more>": 259}
+    return Tokenizer({bytes([i]): i for i in range(256)}, specials, stop_ids=[257])
+
+
+class Unreadable(io.StringIO):
+    """The standard input of a rank that must not read."""
+
+    def read(self, *_):
+        raise AssertionError("only rank 0 reads")
+
+    readline = __next__ = read
+
+
+def commands(folder) -> dict[str, tuple[list[str], str]]:
+    """Command lines, and what is typed."""
+    draw = ["--model", str(folder / "chat"), "--max-new-tokens", "12", "--temperature", "1", "--seed", "3"]
+    return {
+        "generate": (["generate", *draw, "Gr\u00fc\u00dfe"], ""),
+        "piped": (["generate", "--raw", "--attention", "naive", *draw, "-"], "Hello" * 120),
+        "chat": (["chat", *draw], f"one\n/system Rhyme.\ntwo\n/save {folder / 'said.json'}\n/sing\nthree\n"),
+    }  # fmt: skip
+
+
+def commanded(mesh, args, typed="") -> list:
+    """What the command line says and prints on this rank: its exit code or its error, standard output, error."""
+    told = io.StringIO(), io.StringIO()
+    before, sys.stdin = sys.stdin, Unreadable() if mesh.get_local_rank() else io.StringIO(typed)
+    try:
+        with contextlib.redirect_stdout(told[0]), contextlib.redirect_stderr(told[1]):
+            code = ranks_command.command(cli.build_parser().parse_args(args), mesh)
+    except (ValueError, OSError) as error:
+        code = str(error)
+    finally:
+        sys.stdin = before
+    return [code, *(each.getvalue() for each in told)]
+
+
+def refusals(mesh, folder) -> dict:
+    """What cannot be done on ranks: name -> as `commanded`, the error of rank 0."""
+    ask = ["generate", "--raw", "x", "--model"]
+    options = {"quantize": "int8", "compiled": "max", "adapter": "folder", "top-p": "2"}
+    wrong = {name: [*ask, str(folder / "chat"), f"--{name}", value] for name, value in options.items()}
+    wrong |= {"file": [*ask, __file__], "no tokenizer": [*ask, f"{folder}/model"], "plan": ["plan", "llama-3.1-8b"]}
+    found = {name: commanded(mesh, args) for name, args in wrong.items()}
+    locate = hub.locate
+    if mesh.get_local_rank():
+        hub.locate = lambda name: Path("lost")
+    found["on rank 1"] = commanded(mesh, [*ask, str(folder / "chat")])
+    hub.locate = locate
+    return found
+
+
 def two(mesh, folder) -> dict:
     found = {"memory": memory(mesh, folder)}  # first: what is freed later is used again
     found |= {"inference": inference(mesh, folder), "gradients": gradients(mesh)}
     tied = LlamaConfig(**SIZES, tied_embeddings=True)
     found |= {"tied": inference(mesh, folder, tied)}
     found |= {"sharded": sharded(mesh, folder), "sharded, tied": sharded(mesh, folder, tied)}
+    found |= {"commands": {name: commanded(mesh, *args) for name, args in commands(folder).items()}}
+    found |= {"refusals": refusals(mesh, folder)}
     odd = LlamaConfig(**SIZES | {"n_heads": 3, "n_kv_heads": 3})
     return found | {"three heads": refused(parallel.parallelize, fresh(odd), mesh)}
 
@@ -179,6 +253,7 @@ def four(mesh, folder) -> dict:
     saved = torch.load(folder / "state-plain.pt", weights_only=True)
     return {
         "inference": inference(mesh, folder, repeat_kv=True), "refused": refused(parallel.parallelize, fresh(), mesh),
+        "command": commanded(mesh, ["generate", "--model", str(folder / "chat"), "x"]),
         "steps": steps, "restored": all(torch.equal(weights[name], saved[name]) for name in saved),
     }  # fmt: skip
 

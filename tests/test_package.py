@@ -23,8 +23,11 @@ ORDER = """config tokenizer chat jsonl rmsnorm rope feedforward kv_cache attenti
 hugging_face pth meta gguf generation speculation fused_attention cuda attention_kernels tensor_cores
 quantization compilation decode_graph runs training stories scaling_laws addition finetuning adapters
 instructions preferences evaluation inspection scaling parallel safety repository hub verify commands.options
-commands.files commands.generate commands.chat commands.train commands.finetune commands.plan cli""".split()
-LINES, LONGER = 300, {"checkpoints": 330, "hugging_face": 350}  # one refuses what it does not know, one goes both ways
+commands.files commands.generate commands.chat commands.train commands.finetune commands.plan
+commands.ranks cli""".split()
+LINES = 300
+# one refuses what it does not know, one goes both ways, one cuts for answers and for training
+LONGER = {"checkpoints": 330, "hugging_face": 350, "parallel": 330}
 FUNCTION_LINES = 45
 
 

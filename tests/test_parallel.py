@@ -1,6 +1,7 @@
 """parallel: ranks as processes of their own on this machine, beside a single process; 405B over pretended ranks."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from minillama import LlamaConfig, generate, hugging_face, parallel, scaling
+from minillama import LlamaConfig, cli, generate, hugging_face, parallel, scaling
 from minillama.checkpoints import skeleton
 
 
@@ -58,6 +59,7 @@ def folder(tmp_path_factory) -> Path:
     hugging_face.save_hugging_face(ranks.fresh(), None, folder / "model")
     tied = LlamaConfig(**ranks.SIZES, tied_embeddings=True)
     hugging_face.save_hugging_face(ranks.fresh(tied), None, folder / "tied")
+    hugging_face.save_hugging_face(ranks.fresh(ranks.CHAT), ranks.bytes_tokenizer(), folder / "chat")
     sizes = dict(dim=1024, n_layers=3, n_heads=16, n_kv_heads=2, head_dim=64, ffn_dim=2816, vocab_size=4096)
     large = skeleton(LlamaConfig(**sizes), 30).to_empty(device="cpu")
     torch.nn.utils.vector_to_parameters(torch.zeros(sum(p.numel() for p in large.parameters())), large.parameters())
@@ -90,7 +92,7 @@ def test_four_ranks_share_two_kv_heads(four):
         assert max(found[way] for way in ("whole", "in pieces", "read")) < 1e-5
         assert found["ids"][0] == found["ids"][1] == found["ids"][2]
         assert found["shapes"] == {} and found["heads of the cache"] == 1
-    assert "2 kv heads are too few for 4 ranks; repeat_kv=True" in four[0]["refused"]
+    assert "2 kv heads are too few for 4 ranks; take 2, or in Python repeat_kv=True" in four[0]["refused"]
 
 
 def test_what_ranks_say_to_each_other_is_what_the_planner_says(two, four):
@@ -155,26 +157,70 @@ def test_a_rank_that_dies_or_hangs_is_an_error_of_one_line(folder, signal_, tmp_
     assert left.returncode == 2 and len(lines) == 1 and "Traceback" not in said, said
 
 
-SCRIPT = """
-import json, os, sys
-from minillama import generate, parallel
-with parallel.ranks(60) as mesh:
-    model, _ = parallel.load(sys.argv[1], mesh)
-    found = list(generate(model, json.loads(sys.argv[2]), 12))
-    if mesh.get_local_rank() == 0:
-        print(json.dumps(found))
-"""
+@pytest.mark.parametrize("name", ["generate", "piped", "chat"])
+def test_a_command_on_two_ranks_says_what_it_says_alone(two, folder, name, capsys, monkeypatch):
+    args, typed = ranks.commands(folder)[name]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    assert cli.main(args) == 0
+    alone = capsys.readouterr()
+    assert two[0]["commands"][name][:2] == [0, alone.out] and len(alone.out) > 8
+    assert two[1]["commands"][name] == [0, "", ""]
+    if name == "chat":
+        alone = alone.err.replace("ends the chat", "ends the chat (on several ranks Ctrl-C does, too)", 1)
+        assert two[0]["commands"][name][2] == alone and "/sing" in alone
+    else:
+        count = sum(parameter.numel() for parameter in ranks.fresh(ranks.CHAT).parameters())
+        assert two[0]["commands"][name][2].startswith(f"[{count:,} parameters, ")
+        assert two[0]["commands"][name][2].endswith(" passes on 2 ranks]\n")
 
 
-def test_torchrun_starts_it(folder, tmp_path):
-    script = tmp_path / "answer.py"
-    script.write_text(SCRIPT, encoding="utf-8")
-    prompt = ranks.ids()[0].tolist()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, str(script), str(folder / "model"), json.dumps(prompt)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment(), timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == list(generate(ranks.fresh().eval(), prompt, 12))
+REFUSED = {
+    "quantize": "--quantize goes without torchrun", "compiled": "--compiled goes without", "adapter": "--adapter goes",
+    "top-p": "top_p must be", "plan": "only generate and chat run on several ranks", "no tokenizer": "has no tokenizer",
+    "file": "ranks read only folders of Hugging Face's form; minillama convert", "on rank 1": "rank 1: lost: ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_command_cannot_do_on_ranks_is_one_line_of_rank_0(two, name):
+    error, out, err = two[0]["refusals"][name]
+    assert REFUSED[name] in str(error) and "\n" not in error and out == err == ""
+    assert two[1]["refusals"][name] == [0, "", ""]
+
+
+def test_a_command_refuses_more_ranks_than_kv_heads(four):
+    assert "2 kv heads are too few for 4 ranks; take 2" in four[0]["command"][0]
+    assert [found["command"] for found in four[1:]] == [[0, "", ""]] * 3
+
+
+def test_torchrun_starts_a_chat_and_ctrl_c_ends_it(folder, capsys, monkeypatch):
+    args = ["chat", "--model", str(folder / "chat"), "--max-new-tokens", "12"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    assert cli.main(args) == 0
+    alone = capsys.readouterr().out.encode()
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "minillama",
+    ]
+    piped = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen([*torchrun, *args], env=environment(), **piped) as process:
+        try:
+            process.stdin.write(b"Hello\n")
+            process.stdin.flush()
+            assert process.stdout.read(len(alone)) == alone
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)  # both ranks have let go of these pipes
+        finally:
+            process.kill()
+    lines = err.decode().splitlines()
+    assert process.returncode and out == b"" and lines.count("stopped") == 1, err.decode()
+    assert not [line for line in lines if line.startswith("minillama: ")], err.decode()
 
 
 @pytest.mark.weights

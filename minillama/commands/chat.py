@@ -5,11 +5,12 @@ import json
 import os
 import sys
 import tempfile
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from minillama import chat
 from minillama.checkpoints import CheckpointError
-from minillama.commands.options import add_model, add_sampling, load, made_for_chat, sampling
+from minillama.commands.options import TORCHRUN, add_model, add_sampling, load, made_for_chat, sampling
 from minillama.generation import generate
 
 
@@ -18,7 +19,10 @@ TOOLS_HELP = "let a Llama 3.1 model run Python on this computer, each time after
 
 
 def add(commands) -> None:
-    parser = commands.add_parser("chat", help="talk with the model, turn by turn", epilog=CHAT_HELP)
+    parser = commands.add_parser(
+        "chat", help="talk with the model, turn by turn",
+        epilog=f"{CHAT_HELP}\n\n{TORCHRUN.format('chat')}", formatter_class=RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--system", default="", metavar="TEXT", help="the system message")
     parser.add_argument("--tools", choices=["python"], help=TOOLS_HELP)
     add_model(parser)
@@ -37,7 +41,7 @@ def run(args) -> int:
     messages = obey(f"/system {args.system}", [], tokenizer, tools)
     with contextlib.suppress(ImportError):  # arrow keys and a history of lines, where the system has them
         import readline  # noqa: F401
-    print(CHAT_HELP, file=sys.stderr)
+    print(CHAT_HELP + (" (on several ranks Ctrl-C does, too)" if args.lead else ""), file=sys.stderr)
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()

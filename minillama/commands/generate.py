@@ -7,7 +7,7 @@ import torch
 
 from minillama import chat
 from minillama.checkpoints import CheckpointError
-from minillama.commands.options import add_model, add_sampling, load, made_for_chat, sampling
+from minillama.commands.options import TORCHRUN, add_model, add_sampling, load, made_for_chat, sampling
 from minillama.generation import Statistics, generate
 from minillama.model import Llama
 
@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 def add(commands) -> None:
     parser = commands.add_parser(
         "generate", help="answer a prompt, token by token",
-        epilog=EXAMPLES, formatter_class=RawDescriptionHelpFormatter,
+        epilog=EXAMPLES + "\n" + TORCHRUN.format("generate"), formatter_class=RawDescriptionHelpFormatter,
         description="Answer a prompt. The answer goes to standard output, everything else to standard error.",
     )  # fmt: skip
     prompt = "default: %(default)s; - reads standard input"
@@ -49,7 +49,7 @@ def run(args) -> int:
         print(text, end="", flush=True)
     print(flush=True)
     with torch.device("meta"):  # quantized layers have no parameters to count
-        count = sum(p.numel() for p in Llama(model.cfg).parameters())
+        count = sum(p.numel() for p in Llama(getattr(model, "whole", model.cfg)).parameters())
     ran = "".join(f", {passes} passes {name}" for name, passes in getattr(model, "ran", {}).items())
     print(f"[{count:,} parameters, {stats}{ran}]", file=sys.stderr)
     return 0

@@ -7,6 +7,10 @@ from minillama.fused_attention import ATTENTIONS
 from minillama.generation import check_settings
 
 
+TORCHRUN = """among ranks, each of which keeps a piece of every matrix of a folder in Hugging Face's form (chapter 17a):
+  torchrun --standalone --nproc-per-node 2 -m minillama {} --model FOLDER
+  one rank reads and prints; Ctrl-C ends all of them
+"""
 DEFAULT_MODEL = "smollm2-135m-instruct"
 LEVELS = {"block": True, "max": "max"}
 
@@ -18,10 +22,13 @@ def add_model(parser) -> None:
     parser.add_argument("--quantize", choices=hub.QUANTIZE, help="keep the weights in 8 or 4 bits (CPU)")
     parser.add_argument("--compiled", choices=LEVELS, help="compile one block, or everything (max), once, for speed")
     parser.add_argument("--attention", choices=ATTENTIONS, help="how to attend (default: naive, or fast if compiled)")
+    parser.set_defaults(lead=None)  # `ranks` puts another way to load here
 
 
 def load(args):
     """(model, tokenizer) that the arguments of `add_model` name; errors are those of `hub.load` and `load_adapter`."""
+    if args.lead:
+        return args.lead(args)
     level = LEVELS.get(args.compiled, False)
     if args.adapter and level:
         raise ValueError("--adapter goes without --compiled: minillama convert --adapter writes a model that has both")

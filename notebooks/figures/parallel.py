@@ -86,6 +86,31 @@ def mistakes(losses: dict):
     )
 
 
+def led(messages):
+    """What rank 0 asks of its model, told to rank 1, which does the same; what only rank 0 does."""
+    fig, ax = new(7.2, 2.1)
+    steps = []
+    for message in messages:
+        steps += [(message, True)] + [("draw", False)] * (message == "head")
+    for x, (name, both) in enumerate([("read", False), *steps, ("print", False)]):
+        for rank in (0, 1):
+            if rank and not both:
+                continue
+            ax.add_patch(plt.Rectangle((x + 0.06, 1.6 * rank), 0.88, 0.8, facecolor=TWO[rank], alpha=0.6))
+            ax.text(x + 0.5, 1.6 * rank + 0.4, name, ha="center", va="center", fontsize=9)
+        if both:
+            ax.annotate("", (x + 0.5, 1.58), (x + 0.5, 0.84), arrowprops={"arrowstyle": "->", "color": "#555555"})
+    for rank in (0, 1):
+        ax.text(-0.15, 1.6 * rank + 0.4, f"rank {rank}", ha="right", va="center", fontsize=9)
+    ax.set(xlim=(-1.1, len(steps) + 2.1), ylim=(2.6, -0.2))
+    ax.axis("off")
+    show(
+        fig,
+        "Rank 0 reads, asks its model for hidden, then head, and draws, twice, and prints. Each hidden and each head is told to "
+        "rank 1, which does them too; reading, drawing and printing are rank 0's alone.",
+    )
+
+
 def in_the_file():
     """Where a rank's bytes lie in the file: one run for a matrix cut between rows, one in each row between columns."""
     fig, axes = new(7.0, 2.4, rows=2)

@@ -1,0 +1,100 @@
+"""generate and chat under torchrun: rank 0 runs the command, the other ranks do what its model does (chapter 17a)."""
+
+import signal
+import sys
+from datetime import timedelta
+from functools import partial
+
+import torch.distributed as dist
+
+from minillama import hub, parallel
+from minillama.checkpoints import CheckpointError
+from minillama.fused_attention import ChosenAttention
+
+
+def run(args) -> int:
+    """Run the command on all ranks; the exit code of this one."""
+    with parallel.ranks() as mesh:
+        # subtle: waiting for rank 0, the others would not notice Ctrl-C in any other way
+        signal.signal(signal.SIGINT, signal.SIG_DFL if mesh.get_local_rank() else stop)
+        return command(args, mesh)
+
+
+def command(args, mesh) -> int:
+    """Rank 0 leads and the others follow; errors are those of the command, on rank 0 alone."""
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=365))  # the time that a person may take to type
+    return (follow if mesh.get_local_rank() else lead)(args, mesh, group)
+
+
+def stop(*_) -> None:
+    """Ctrl-C: torchrun ends all ranks, so no answer can be stopped alone."""
+    print("\nstopped", file=sys.stderr)
+    raise SystemExit(130)
+
+
+def lead(args, mesh, group) -> int:
+    """Rank 0's part: the command; however it ends, the others are told, unless by Ctrl-C."""
+    tell = partial(parallel.tell, group=group)
+    try:
+        if not hasattr(args, "lead"):
+            raise ValueError("only generate and chat run on several ranks: start this without torchrun")
+        args.lead = partial(load_leading, mesh=mesh, group=group)
+        code = args.run(args)
+    except Exception:
+        tell(("end",))
+        raise
+    tell(("end",))
+    return code
+
+
+def load_leading(args, mesh, group):
+    """(model, tokenizer) for rank 0 when all ranks have loaded; CheckpointError if one of them cannot."""
+    tell = partial(parallel.tell, group=group)
+    tell(("load",))
+    found, errors = load_everywhere(args, mesh, group)
+    for rank, error in errors.items():
+        raise CheckpointError(f"rank {rank}: {error}" if rank else error)
+    return parallel.Leading(found[0], tell), found[1]
+
+
+def follow(args, mesh, group) -> int:
+    """The part of the others: what rank 0's model does, if it comes to have one."""
+    hear = partial(parallel.tell, group=group)
+    if hear() == ("load",):
+        found, errors = load_everywhere(args, mesh, group)
+        if errors:
+            hear()  # that this is the end
+        else:
+            parallel.follow(found[0], hear)
+    return 0
+
+
+def load_everywhere(args, mesh, group):
+    """This rank's (model, tokenizer), and what the ranks that have none say."""
+    found = error = None
+    try:
+        found = load(args, mesh)
+    except (ValueError, OSError) as caught:
+        error = str(caught)
+    errors = [None] * mesh.size()
+    dist.all_gather_object(errors, error, group=group)
+    return found, {rank: error for rank, error in enumerate(errors) if error}
+
+
+def load(args, mesh):
+    """This rank's piece of a model, and the tokenizer; ValueError for what cannot be cut."""
+    for option in ("quantize", "compiled", "adapter"):
+        if getattr(args, option):
+            raise ValueError(f"--{option} goes without torchrun: ranks cut plain matrices only")
+    path = hub.locate(args.model)
+    if not (path / "config.json").exists():
+        form = "ranks read only folders of Hugging Face's form"
+        raise CheckpointError(f"{path}: {form}; minillama convert {args.model} FOLDER writes one")
+    try:
+        model, tokenizer = parallel.load(path, mesh)
+    except (CheckpointError, parallel.ParallelError, OSError) as error:
+        raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if args.attention:
+        whole, model = model.whole, ChosenAttention(model, args.attention)
+        model.whole = whole
+    return model, tokenizer
