@@ -82,7 +82,7 @@ def code_cell(cell: dict) -> Found | None:
 
 
 def collect(path: Path, chapter: Chapter) -> Work:
-    """Match a student's cells with a chapter's: by nbgrader's names, then by cell ids, then by what they define."""
+    """Match a student's cells with a chapter's: by cell ids, by nbgrader's names, and by what they define."""
     cells, notes = read_cells(path)
     work, used = Work({}, notes=notes), set()
     for task in chapter.tasks:
@@ -105,12 +105,13 @@ id_of = id  # subtle: cells are told apart as objects, since their contents may 
 def candidates(cells: list[Found], chapter: Chapter, id: str) -> list[Found]:
     """A student's cells that may hold the answer to one of the reference's, in the notebook's order."""
     grade_id, names = chapter[id].grade_id, chapter.names(id)
-    by_grade = [cell for cell in cells if grade_id and cell.grade_id == grade_id]
     by_id = [cell for cell in cells if cell.id == id]
-    strange = [cell for cell in cells if cell.id not in chapter.place and not cell.grade_id]
-    by_name = [cell for cell in strange if cell.names & names & defined_once(chapter, id)]
-    chosen = by_grade or by_id
-    chosen = [cell for cell in chosen if cell.names & names] or chosen  # a cell that was split has its names twice
+    strange = [cell for cell in cells if cell.id not in chapter.place]  # copied, or ids were lost
+    by_grade = [cell for cell in strange if grade_id and cell.grade_id == grade_id]
+    nameless = [cell for cell in strange if not cell.grade_id]
+    by_name = [cell for cell in nameless if cell.names & names & defined_once(chapter, id)]
+    chosen = by_id + by_grade
+    chosen = [cell for cell in chosen if cell.names & names] or chosen  # half of a cell that was split has its names
     return [cell for cell in cells if any(cell is other for other in (*chosen, *by_name))]
 
 

@@ -8,6 +8,7 @@ write are taken from them. This is no sandbox: for code that you do not trust, r
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,7 +27,7 @@ from tqdm import tqdm
 from course import report
 from course.assign import chapters as find_chapters
 from course.confine import Limits
-from course.export import ExportError
+from course.export import ROOT, ExportError
 from course.grade_one import grade_one
 from course.submissions import Submission, find_submissions
 from course.tasks import Chapter, Task
@@ -51,6 +53,13 @@ class Settings:
     @property
     def tasks(self) -> dict[str, Task]:
         return {task.id: task for chapter in self.chapters for task in chapter.tasks}
+
+    @cached_property
+    def version(self) -> str:
+        """Changes with the course: these chapters' notebooks, the package, the grader."""
+        files = [chapter.path for chapter in self.chapters]
+        files += sorted(path for name in ("minillama", "course") for path in (ROOT / name).rglob("*.py"))
+        return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 
 def context(settings: Settings):
@@ -163,7 +172,7 @@ def end(process) -> None:
 
 def mark(submission: Submission, settings: Settings) -> str:
     """Changes when a submission has to be graded again."""
-    return f"{submission.fingerprint} {settings.using} {' '.join(settings.names)}"
+    return f"{submission.fingerprint} {settings.version} {settings.using} {' '.join(settings.names)}"
 
 
 def grade_all(submissions: list[Submission], settings: Settings, out: Path, jobs: int, resume: bool) -> list[dict]:

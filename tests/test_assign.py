@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,14 @@ def test_nothing_leaks(handed_out):
     assert modules <= HAND_WRITTEN and not modules & {chapter.module for chapter in CHAPTERS.values()}
     assert not {"assign.py", "grade.py", "mutations.py"} & {path.name for path in files}
     assert not [path for path in files if "__pycache__" in path.parts or path.stat().st_size > 2_000_000]
+
+
+def test_the_files_that_chapters_open_are_there(handed_out):
+    cells = [cell for chapter in CHAPTERS.values() for cell in chapter.cells]
+    named = {Path(name) for cell in cells for name in re.findall(r"[\"']\.\./([\w/.-]+)[\"']", cell.source)}
+    named = {path for path in named if (ROOT / path).exists()}
+    assert Path("data/studies/scaling.json") in named
+    assert [path for path in sorted(named) if not (handed_out / path).exists()] == []
 
 
 def test_prose_and_given_cells_are_kept(handed_out):
@@ -335,6 +344,18 @@ def test_a_cell_that_was_split_or_lost_its_id(damaged):
             cell["id"] = f"new-{number}"
 
     assert damaged(renew).sources[FIRST] == ANSWER.replace("rope_frequencies", "mine")
+
+
+def test_a_chapter_whose_exercises_were_renumbered_after_its_release(damaged):
+    def renumber(cells, by_id):
+        solved = [by_id[id]["metadata"]["nbgrader"] for id in ROPE.solutions]
+        names = [each["grade_id"] for each in solved]
+        for each, name in zip(solved, names[1:] + names[:1], strict=True):
+            each["grade_id"] = name
+
+    work = damaged(renumber)
+    assert work.sources[FIRST] == ANSWER and work.notes == []
+    assert all(work.untouched(ROPE, id) for id in ROPE.solutions if id != FIRST)
 
 
 def test_an_answer_in_a_new_cell(damaged):

@@ -209,6 +209,9 @@ def test_resuming_grades_only_what_has_changed(batch, monkeypatch):
     assert batch.main("--resume") == 0 and graded == ["nothing"]
     scores = json.loads((batch.out / "scores.json").read_text(encoding="utf-8"))
     assert {row["student"]: row["total"] for row in scores}["nothing"] == 9 and len(scores) == len(batch.results)
+    monkeypatch.setattr(grade.Settings, "version", "the course has changed")
+    monkeypatch.setattr(grade, "grade", lambda s, *rest: graded.append(s.student) or batch.results[s.student])
+    assert batch.main("--resume") == 0 and sorted(graded[1:]) == sorted(batch.results)
 
 
 def test_the_limits_of_the_process_are_in_no_honest_student_s_way(tmp_path):
