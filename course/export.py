@@ -121,7 +121,8 @@ def docstring(cells, path: Path) -> str:
     """The module's docstring: the notebook's title and where to edit it."""
     titles = (re.match(r"# (?:\d+\. )?(.+)", cell.source) for cell in cells if cell.cell_type == "markdown")
     title = next((match[1] for match in titles if match), path.stem)
-    return f'"""{title.rstrip(".")}.\n\nWritten by notebooks/{path.name}: edit it there.\n"""'
+    end = "" if title.endswith("?") else "."
+    return f'"""{title.rstrip(".")}{end}\n\nWritten by notebooks/{path.name}: edit it there.\n"""'
 
 
 def build_all(notebooks: Path) -> dict[str, str]:

@@ -5,7 +5,6 @@ times a, so it is the rows of b that change places.
 """
 
 import json
-import math
 import re
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ KNOWN = {  # what adapter_config.json may say, None for anything; all else must 
     "base_model_name_or_path": None, "inference_mode": None, "peft_version": None, "auto_mapping": None,
     "megatron_core": None, "qalora_group_size": None,
 }  # fmt: skip
+MOST = 2**31  # above any rank and alpha that can be meant
 THEIRS = {ours: theirs for theirs, ours in HUGGING_FACE.items()}
 
 
@@ -75,7 +75,7 @@ def adapter_config(folder: Path) -> tuple[int, float, set[str] | None]:
         if allowed is not None and value not in allowed:
             raise CheckpointError(f"{CONFIG} has {key} = {value!r}, which is not known here")
     rank, alpha, modules = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+    if type(rank) is not int or not 1 <= rank < MOST or type(alpha) not in (int, float) or not 0 < alpha < MOST:
         raise CheckpointError(f"{CONFIG} has r = {rank!r} and lora_alpha = {alpha!r}")
     if isinstance(modules, str):
         return rank, alpha, None

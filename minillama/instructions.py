@@ -41,12 +41,15 @@ def check_messages(messages) -> list[dict]:
 
 
 def dialog(value) -> list[dict]:
-    """The messages of {"messages": [...]}, other keys ignored; ValueError if there is nothing to learn in them."""
+    """The messages of {"messages": [...]}, other keys ignored; ValueError if an answer or all of them are missing."""
     if not isinstance(value, dict) or "messages" not in value:
         raise ValueError('no object {"messages": [...]}')
     messages = check_messages(value["messages"])
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("no message of the assistant")
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "assistant" and not message["content"].strip() and not message.get("calls"):
+            raise ValueError(f"message {number} is an empty answer, which would teach to say nothing")
     return messages
 
 

@@ -35,6 +35,8 @@ def read_jsonl(path, parse, skip_bad: bool = False) -> tuple[list, list[str]]:
                     values.append(parse(JSON.decode(text)))
             except RecursionError:
                 complaints.append(f"line {number}: nested too deeply")
+            except json.JSONDecodeError as error:
+                complaints.append(f"line {number}: {error.msg} at column {error.colno}")
             except UnicodeDecodeError as error:
                 complaints.append(f"line {number}: not UTF-8 at byte {error.start}")
             except ValueError as error:

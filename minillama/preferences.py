@@ -1,4 +1,4 @@
-"""14b. Preferences: which of two answers is better?.
+"""14b. Preferences: which of two answers is better?
 
 Written by notebooks/14b_preferences.ipynb: edit it there.
 """

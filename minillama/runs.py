@@ -63,7 +63,7 @@ class Run:
             except Exception as error:  # subtle: a damaged file can raise nearly anything
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 raise TrainingError(f"{path} cannot be used ({reason}): move it away to start anew") from None
-        self.rows = [row for row in read_metrics(self.folder / "metrics.csv") if int(row["step"]) < self.saved]
+        self.rows = [row for row in read_metrics(self.folder / "metrics.csv") if row["step"] < self.saved]
         write_whole(self.folder / "metrics.csv", as_csv(self.COLUMNS, self.rows))
         return self.saved
 
@@ -121,10 +121,18 @@ def as_csv(columns, rows: list[dict]) -> bytes:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.csv as numbers, None where nothing was measured; what a kill cut short is left out."""
+    """The rows of a metrics.csv as numbers, None where nothing was measured; what a kill cut short is left out.
+
+    TrainingError if it is no such file.
+    """
     if not Path(path).exists():
         return []
-    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
     number = {"step": int}
-    return [{key: number.get(key, float)(text) if text else None for key, text in row.items()} for row in rows]
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+        return [
+            {name: number.get(name, float)(row[name]) if row[name] else None for name in Run.COLUMNS} for row in rows
+        ]
+    except (ValueError, KeyError, csv.Error):
+        raise TrainingError(f"{path} is not what a run has written: move it away to go on") from None

@@ -203,6 +203,8 @@ REFUSED = {
     "rank true": (config(r=True), "r = True"),
     "no alpha": (config(lora_alpha=None), "lora_alpha = None"),
     "alpha nan": (config(lora_alpha=float("nan")), "lora_alpha = nan"),
+    "alpha huge": (config(lora_alpha=10**400), "lora_alpha = 1000"),
+    "rank huge": (config(r=2**31), "r = 2147483648 and"),
     "alpha 0": (config(lora_alpha=0), "lora_alpha = 0"),
     "targets unknown": (config(target_modules=["c_attn"]), "target_modules of adapter_config.json has no 'c_attn'"),
     "targets a number": (config(target_modules=7), "target_modules"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -22,6 +23,7 @@ import minillama
 from minillama import Tokenizer, cli, jsonl, training
 from minillama.adapters import load_adapter
 from minillama.chat import encode_dialog
+from minillama.commands import finetune as command
 from minillama.finetuning import add_lora
 from minillama.instructions import Dialogs, answer_loss, answers, dialog, finetune, mean_answer_loss, pack_whole
 from minillama.runs import TrainingError, read_metrics
@@ -216,12 +218,13 @@ def test_every_row_comes_once_each_time_round_and_in_another_order():
 
 
 BAD = {  # a line of a file, what is said about it
-    '{"messages": [': "line 2: Expecting value",
+    '{"messages": [': "line 2: Expecting value at column 15",
     "[1, 2]": 'line 2: no object {"messages": [...]}',
     "{}": 'line 2: no object {"messages": [...]}',
     '{"messages": []}': "line 2: the messages are no list, or an empty one",
     '{"messages": {"role": "user"}}': "line 2: the messages are no list",
     '{"messages": [{"role": "user", "content": "x"}]}': "line 2: no message of the assistant",
+    '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}': "line 2: message 2 is",
     '{"messages": [{"role": "bot", "content": "x"}]}': "line 2: message 1: the role 'bot' is none of system, user",
     '{"messages": [{"role": ["user"], "content": "x"}]}': "line 2: message 1: the role",
     '{"messages": [{"role": "user"}]}': 'line 2: message 1 is no {"role": ..., "content": text}',
@@ -345,8 +348,9 @@ def test_generate_takes_an_adapter(words, models, tmp_path, capsys):
     assert plain[0] == changed[0] == 0 and plain[1] != changed[1]
     code, _, err = run(capsys, "generate", "x", *common, *adapter, "--compiled", "block")
     assert code == 2 and "--adapter goes without --compiled" in err and err.count("\n") == 1
-    code, _, err = run(capsys, "generate", "x", *common, "--adapter", models / "chat")
-    assert code == 2 and "adapter_config.json" in err and err.count("\n") == 1
+    for name in ("", models / "chat"):
+        code, _, err = run(capsys, "generate", "x", *common, "--adapter", name)
+        assert code == 2 and "adapter_config.json" in err and err.count("\n") == 1
 
 
 def test_it_goes_on_where_it_was_killed(words, tmp_path, capsys, monkeypatch):
@@ -391,7 +395,10 @@ MISTAKES = {
     "length": (["--length", 301], "--length must be at most the model's 300, not 301"),
     "held": (["--held", 1], "--held must be between 0 and 1"),
     "rate": (["--lr", -1], "peak_lr"),
-    "short rows": (["--length", 5], "all 18 conversations are longer than a row of 5"),
+    "short rows": (["--length", 5], "has 0 conversations of at most 6 tokens"),
+    "all held": (["--held", 0.99], "has 20 conversations of at most 65 tokens, and 20 would be held back"),
+    "seed": (["--seed", -1], "--seed must be between 0"),
+    "large seed": (["--seed", 2**64], "--seed must be between 0"),
 }
 
 
@@ -422,6 +429,26 @@ def test_bad_lines_stop_or_are_left_out(words, data, tmp_path, capsys):
     assert code == 2 and "line 21: no object" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
     code, _, err = run(capsys, *words, "--out", tmp_path / "out", "--skip-bad")
     assert code == 0 and "left out 1 bad lines: line 21" in err
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_conversation_that_is_too_long_is_never_the_one_held_back(seed, capsys):
+    pairs = [([1] * 90, [True] * 90), ([1, 2], [False, True]), ([1, 3], [False, True])]
+    rows, held = command.split(pairs, SimpleNamespace(held=0.1, length=64, batch=1, seed=seed, data="data.jsonl"))
+    assert len(rows.ids) == len(held.ids) == 1 and rows.ids[0, 1] + held.ids[0, 1] == 5
+    assert capsys.readouterr().err == "[left out 1 conversations longer than 65 tokens]\n"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\n", b"step,loss\n0,1\n", b"", b"step,loss,lr\nx,y,z\n"])
+def test_a_metrics_file_that_no_run_has_written_is_named(words, tmp_path, capsys, content):
+    assert run(capsys, *words, "--out", tmp_path / "out")[0] == 0
+    (tmp_path / "out" / "metrics.csv").write_bytes(content)
+    code, _, err = run(capsys, *words, "--out", tmp_path / "out")
+    if content:
+        assert code == 2 and "metrics.csv is not what a run has written" in err and err.count("\n") == 1
+        assert (tmp_path / "out" / "metrics.csv").read_bytes() == content
+    else:  # emptied or removed: the run had ended, and its adapter is there
+        assert code == 0 and re.search(r"validation loss [\d.]+, then [\d.]+; minillama chat", err)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

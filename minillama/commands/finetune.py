@@ -58,9 +58,6 @@ def run(args) -> int:
     if args.length > model.cfg.max_seq_len:
         raise ValueError(f"--length must be at most the model's {model.cfg.max_seq_len}, not {args.length}")
     rows, held = split(pairs, args)
-    for part in (rows, held):
-        if part.left_out:
-            print(f"[left out {part.left_out} conversations longer than {args.length} tokens]", file=sys.stderr)
     with without_lora(model):
         before = mean_answer_loss(model, held)
     steps = args.epochs * rows.turns
@@ -70,7 +67,7 @@ def run(args) -> int:
     )  # fmt: skip
     metrics = finetune(model, rows, held, settings, Path(args.out))
     write_adapter(model, Path(args.out))
-    report(model, rows, before, metrics, args.out)
+    report(model, rows, (before, mean_answer_loss(model, held)), metrics, args.out)
     return 0
 
 
@@ -79,6 +76,8 @@ def check(args) -> None:
     for name in ("rank", "epochs", "batch", "length"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed must be between 0 and 2**32 - 1, not {args.seed}")
     if not 0 < args.held < 1:
         raise ValueError(f"--held must be between 0 and 1, not {args.held}")
     Path(args.data).stat()  # before a model is read
@@ -92,13 +91,17 @@ def check(args) -> None:
 
 
 def split(pairs: list, args) -> tuple[Dialogs, Dialogs]:
-    """(rows to train on, rows held back): a share of the conversations, drawn with the seed."""
-    count = max(1, round(args.held * len(pairs)))
-    if len(pairs) <= count:
-        raise ValueError(f"{args.data} has {len(pairs)} conversations; one is held back, so at least 2 are needed")
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    """(rows to train on, rows held back): a share of the conversations that fit a row, drawn with the seed."""
+    fit = [pair for pair in pairs if len(pair[0]) <= args.length + 1]
+    count = max(1, round(args.held * len(fit)))
+    if len(fit) <= count:
+        found = f"{args.data} has {len(fit)} conversations of at most {args.length + 1} tokens"
+        raise ValueError(f"{found}, and {count} would be held back: none is left to learn from (see --length, --held)")
+    if left_out := len(pairs) - len(fit):
+        print(f"[left out {left_out} conversations longer than {args.length + 1} tokens]", file=sys.stderr)
+    order = torch.randperm(len(fit), generator=torch.Generator().manual_seed(args.seed)).tolist()
     held, train = sorted(order[:count]), sorted(order[count:])
-    parts = ([pairs[i] for i in train], [pairs[i] for i in held])
+    parts = ([fit[i] for i in train], [fit[i] for i in held])
     return tuple(Dialogs(part, args.length, args.batch, args.seed) for part in parts)
 
 
@@ -111,13 +114,14 @@ def write_adapter(model, folder: Path) -> None:
     new.rmdir()
 
 
-def report(model, rows: Dialogs, before: float, metrics: list[dict], out) -> None:
-    """One line on standard error."""
+def report(model, rows: Dialogs, losses: tuple[float, float], metrics: list[dict], out) -> None:
+    """One line on standard error. losses: before and after; metrics: may be lost, of a run that had ended."""
     speeds = sorted(row["tokens_per_second"] for row in metrics)
     asked = sum(count_targets(rows(i)) for i in range(rows.turns))
     print(
         f"[{sum(p.numel() for p in trainable(model).values()):,} new parameters, {len(metrics)} steps, {asked:,} "
-        f"tokens of the assistant; validation loss {before:.3f}, then {metrics[-1]['validation_loss']:.3f}; "
-        f"{speeds[len(speeds) // 2]:,.0f} tokens/s; minillama chat --adapter {out}]",
+        f"tokens of the assistant; validation loss {losses[0]:.3f}, then {losses[1]:.3f}; "
+        + "".join(f"{speed:,.0f} tokens/s; " for speed in speeds[len(speeds) // 2 :][:1])
+        + f"minillama chat --adapter {out}]",
         file=sys.stderr,
     )

@@ -30,10 +30,10 @@ def load(args):
     if args.lead:
         return args.lead(args)
     level = LEVELS.get(args.compiled, False)
-    if args.adapter and level:
+    if args.adapter is not None and level:
         raise ValueError("--adapter goes without --compiled: minillama convert --adapter writes a model that has both")
     model, tokenizer = hub.load(args.model, quantize=args.quantize, compiled=level, attention=args.attention)
-    if args.adapter:
+    if args.adapter is not None:  # an empty name is a mistake, and not the model without an adapter
         load_adapter(model, args.adapter)
         model = model if args.quantize else fuse(model)  # faster; few levels take no small update
     return model, tokenizer
