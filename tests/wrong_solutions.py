@@ -722,6 +722,114 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("total == 9 and length", "total == 9", "only if a carry comes in"),
         ("1 if total > 9 else", "length + 1 if total > 9 else", "begins anew"),
     ],
+    "finetuning-ex1": [
+        ("2 * (4096 + 1024)", "2 * (4096 + 4096)", "k and v have 8 heads"),
+        ("32 * per_block", "per_block", "that is one block"),
+        (None, "trained_8b = 32 * 16 * (2 * 4096 * 4096 + 2 * 4096 * 1024)", "not rNC"),
+        (None, "trained_8b = 32 * 16 * 4 * 4096", "both count"),
+    ],
+    "finetuning-ex2": [
+        ("alpha / len(a)", "alpha", "divide alpha by the rank"),
+        ("alpha / len(a)", "alpha / len(b)", "a's rows, not of b's"),
+        ("alpha / len(a) * ", "", "alpha is missing"),
+        ("x @ W.T + ", "", "frozen layer's own result"),
+        (None, "return alpha / len(a) * (x @ W.T + (x @ a.T) @ b.T)", "which is not scaled"),
+    ],
+    "finetuning-ex3": [
+        ("s1 * b1, s2 * b2", "b1, b2", "the factors are missing"),
+        ("torch.cat((a1, a2))", "torch.cat((s1 * a1, s2 * a2))", "one of the two parts"),
+        (None, "return a1 + a2, s1 * b1 + s2 * b2", "side by side"),
+        (", dim=1", "", "must share r"),
+    ],
+    "finetuning-ex4": [
+        (None, "return b", "nothing has moved"),
+        (
+            ".view(kv_heads, -1, 2, b.shape[-1]).transpose(1, 2)",
+            ".view(-1, 2, b.shape[-1]).transpose(0, 1)",
+            "per head",
+        ),
+        ("(kv_heads, -1, 2, b.shape[-1])", "(kv_heads, 2, -1, b.shape[-1])", "that is the way back"),
+    ],
+    "finetuning-ex5": [
+        ("s * s * G", "s * G", "s comes twice"),
+        ("s * s * G", "G", "s is missing"),
+        ("-eta", "eta", "against the gradient"),
+        (None, "return -eta * G", "the step of full training"),
+    ],
+    "instructions-ex1": [
+        (
+            "found.append(writing)\n        writing = writing and id != end",
+            "writing = writing and id != end\n        found.append(writing)",
+            "decision too",
+        ),
+        ("max(0, i - len(header)) : i", "max(0, i - len(header) + 1) : i + 1", "the header is given"),
+        ("        writing = writing and id != end\n", "", "what the user wrote"),
+    ],
+    "instructions-ex2": [
+        ("(2 * 3.0 + 30 * 0.2) / 32", "1.6", "every token counts alike"),
+        ("(3.0 + 0.2) / 2", "over_tokens", "every conversation counts alike"),
+    ],
+    "instructions-ex3": [
+        (None, "return -(-sum(sizes) // room)", "they are not cut"),
+        (None, "return len(sizes)", "a row holds several"),
+        ("enumerate(left) if", "enumerate(left) if i == len(left) - 1 and", "earlier rows may have room"),
+    ],
+    "instructions-ex4": [
+        (None, "return wrote", "the first answer is not asked for"),
+        ("start <= i < end", "i == end - 1", "the whole last answer"),
+        ("start <= i < end", "start <= i", "what follows the last answer"),
+    ],
+    "instructions-ex5": [
+        ("json.loads(text) == json.loads(right)", "text == right", "no difference of value"),
+        ("json.loads(text)", "json.JSONDecoder().raw_decode(text)[0]", "nothing else may stand there"),
+        (
+            "json.loads(text) == json.loads(right)",
+            'json.loads(text.replace(\'"2"\', "2")) == json.loads(right)',
+            '"2" is a text',
+        ),
+    ],
+    "preferences-ex1": [
+        ("wins / losses", "wins / (wins + losses)", "not the share of all votes"),
+        ("math.log(wins / losses)", "wins / (wins + losses)", "the chance to win"),
+        ("math.log(wins / losses)", "wins / losses", "take their logarithm"),
+        ("wins / losses", "losses / wins", "the sign is wrong"),
+        ("math.log(", "math.log10(", "the natural logarithm"),
+    ],
+    "preferences-ex2": [
+        ("reference.log() + ", "", "starts from the reference"),
+        ("reference.log()", "reference", "the reference's logarithm"),
+        ("reward / beta", "reward * beta", "do not multiply"),
+        ("reward / beta", "reward", "beta is missing"),
+        (None, "return reference * (reward / beta).exp()", "divide by Z"),
+    ],
+    "preferences-ex3": [
+        ("range(n - 1, len(ids) - 1), ids[n:]", "range(len(ids) - 1), ids[1:]", "not the prompt"),
+        ("range(n - 1, len(ids) - 1), ids[n:]", "range(n, len(ids)), ids[n:]", "go one place back"),
+        ("range(n - 1, len(ids) - 1), ids[n:]", "range(n, len(ids) - 1), ids[n + 1 :]", "the answer's first token"),
+        ("range(n - 1, len(ids) - 1), ids[n:]", "range(n - 1, len(ids) - 2), ids[n:-1]", "its last token counts"),
+        (".log_softmax(1)", "", "log-softmax"),
+        ("each.sum()", "each.mean()", "not the mean"),
+        ("each.sum()", "each.sum().exp()", "not the probability"),
+    ],
+    "preferences-ex4": [
+        (
+            "(1 - share) * F.logsigmoid(margin) + share *",
+            "share * F.logsigmoid(margin) + (1 - share) *",
+            "the doubt belongs",
+        ),
+        (" + share * F.logsigmoid(-margin)", "", "counts with its share too"),
+        ("(1 - share) * ", "", "they add up to 1"),
+        (" + share", " - share", "adds to the loss"),
+        (".mean()", ".sum()", "not the sum"),
+    ],
+    "preferences-ex5": [
+        ("- share", "+ share", "the sign"),
+        (" / counts[0]", "", "per token"),
+        ("scores[0] / counts[0]", "scores / counts", "not to both"),
+        ("scores[0] / counts[0]", "scores[1] / counts[1]", "not to the rejected ones"),
+        ("share * ", "", "share is missing"),
+        ("(scores[0] / counts[0]).mean()", "scores[0].sum() / counts[0].sum()", "then the mean"),
+    ],
 }
 
 RIGHT = {
@@ -1095,5 +1203,54 @@ w -= lr * step
 return w, m, v
 """,
         ),
+    ],
+    "finetuning-ex2": [
+        (None, "return (W @ x.T + alpha / a.shape[0] * b @ (a @ x.T)).T"),
+        (None, "return F.linear(x, W) + F.linear(F.linear(x, a) * (alpha / len(a)), b)"),
+    ],
+    "finetuning-ex3": [(None, "return torch.cat((s1 * a1, s2 * a2)), torch.hstack((b1, b2))")],
+    "finetuning-ex4": [
+        (None, "return torch.cat([rows[i::2] for rows in b.chunk(kv_heads) for i in (0, 1)])"),
+    ],
+    "finetuning-ex5": [(None, "b = -eta * s * G @ a.T\nreturn s * b @ a")],
+    "instructions-ex1": [
+        (
+            None,
+            """
+            found, i = [False] * len(ids), 0
+            while i < len(ids):
+                if ids[i : i + len(header)] == header:
+                    i += len(header)
+                    while i < len(ids):
+                        found[i] = True
+                        if ids[i] == end:
+                            break
+                        i += 1
+                i += 1
+            return found
+            """,
+        ),
+    ],
+    "instructions-ex4": [
+        (
+            None,
+            """
+            after, found = "before", []
+            for mine in reversed(wrote):
+                if after == "before" and mine:
+                    after = "in"
+                elif after == "in" and not mine:
+                    after = "past"
+                found.append(after == "in")
+            return found[::-1]
+            """,
+        ),
+    ],
+    "preferences-ex2": [(None, "product = reference * torch.exp(reward / beta)\nreturn product / product.sum()")],
+    "preferences-ex3": [
+        (None, "return sum(scores[i - 1].log_softmax(0)[ids[i]] for i in range(n, len(ids)))"),
+    ],
+    "preferences-ex4": [
+        (None, "return (1 - share) * dpo_loss(rewards) + share * dpo_loss(rewards.flip(0))"),
     ],
 }
