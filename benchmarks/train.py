@@ -3,10 +3,11 @@
     python benchmarks/train.py [--repeats 7] [--rows 8] [--json FILE] [--only scratch|lora]
 
 From nothing: a Llama of 6.6 million weights (vocabulary 4,096, width 256, 8 layers), rows of 256 tokens, AdamW,
-clipping, bfloat16 products, compiled; ours as `minillama train` does it, transformers in its ways to attend, with
-weights kept in float32 (autocast, as ours) or in bfloat16. LoRA: SmolLM2-135M-Instruct, rank 8 on all seven layers, not
-compiled. Every engine is a process of its own, so that its memory is its own; they take turns, so that the machine's
-moods meet all of them. Memory is the most that a process held, less what it held after its imports.
+clipping, bfloat16 products, compiled; ours as `minillama train` does it, attending in blocks, and with PyTorch's fused
+kernel; transformers in its ways to attend, with weights kept in float32 (autocast, as ours) or in bfloat16. LoRA:
+SmolLM2-135M-Instruct, rank 8 on all seven layers, not compiled. Every engine is a process of its own, so that its
+memory is its own; they take turns, so that the machine's moods meet all of them. Memory is the most that a process
+held, less what it held after its imports.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from tqdm import tqdm
 SHAPE = dict(dim=256, n_layers=8, n_heads=8, n_kv_heads=4, head_dim=32, ffn_dim=640, vocab_size=4096)
 LENGTH, NAME = 256, "smollm2-135m-instruct"
 SCRATCH = {
-    "ours": ("scratch_ours", {}),
+    "ours": ("scratch_ours", dict(attention="blocks")),
+    "ours, fused kernel": ("scratch_ours", dict(attention="sdpa")),
     "transformers, sdpa, autocast": ("scratch_theirs", dict(attention="sdpa", dtype="float32")),
     "transformers, sdpa, bfloat16": ("scratch_theirs", dict(attention="sdpa", dtype="bfloat16")),
     "transformers, eager, autocast": ("scratch_theirs", dict(attention="eager", dtype="float32")),
@@ -43,11 +45,12 @@ def ids(rows: int, vocab_size: int) -> torch.Tensor:
     return torch.randint(vocab_size, (rows, LENGTH + 1), generator=torch.Generator().manual_seed(0))
 
 
-def scratch_ours(rows: int):
-    """A step as `fit` makes it with the settings of `minillama train`."""
+def scratch_ours(rows: int, attention: str):
+    """A step as `fit` makes it with the settings of `minillama train`, which attends in blocks."""
     from minillama import LlamaConfig, stories, training
 
-    model = training.attend_by_sdpa(stories.initial(LlamaConfig(**SHAPE, tied_embeddings=True, max_seq_len=2048), 0))
+    model = stories.initial(LlamaConfig(**SHAPE, tied_embeddings=True, max_seq_len=2048), 0)
+    {"blocks": training.attend_by_blocks, "sdpa": training.attend_by_sdpa}[attention](model)
     return our_step(model, training.compiled(stories.batch_loss), rows, SHAPE["vocab_size"], stories.SETTINGS)
 
 

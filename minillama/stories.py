@@ -12,7 +12,7 @@ from minillama.config import LlamaConfig, RopeScaling
 from minillama.model import Llama
 from minillama.runs import fingerprint
 from minillama.tokenizer import Tokenizer, train_bpe
-from minillama.training import Settings, attend_by_sdpa, count_targets, fit, logits, pack, shift, token_loss
+from minillama.training import Settings, attend_by_blocks, count_targets, fit, logits, pack, shift, token_loss
 
 
 GIRLS = "Ada Anna Clara Ella Emma Ines Julia Lena Lily Lucy Maya Mia Nina Nora Rosa Ruth Sara Tara Yuki Zoe".split()
@@ -271,7 +271,7 @@ def train(cfg: LlamaConfig, tokenizer: Tokenizer, texts, held, settings: Setting
     """(model, metrics) of a Llama trained from nothing on texts, tried on the texts held back."""
     rows = Rows(encode_all(tokenizer, texts), seed=settings.seed)
     validation = Rows(encode_all(tokenizer, held))
-    model = attend_by_sdpa(initial(cfg, settings.seed))
+    model = attend_by_blocks(initial(cfg, settings.seed))
     data = fingerprint(rows.rows, torch.tensor(list(repr(cfg).encode())))
     metrics = fit(
         model, batch_loss, rows, settings, folder, lambda m: mean_loss(m, validation), progress, data, count_targets

@@ -12,7 +12,7 @@ import minillama
 from minillama import cli, stories
 from minillama.generation import generate_batch
 from minillama.runs import read_metrics
-from minillama.training import attend_by_sdpa, fit
+from minillama.training import attend_by_blocks, fit
 
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "stories"
@@ -34,7 +34,7 @@ def test_the_command_makes_it(tiny):
     tokenizer = stories.story_tokenizer(texts)
     assert tokenizer.vocab == tiny[1].vocab and tokenizer.specials == tiny[1].specials
     rows = stories.Rows(stories.encode_all(tokenizer, texts))
-    model = attend_by_sdpa(stories.initial(stories.CONFIG, seed=0))
+    model = attend_by_blocks(stories.initial(stories.CONFIG, seed=0))
     assert model.cfg == tiny[0].cfg
     plan = replace(stories.SETTINGS, compiled=False)
 

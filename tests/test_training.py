@@ -20,7 +20,18 @@ from torch.utils.flop_counter import FlopCounterMode
 import minillama
 from minillama import LlamaConfig, runs, training
 from minillama.runs import TrainingError, fingerprint, read_metrics
-from minillama.training import IGNORE, Settings, adamw, attend_by_sdpa, document_mask, document_positions, fit, shift
+from minillama.training import (
+    IGNORE,
+    Settings,
+    adamw,
+    attend_by_blocks,
+    attend_by_sdpa,
+    attend_in_blocks,
+    document_mask,
+    document_positions,
+    fit,
+    shift,
+)  # fmt: skip
 
 
 def one_document(ids):
@@ -33,11 +44,10 @@ def loss_of(model, batch, recompute=False):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("sdpa", [False, True])
-def test_gradients_are_transformers(tmp_path, sdpa, recompute):
+@pytest.mark.parametrize("attending", [lambda model: model, attend_by_sdpa, attend_by_blocks])
+def test_gradients_are_transformers(tmp_path, attending, recompute):
     reference, model = tiny_pair(tmp_path, tie_word_embeddings=True)
-    model = attend_by_sdpa(model) if sdpa else model
-    model.requires_grad_(True)
+    model = attending(model).requires_grad_(True)
     ids = random_ids(60).view(3, 20)
     want = reference(ids, labels=ids).loss
     want.backward()
@@ -59,6 +69,30 @@ def test_gradients_are_transformers(tmp_path, sdpa, recompute):
         torch.testing.assert_close(ours[mine], theirs[other], atol=1e-5, rtol=1e-5)
     norms = [math.sqrt(sum(g.double().pow(2).sum().item() for g in side.values())) for side in (ours, theirs)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 5, 128])
+@pytest.mark.parametrize("T, S", [(12, 12), (13, 20), (1, 9)])
+def test_blocks_of_queries_attend_as_pytorch_in_float64(size, T, S):
+    """Packed documents, and a cache in front; keys that no query of a block may see are not even read."""
+    drawn = torch.Generator().manual_seed(T)
+    q, k, v = (torch.randn(2, h, n, 8, generator=drawn).requires_grad_(True) for h, n in ((6, T), (2, S), (2, S)))
+    numbers = torch.arange(S).div(7, rounding_mode="floor").expand(2, S)
+    mask = document_mask(numbers)[:, :, S - T :]
+    doubles = [part.detach().double().requires_grad_(True) for part in (q, k, v)]
+    want = F.scaled_dot_product_attention(*doubles, mask, enable_gqa=True)
+    got = attend_in_blocks(q, k, v, mask, size)
+    pull = torch.randn(want.shape, generator=drawn)
+    mine, theirs = torch.autograd.grad(got, (q, k, v), pull), torch.autograd.grad(want, doubles, pull.double())
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one - other).abs().max() < 2e-6
+    assert (got - want).abs().max() < 1e-6
+    everything = attend_in_blocks(q, k, v, None, size)
+    assert (everything - F.scaled_dot_product_attention(*doubles, enable_gqa=True)).abs().max() < 1e-6
+    if T == S:
+        unread = v.detach().clone()
+        unread[:, :, -1] = math.nan
+        assert attend_in_blocks(q, k, unread, mask, size)[:, :, : (T - 1) // size * size].isfinite().all()
 
 
 def test_packed_documents_are_what_they_are_alone(tmp_path):
