@@ -262,6 +262,35 @@ def test_grading_metadata_has_nbgraders_form_and_names_of_its_own():
     assert all(each["schema_version"] == 3 and each["locked"] == each["grade"] != each["solution"] for each in found)
 
 
+GUIDE = (ROOT / "course" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_s_numbers():
+    """Points are exact; hours, which change with every sentence of a chapter, nearly so."""
+    number = {chapter.path.stem.split("_")[0]: chapter for chapter in CHAPTERS}
+    found = re.search(r"(\d+) tasks, (\d+) points, about (\d+) hours", GUIDE).groups()
+    tasks_, points_, hours = map(int, found)
+    assert (tasks_, points_) == totals(CHAPTERS)[:2] and abs(hours - totals(CHAPTERS)[2]) < 3
+    plans = re.findall(
+        r"(?<=\n\| week \| chapters \| points \| hours \|\n\|---:\|---\|---:\|---:\|\n)(?:\|.*\n)+", GUIDE
+    )
+    assert [plan.count("\n") - 1 for plan in plans] == [4, 8, 14]
+    for plan in plans:
+        rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in plan.splitlines()]
+        weeks = [[number[name] for name in row[1].split(", ")] for row in rows[:-1]]
+        chosen = [chapter for week in weeks for chapter in week]
+        assert len(set(chosen)) == len(chosen)
+        for row, chapters in zip(rows, [*weeks, chosen], strict=True):
+            _, points_, hours = totals(chapters)
+            assert int(row[2]) == points_, f"week {row[0]} of {len(weeks)} has {points_} points: say so in the guide"
+            assert abs(int(row[3]) - hours) < 1.5, f"week {row[0]} of {len(weeks)} takes {hours:.1f} hours"
+
+
+def totals(chapters) -> tuple[int, int, float]:
+    found = [task for chapter in chapters for task in chapter.tasks]
+    return len(found), sum(task.points for task in found), sum(sum(points.hours(chapter)) for chapter in chapters)
+
+
 def test_metadata_that_went_astray_is_written_anew_once(task, capsys):
     path = task.chapter.path
     notebook = nbformat.read(path, as_version=4)
