@@ -78,12 +78,12 @@ def test_identity_at_the_start_and_fused_equals_unfused(model, rank, alpha, targ
 
 def test_the_update_by_hand():
     base = nn.Linear(3, 2, bias=False)
-    layer = LoRALinear(base, rank=1, alpha=4)
+    layer = LoRALinear(base, rank=2, alpha=8)
     with torch.no_grad():
         base.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
-        layer.a.copy_(torch.tensor([[1.0, 2, 3]]))
-        layer.b.copy_(torch.tensor([[1.0], [-1]]))
-    assert layer(torch.tensor([1.0, 1, 1])).tolist() == [1 + 4 * 6, 1 - 4 * 6]
+        layer.a.copy_(torch.tensor([[1.0, 2, 3], [0, 0, 1]]))
+        layer.b.copy_(torch.tensor([[1.0, 0], [-1, 1]]))
+    assert layer(torch.tensor([1.0, 1, 1])).tolist() == [1 + 4 * 6, 1 + 4 * (1 - 6)]
     assert layer(torch.tensor([1.0, 1, 1], dtype=torch.bfloat16).float()).dtype == torch.float32
 
 

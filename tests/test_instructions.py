@@ -431,6 +431,18 @@ def test_bad_lines_stop_or_are_left_out(words, data, tmp_path, capsys):
     assert code == 0 and "left out 1 bad lines: line 21" in err
 
 
+def test_batches_that_are_accumulated_count_by_their_tokens(tmp_path):
+    """Two batches of a step, one of which asks for far more: the step's loss is that of all tokens alike."""
+    _, model = tiny_pair(tmp_path)
+    pairs = [([5] + [7] * 18, [False] + [True] * 18), ([3, 9, 4], [False, False, True])]
+    rows = Dialogs(pairs, 18, batch=1)
+    assert [count_targets(rows(i)) for i in range(2)] in ([18, 1], [1, 18])
+    want = mean_answer_loss(add_lora(model), rows)
+    (step,) = finetune(model, rows, rows, Settings(steps=1, accumulate=2), progress=False)
+    each = [answer_loss(model, rows(i)).item() for i in range(2)]
+    assert step["loss"] == pytest.approx(want, abs=1e-5) and abs(sum(each) / 2 - want) > 0.1
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_conversation_that_is_too_long_is_never_the_one_held_back(seed, capsys):
     pairs = [([1] * 90, [True] * 90), ([1, 2], [False, True]), ([1, 3], [False, True])]

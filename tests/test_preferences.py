@@ -229,6 +229,28 @@ def test_training_learns_the_preference_and_only_the_adapter(both, tmp_path):
         prefer(add_lora(copy.deepcopy(both[1])), pairs, pairs, RUN, tmp_path / "run", progress=False, beta=0.2)
 
 
+def test_recomputing_keeps_less(model):
+    sizes = []
+    for recompute in (False, True):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            preference_loss(model, pad(some(3)), recompute=recompute)
+        sizes.append(sum(kept))
+    assert sizes[1] < sizes[0] / 4
+
+
+def test_beta_and_the_pairs_held_back_reach_a_run(model):
+    """A step's loss is that of the training pairs at the given beta, its validation that of the others."""
+    changed, pairs, held = copy.deepcopy(model), Pairs(some(3)), Pairs(some(3, seed=1))
+    with torch.no_grad():
+        want, other = (preference_loss(changed, pairs(0), beta=beta).item() for beta in (0.7, 0.1))
+    (row,) = prefer(changed, pairs, held, Settings(steps=1), progress=False, beta=0.7)
+    assert row["loss"] == pytest.approx(want, abs=1e-5) and abs(want - other) > 1e-3
+    after = [measure(changed, part, beta)["loss"] for part, beta in ((held, 0.7), (held, 0.1), (pairs, 0.7))]
+    assert row["validation_loss"] == pytest.approx(after[0], abs=1e-5)
+    assert min(abs(after[0] - wrong) for wrong in after[1:]) > 1e-3
+
+
 def test_chosen_and_rejected_take_the_same_way(both):
     """Trained on swapped pairs the model learns the contrary, as fast."""
     losses = []
