@@ -3,6 +3,7 @@
 Written by notebooks/17a_parallel.ipynb: edit it there.
 """
 
+import json
 import os
 import random
 import shutil
@@ -17,7 +18,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -25,13 +25,15 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from minillama import training
 from minillama.checkpoints import HUGGING_FACE, SLICE, CheckpointError, StoredTensor, n_bytes, rename, skeleton
 from minillama.config import LlamaConfig
 from minillama.hugging_face import heads_of, interleave, open_hugging_face, safetensors_folder
 from minillama.kv_cache import KVCache
 from minillama.model import Llama
+from minillama.runs import MOMENTS, Run, write_whole
 from minillama.scaling import indivisible
-from minillama.training import IGNORE, count_targets, logits
+from minillama.training import IGNORE, Settings, count_targets, logits
 
 
 class ParallelError(ValueError):
@@ -168,6 +170,11 @@ def tell(message=None, group=None):
     return box[0]
 
 
+def without_gradients(function):
+    """In inference mode, where `generate` is, DTensor works out each product's cut anew: twice the time a token."""
+    return torch.inference_mode(False)(torch.no_grad()(function))
+
+
 class Leading:
     """Rank 0's model for `generate`: what it is asked is told to the other ranks, which `follow`.
 
@@ -178,19 +185,21 @@ class Leading:
         self.model, self.cfg, self.norm = model, model.cfg, model.norm
         self.whole, self.tell, self.ran = getattr(model, "whole", model.cfg), tell, Counter()
 
+    @without_gradients
     def hidden(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """As the model's: (B, T) -> (B, T, D)"""
         self.ran[f"on {self.whole.n_heads // self.cfg.n_heads} ranks"] += 1
         self.tell(("hidden", tokens.tolist(), cache.length, cache.max_seq_len))
         return self.model.hidden(tokens, cache)
 
+    @without_gradients
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """As the model's, at the last places of x: (B, count, D) -> (B, count, V)"""
         self.tell(("head", x.shape[1]))
         return self.model.head(x)
 
 
-@torch.inference_mode()
+@without_gradients
 def follow(model, hear) -> None:
     """Do what rank 0's model does, until it says that this is the end. hear() -> the next message."""
     weight, cache, last = model.norm.weight, None, None
@@ -243,13 +252,33 @@ def packed_loss(model: Llama, batch, recompute: bool = False) -> torch.Tensor:
     return F.cross_entropy(found, targets.flatten(), ignore_index=IGNORE, reduction="sum") * share
 
 
-def save(folder, model: Llama, optimizer, steps: int) -> None:
-    """Keep weights, moments and the number of steps, every rank its own slices; an older state stays until then."""
-    folder = Path(folder)
+def parts(parameters: dict, optimizer=None) -> dict:
+    """What a state holds, to be filled in place: parameters by name, and AdamW's memory of them, zeros at first."""
+    state = {"parameters": {name: p.detach() for name, p in parameters.items()}}
+    if optimizer:
+        for p in parameters.values():
+            for key in MOMENTS:
+                fresh = torch.zeros((), device=p.device) if key == "step" else torch.zeros_like(p)
+                optimizer.state[p].setdefault(key, fresh)
+        state["moments"] = {name: dict(optimizer.state[p]) for name, p in parameters.items()}
+    return state
+
+
+def save(folder, parameters: dict, optimizer, steps: int, about: dict | None = None) -> None:
+    """Keep a state, every rank its own slices; an older one stays until this one is whole. OSError.
+
+    about: texts that a later `fit` compares with its own.
+    """
+    folder, first = Path(folder), dist.get_rank() == 0
     new, unfinished = folder / f"{steps:08}", folder / "partial"
-    weights, moments = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=unfinished)  # the last thing written is its index
-    if dist.get_rank() == 0:
+    if first:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        dcp.save(parts(parameters, optimizer), checkpoint_id=unfinished)  # the last thing written is its index
+    except dcp.CheckpointException as error:
+        raise OSError(None, reason(error)) from None
+    if first:
+        write_whole(unfinished / "about.json", json.dumps(about or {}).encode())
         shutil.rmtree(new, ignore_errors=True)
         os.replace(unfinished, new)
         for old in states(folder)[:-1]:
@@ -257,27 +286,71 @@ def save(folder, model: Llama, optimizer, steps: int) -> None:
     dist.barrier()
 
 
+def reason(error: dcp.CheckpointException) -> str:
+    """Why a state cannot be saved or read, in one line. If a rank is lost it is no reason, and goes on to `ranks`."""
+    if "gloo" in str(error):
+        raise error
+    return " ".join(str(next(iter(error.failures.values()))[0]).split())[:200]
+
+
 def states(folder) -> list[Path]:
     """The folders of complete states, oldest first."""
     return sorted(path for path in Path(folder).glob("[0-9]*") if (path / ".metadata").exists())
 
 
-def resume(folder, model: Llama, optimizer=None) -> int:
-    """Fill model and optimizer from the newest state, however it was cut when it was saved; the number of its steps.
+def resume(folder, parameters: dict, optimizer=None) -> int:
+    """Fill parameters and optimizer from the newest state, however it was cut when it was saved; its steps, or 0.
 
     Read only what you saved: the index is a pickle (chapter 7d). ParallelError for a model of another shape.
     """
     if not (found := states(folder)):
         return 0
-    weights, moments = get_state_dict(model, optimizer) if optimizer else (get_model_state_dict(model), {})
-    state = {"model": weights} | ({"optimizer": moments} if optimizer else {})
     try:
-        dcp.load(state, checkpoint_id=found[-1])
+        dcp.load(parts(parameters, optimizer), checkpoint_id=found[-1])
     except dcp.CheckpointException as error:
-        reason = " ".join(str(next(iter(error.failures.values()))[0]).split())[:200]
-        raise ParallelError(f"{found[-1]} does not fit this model: {reason}") from None
-    set_state_dict(model, optimizer or [], model_state_dict=weights, optim_state_dict=moments)
+        raise ParallelError(f"{found[-1]} does not fit this model: {reason(error)}") from None
     return int(found[-1].name)
+
+
+class SharedRun(Run):
+    """A run of all ranks: each keeps its slices of the states, rank 0 the metrics."""
+
+    keeps_metrics = property(lambda self: dist.get_rank() == 0)
+
+    def restore(self, parameters: dict, optimizer) -> int:
+        """As `resume`. TrainingError if the state is another run's."""
+        if found := states(self.folder):
+            self.compare(json.loads((found[-1] / "about.json").read_text(encoding="utf-8")))
+        return resume(self.folder, parameters, optimizer)
+
+    def write(self, parameters: dict, optimizer, steps: int) -> None:
+        """As `save`."""
+        save(self.folder, parameters, optimizer, steps, self.about)
+
+    def note(self, row: dict) -> None:
+        """Add a row to the metrics, the same on all ranks."""
+        total = {name: together(row[name]) for name in ("loss", "tokens_per_second")}
+        row.update(total, loss=total["loss"] / dist.get_world_size())
+        super().note(row)
+
+
+def fit(model, batch_at, settings: Settings, mesh: DeviceMesh, folder=None, validate=None, **more) -> list[dict]:
+    """Chapter 13's `fit` of a model that `shard` has cut: batch_at(i) -> (tokens, targets, documents) of all ranks.
+
+    The model stays cut. more: for that `fit`. Errors are its own, and those of `ranks`.
+    """
+    if settings.compiled:
+        raise ParallelError("steps on several ranks are not compiled: leave compiled out of the settings")
+    rank, count = mesh.get_local_rank(), mesh.size()
+
+    def validate_and_cut(model):
+        loss = validate(model)
+        model.reshard()  # subtle: without a way back the ends stay whole, and their next gradients would be lost
+        return loss
+
+    mine = lambda i: tuple(part[rank::count] for part in batch_at(i))  # noqa: E731
+    more = {"progress": rank == 0, "validate": validate and validate_and_cut, "weigh": all_targets} | more
+    return training.fit(model, packed_loss, mine, settings, partial(SharedRun, folder), **more)
 
 
 KINDS = {"reduce_scatter": "reduce_scatter", "allreduce": "all_reduce", "all_reduce": "all_reduce",

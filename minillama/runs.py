@@ -41,6 +41,7 @@ class Run:
     """The files of a run: state.pt, from which it goes on, and metrics.csv, a row per step."""
 
     COLUMNS = ("step", "loss", "lr", "gradient_norm", "tokens_per_second", "validation_loss")
+    keeps_metrics = True  # this process does, and no other (chapter 17a has several)
 
     def __init__(self, folder, about: dict):
         """about: what must not change while the run goes on; folder: None keeps nothing."""
@@ -52,20 +53,26 @@ class Run:
         if self.folder is None:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "state.pt"
-        if path.exists():
-            try:
-                state = torch.load(path, weights_only=True, map_location="cpu")
-                self.compare(state["about"])
-                self.saved = fill(parameters, optimizer, state)
-            except TrainingError:
-                raise
-            except Exception as error:  # subtle: a damaged file can raise nearly anything
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise TrainingError(f"{path} cannot be used ({reason}): move it away to start anew") from None
+        self.saved = self.restore(parameters, optimizer)
         self.rows = [row for row in read_metrics(self.folder / "metrics.csv") if row["step"] < self.saved]
-        write_whole(self.folder / "metrics.csv", as_csv(self.COLUMNS, self.rows))
+        if self.keeps_metrics:
+            write_whole(self.folder / "metrics.csv", as_csv(self.COLUMNS, self.rows))
         return self.saved
+
+    def restore(self, parameters: dict[str, nn.Parameter], optimizer) -> int:
+        """Fill both from the folder's state; how many steps it has. TrainingError if it is another run's or damaged."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return 0
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            self.compare(state["about"])
+            return fill(parameters, optimizer, state)
+        except TrainingError:
+            raise
+        except Exception as error:  # subtle: a damaged file can raise nearly anything
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise TrainingError(f"{path} cannot be used ({reason}): move it away to start anew") from None
 
     def compare(self, about: dict) -> None:
         """TrainingError if the folder's run had other settings or other data."""
@@ -78,7 +85,7 @@ class Run:
     def note(self, row: dict) -> None:
         """Add a row to the metrics."""
         self.rows.append(row)
-        if self.folder:
+        if self.folder and self.keeps_metrics:
             with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="") as file:
                 csv.DictWriter(file, self.COLUMNS).writerow(row)
 
@@ -86,15 +93,19 @@ class Run:
         """Keep everything that the next step needs. TrainingError if the disk refuses; the older state stays."""
         if self.folder is None:
             return
-        moments = {name: [optimizer.state[p][key] for key in MOMENTS] for name, p in parameters.items()}
-        weights, content = {name: p.detach() for name, p in parameters.items()}, io.BytesIO()
-        torch.save({"about": self.about, "steps": steps, "parameters": weights, "moments": moments}, content)
         try:
-            write_whole(self.folder / "state.pt", content.getvalue())
+            self.write(parameters, optimizer, steps)
         except OSError as error:
             kept = f"the state after step {self.saved} is kept" if self.saved else "there is no older one"
             raise TrainingError(f"the state after step {steps} cannot be saved ({error.strerror}); {kept}") from None
         self.saved = steps
+
+    def write(self, parameters: dict[str, nn.Parameter], optimizer, steps: int) -> None:
+        """Put the state into the folder, whole or not at all. OSError."""
+        moments = {name: [optimizer.state[p][key] for key in MOMENTS] for name, p in parameters.items()}
+        weights, content = {name: p.detach() for name, p in parameters.items()}, io.BytesIO()
+        torch.save({"about": self.about, "steps": steps, "parameters": weights, "moments": moments}, content)
+        write_whole(self.folder / "state.pt", content.getvalue())
 
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's memory of a parameter

@@ -241,10 +241,12 @@ def fit(
     function of i alone (that makes a resumed run exact); `accumulate` of them make a step, whose loss is the mean of
     theirs, weighted by weigh(batch) (see `train_step`). Tokens are counted in a batch's first tensor. validate(model)
     -> loss on text held back. progress: True for a bar, or a function that is given each row. folder: keeps state.pt
-    and metrics.csv, and goes on from there. data: a fingerprint of what batch_at gives, noticed if it changes between.
-    TrainingError if the loss or a gradient is not finite; the last state saved is kept.
+    and metrics.csv, and goes on from there; or a function that makes another kind of Run (chapter 17a). data: a
+    fingerprint of what batch_at gives, noticed if it changes between. TrainingError if the loss or a gradient is not
+    finite; the last state saved is kept.
     """
-    optimizer, run = adamw(model, settings), Run(folder, asdict(settings) | {"data": data})
+    make_run = folder if callable(folder) else partial(Run, folder)
+    optimizer, run = adamw(model, settings), make_run(asdict(settings) | {"data": data})
     first, n = run.resume(trainable(model), optimizer), settings.accumulate
     compute = compiled(loss_of) if settings.compiled else loss_of
     compute = partial(compute, recompute=True) if settings.recompute else compute

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,9 @@ from minillama import (
     Llama,
     LlamaConfig,
     Tokenizer,
+    adapters,
     cli,
+    finetuning,
     generate,
     hub,
     parallel,
@@ -133,7 +136,7 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
     held = sum(parallel.local(p).numel() for p in model.parameters())
     found["held"] = held / sum(p.numel() for p in model.parameters())
     state = folder / f"state-{'tied' if cfg.tied_embeddings else 'plain'}"
-    parallel.save(state, model, optimizer, 1)
+    parallel.save(state, dict(model.named_parameters()), optimizer, 1)
     saved = whole(model)
     if mesh.get_local_rank() == 0:
         torch.save(saved, folder / f"{state.name}.pt")
@@ -141,22 +144,83 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
     after = whole(model)  # what two steps give
     again = parallel.shard(fresh(cfg), mesh)
     other = training.adamw(again, SETTINGS)
-    found["steps"] = parallel.resume(state, again, other)
+    found["steps"] = parallel.resume(state, dict(again.named_parameters()), other)
     found["restored"] = all(torch.equal(a, b) for a, b in zip(whole(again).values(), saved.values(), strict=True))
     step(again, other, mesh, 1)
     found["goes on"] = all(torch.equal(a, b) for a, b in zip(whole(again).values(), after.values(), strict=True))
     cut = parallel.parallelize(fresh(cfg), mesh)
-    parallel.resume(state, cut)
+    parallel.resume(state, dict(cut.named_parameters()))
     found["as tensor ranks"] = all(torch.equal(a, b) for a, b in zip(whole(cut).values(), saved.values(), strict=True))
     wider = parallel.shard(fresh(LlamaConfig(**SIZES | {"ffn_dim": 192})), mesh)
-    found["another shape"] = refused(parallel.resume, state, wider)
+    found["another shape"] = refused(parallel.resume, state, dict(wider.named_parameters()))
     return found
+
+
+RUN = training.Settings(steps=6, warmup=2, peak_lr=1e-2, accumulate=2, save_every=2, eval_every=3)
+
+
+def batch_at(i):
+    """Another batch for each i."""
+    return tuple(part.roll(i, 0) for part in batches()[i % 2])
+
+
+def trained(mesh, folder, progress=False) -> list[dict]:
+    """Six steps on all ranks; the rows of metrics."""
+    model = parallel.shard(fresh(), mesh)
+    validate = lambda m: training.token_loss(m.logits(*batches()[0][::2]), batches()[0][1])  # noqa: E731
+    return parallel.fit(model, batch_at, RUN, mesh, folder, validate=validate, progress=progress, data="theirs")
+
+
+def trained_alone() -> list[dict]:
+    """The same six steps in one process."""
+    loss = lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1])  # noqa: E731
+    validate = lambda m: loss(m, batches()[0])  # noqa: E731
+    return training.fit(fresh(), loss, batch_at, RUN, validate=validate, progress=False, weigh=training.count_targets)
+
+
+def training_run(mesh, folder) -> list[dict]:
+    """Six steps; the first time, rank 1 says after five of them that it is ready to be killed, and waits."""
+    begun = parallel.states(folder / "run")
+
+    def wait(row):
+        if row["step"] == 4 and not begun:
+            (folder / f"ready-{mesh.get_local_rank()}").touch()
+            if mesh.get_local_rank() == 1:
+                time.sleep(120)
+
+    return trained(mesh, folder / "run", progress=wait)
+
+
+def with_adapter() -> Llama:
+    """The model and an adapter that is not zero, in bfloat16 and float32 as chapter 14 has them."""
+    model = finetuning.add_lora(fresh().bfloat16(), rank=4)
+    generator = torch.Generator().manual_seed(5)
+    for layer in finetuning.lora_layers(model).values():
+        torch.nn.init.normal_(layer.b, std=0.05, generator=generator)
+    return model
+
+
+def adapter(mesh, folder) -> dict:
+    """A step of LoRA with FSDP2 and of one process; the state that the ranks leave, and the adapter of the one."""
+    alone, model = with_adapter(), parallel.shard(with_adapter(), mesh)
+    loss, norm = step_alone(alone, training.adamw(alone, SETTINGS), 0)
+    optimizer = training.adamw(model, SETTINGS)
+    my_loss, my_norm = step(model, optimizer, mesh, 0)
+    parallel.save(folder / "lora", training.trainable(model), optimizer, 1)
+    if mesh.get_local_rank() == 0:
+        adapters.save_adapter(alone, folder / "adapter")
+    frozen = {n: p for n, p in alone.named_parameters() if not p.requires_grad}
+    return {
+        "loss": abs(parallel.together(my_loss) / mesh.size() - loss), "norm": abs(my_norm / norm - 1),
+        "frozen": bool(frozen) and all(torch.equal(whole(model)[name], frozen[name]) for name in frozen),
+        "held": sum(parallel.local(p).numel() for p in model.parameters()) / sum(p.numel() for p in model.parameters()),
+    }  # fmt: skip
 
 
 def refused(function, *args, **options) -> str:
     try:
         function(*args, **options)
-    except (parallel.ParallelError, CheckpointError) as error:
+    except (ValueError, CheckpointError) as error:
         return str(error)
     return ""
 
@@ -239,6 +303,13 @@ def two(mesh, folder) -> dict:
     found |= {"inference": inference(mesh, folder), "gradients": gradients(mesh)}
     tied = LlamaConfig(**SIZES, tied_embeddings=True)
     found |= {"tied": inference(mesh, folder, tied)}
+    found |= {"trained": [trained(mesh, folder / "whole"), trained_alone()], "adapter": adapter(mesh, folder)}
+    found |= {"compiled": refused(parallel.fit, fresh(), batch_at, replace(RUN, compiled=True), mesh)}
+    found |= {"other data": refused(parallel.fit, parallel.shard(fresh(), mesh), batch_at, RUN, mesh, folder / "whole")}
+    (folder / "refusing" / "partial").parent.mkdir(exist_ok=True)
+    (folder / "refusing" / "partial").touch()  # a file where a folder must be
+    again = parallel.shard(fresh(), mesh)
+    found |= {"disk": refused(parallel.fit, again, batch_at, RUN, mesh, folder / "refusing", progress=False)}
     found |= {"sharded": sharded(mesh, folder), "sharded, tied": sharded(mesh, folder, tied)}
     found |= {"commands": {name: commanded(mesh, *args) for name, args in commands(folder).items()}}
     found |= {"refusals": refusals(mesh, folder)}
@@ -249,7 +320,7 @@ def two(mesh, folder) -> dict:
 def four(mesh, folder) -> dict:
     again = parallel.shard(fresh(), mesh)
     optimizer = training.adamw(again, SETTINGS)
-    steps, weights = parallel.resume(folder / "state-plain", again, optimizer), whole(again)
+    steps, weights = parallel.resume(folder / "state-plain", dict(again.named_parameters()), optimizer), whole(again)
     saved = torch.load(folder / "state-plain.pt", weights_only=True)
     return {
         "inference": inference(mesh, folder, repeat_kv=True), "refused": refused(parallel.parallelize, fresh(), mesh),

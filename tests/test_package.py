@@ -27,7 +27,7 @@ commands.files commands.generate commands.chat commands.train commands.finetune 
 commands.ranks cli""".split()
 LINES = 300
 # one refuses what it does not know, one goes both ways, one cuts for answers and for training
-LONGER = {"checkpoints": 330, "hugging_face": 350, "parallel": 330}
+LONGER = {"checkpoints": 330, "hugging_face": 350, "parallel": 380}
 FUNCTION_LINES = 45
 
 

@@ -14,9 +14,10 @@ import parallel_ranks as ranks
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from minillama import LlamaConfig, cli, generate, hugging_face, parallel, scaling
+from minillama import LlamaConfig, adapters, cli, generate, hugging_face, parallel, runs, scaling, training
 from minillama.checkpoints import skeleton
 
 
@@ -145,16 +146,61 @@ def wait_for(path: Path, seconds=120):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("signal_", ["SIGKILL", "SIGSTOP"])
-def test_a_rank_that_dies_or_hangs_is_an_error_of_one_line(folder, signal_, tmp_path):
-    seconds = "20" if signal_ == "SIGSTOP" else "60"  # a cut connection is noticed at once, silence is not
-    with started("mourning", 2, tmp_path, SECONDS_TO_WAIT=seconds) as (left, victim):
+def last_words(task, folder, signal_, seconds) -> None:
+    """Rank 1 gets the signal when both are ready; rank 0 must say so in one line and end within 50 seconds."""
+    with started(task, 2, folder, SECONDS_TO_WAIT=str(seconds)) as (left, victim):
         for rank in (0, 1):
-            wait_for(tmp_path / f"ready-{rank}")
-        os.kill(victim.pid, getattr(signal, signal_))
+            wait_for(folder / f"ready-{rank}")
+        os.kill(victim.pid, signal_)
         said = left.communicate(timeout=50)[1]
     lines = [line for line in said.splitlines() if line.startswith("rank 0 lost the others")]
     assert left.returncode == 2 and len(lines) == 1 and "Traceback" not in said, said
+
+
+def test_a_rank_that_hangs_is_an_error_of_one_line(tmp_path):
+    last_words("mourning", tmp_path, signal.SIGSTOP, 20)
+
+
+def numbers(rows) -> list[list[float]]:
+    return [[row[name] for name in ("step", "lr", "loss", "gradient_norm")] for row in rows]
+
+
+def test_a_run_on_two_ranks_is_a_run(two):
+    for found in two:
+        ours, alone = found["trained"]
+        assert [row["step"] for row in ours] == list(range(6)) and alone[-1]["loss"] < alone[0]["loss"] - 0.1
+        for a, b in zip(numbers(ours), numbers(alone), strict=True):
+            assert a == pytest.approx(b, abs=5e-5)
+        seen = [[row["validation_loss"] for row in rows] for rows in (ours, alone)]
+        assert seen[0][2::3] == pytest.approx(seen[1][2::3], abs=5e-5) and seen[0][0] is None
+    assert two[0]["trained"][0] == two[1]["trained"][0]
+    for found in two:
+        assert found["disk"].startswith("the state after step 2 cannot be saved (") and "\n" not in found["disk"]
+    assert "are not compiled" in two[0]["compiled"] and "holds a run with data theirs" in two[0]["other data"]
+
+
+def test_a_run_that_loses_a_rank_goes_on_from_its_state(two, tmp_path):
+    last_words("training_run", tmp_path, signal.SIGKILL, 60)  # a cut connection is noticed at once, silence is not
+    assert [path.name for path in parallel.states(tmp_path / "run")] == ["00000004"]
+    (tmp_path / "meet-training_run").unlink()
+    for rows in findings("training_run", 2, tmp_path):
+        assert numbers(rows) == numbers(two[0]["trained"][0])
+    written = runs.read_metrics(tmp_path / "run" / "metrics.csv")
+    assert numbers(written) == numbers(rows) and written[-1]["validation_loss"] == rows[-1]["validation_loss"]
+
+
+def test_a_step_of_an_adapter_on_two_ranks_is_a_step(two, folder, tmp_path):
+    for found in (each["adapter"] for each in two):
+        assert found["loss"] < 1e-5 and found["norm"] < 1e-5 and found["frozen"] and 0.4 < found["held"] < 0.6
+    model = ranks.with_adapter()
+    assert parallel.resume(folder / "lora", training.trainable(model)) == 1
+    adapters.save_adapter(model, tmp_path / "adapter")
+    ours, alone = (load_file(path / "adapter" / adapters.WEIGHTS) for path in (tmp_path, folder))
+    fresh = {name: p.detach() for name, p in training.trainable(ranks.with_adapter()).items()}
+    moved = [(p - fresh[name]).abs().max() for name, p in training.trainable(model).items()]
+    assert ours.keys() == alone.keys() and min(moved) > 1e-3
+    assert max((ours[name] - alone[name]).abs().max() for name in ours) < 1e-5
+    assert len(list((folder / "lora" / "00000001").glob("*.distcp"))) == 2
 
 
 @pytest.mark.parametrize("name", ["generate", "piped", "chat"])
