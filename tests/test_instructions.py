@@ -17,6 +17,7 @@ import transformers
 from helpers import random_ids, tiny_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from test_cli import CHATML, LLAMA3, write_model
 
 import minillama
@@ -441,6 +442,14 @@ def test_batches_that_are_accumulated_count_by_their_tokens(tmp_path):
     (step,) = finetune(model, rows, rows, Settings(steps=1, accumulate=2), progress=False)
     each = [answer_loss(model, rows(i)).item() for i in range(2)]
     assert step["loss"] == pytest.approx(want, abs=1e-5) and abs(sum(each) / 2 - want) > 0.1
+
+
+def test_the_seed_draws_the_adapter(words, tmp_path, capsys):
+    drawn = []
+    for seed in (0, 1):
+        assert run(capsys, *words, "--out", tmp_path / str(seed), "--epochs", 1, "--lr", 1e-9, "--seed", seed)[0] == 0
+        drawn.append(load_file(tmp_path / str(seed) / "adapter_model.safetensors"))
+    assert not any(torch.allclose(part, drawn[1][name], atol=1e-3) for name, part in drawn[0].items() if "_A" in name)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -740,6 +740,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("torch.cat((a1, a2))", "torch.cat((s1 * a1, s2 * a2))", "one of the two parts"),
         (None, "return a1 + a2, s1 * b1 + s2 * b2", "side by side"),
         (", dim=1", "", "must share r"),
+        (None, "return s1 * b1 @ a1 + s2 * b2 @ a2", "not their product"),
     ],
     "finetuning-ex4": [
         (None, "return b", "nothing has moved"),
@@ -772,6 +773,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     "instructions-ex3": [
         (None, "return -(-sum(sizes) // room)", "they are not cut"),
         (None, "return len(sizes)", "a row holds several"),
+        (None, "return 6", "other sizes"),
         ("enumerate(left) if", "enumerate(left) if i == len(left) - 1 and", "earlier rows may have room"),
     ],
     "instructions-ex4": [

@@ -9,7 +9,7 @@ import torch
 from minillama.adapters import CONFIG, WEIGHTS, save_adapter
 from minillama.checkpoints import CheckpointError
 from minillama.commands.options import DEFAULT_MODEL, made_for_chat
-from minillama.finetuning import TARGETS, add_lora, plain, without_lora
+from minillama.finetuning import TARGETS, add_lora, plain
 from minillama.hub import QUANTIZE, load
 from minillama.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
 from minillama.jsonl import read_jsonl, told
@@ -58,8 +58,7 @@ def run(args) -> int:
     if args.length > model.cfg.max_seq_len:
         raise ValueError(f"--length must be at most the model's {model.cfg.max_seq_len}, not {args.length}")
     rows, held = split(pairs, args)
-    with without_lora(model):
-        before = mean_answer_loss(model, held)
+    before = mean_answer_loss(model, held)  # of the model as it was: nothing has been learned or read yet
     steps = args.epochs * rows.turns
     settings = Settings(
         steps=steps, peak_lr=args.lr, warmup=min(10, steps // 10), weight_decay=0.0, dtype=args.dtype, seed=args.seed,
