@@ -245,6 +245,8 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ),
         (".transpose(1, 2).flatten(2)", ".reshape(len(x), x.shape[1], -1)", "exchange H and T"),
         ("self.attend(q, k, v, mask)", "self.attend(q, k, v, None)", "pass the mask on"),
+        ("k, v = cache.update(layer, k, v)", "pass", "what cache.update gives back"),
+        ("k, v = cache.update(layer, k, v)", "cache.update(layer, k, v)", "what cache.update gives back"),
         (
             "self.wo(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))",
             "self.attend(q, k, v, mask).transpose(1, 2).flatten(2)",
@@ -458,6 +460,10 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     "pth-ex3": [
         ("2**rounds", "2 * rounds", "doubles"),
     ],
+    "pth-run_pickle": [
+        ('case "SETITEM":\n', 'case "SETITEM" if False:\n', "its program asks for SETITEM"),
+        ("[stack.pop(), stack.pop()][::-1]", "[stack.pop(), stack.pop()]", "is no text"),
+    ],
     "kv_cache-ex1": [
         ("2 * 30 * 3", "2 * 30 * 9", "kv heads, not query heads"),
         ("2 * 30", "30", "a key and a value"),
@@ -594,6 +600,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     ],
     "chat-run_dialog": [
         ("messages = [*messages, message, *results]", "messages = [*messages, *results]", "message"),
+        ("if not results:", "if False:", "an answer without a call ends the conversation"),
         ('"role": "ipython"', '"role": "tool"', "ipython"),
     ],
     "chat-ex1": [

@@ -50,6 +50,6 @@ def archive_map(path):
     ax.legend(handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.35), ncol=5, fontsize=8)
     show(
         fig,
-        "A strip of about 1,600 bytes: the program takes a fifth of it at the start, the four bytes of numbers are a thin line in the "
+        "A strip of about 1,600 bytes: the program takes a ninth of it at the start, the four bytes of numbers are a thin line in the "
         "middle, the directory is the last third, and most of what is left is headers and padding.",
     )
