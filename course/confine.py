@@ -89,6 +89,9 @@ def hook(scratch: Path):
             writes = (mode and not mode.startswith("r")) or (mode and "+" in mode) or (flags or 0) & writing
             if not inside(path, may_write if writes else may_read):
                 raise wrong(f"no solution {'writes' if writes else 'reads'} files: {string(path)[-60:]}")
+        elif event == "ctypes.dlopen":
+            if not (args[0] and inside(args[0], may_read)):
+                raise wrong(f"no solution loads a library: {string(args[0])[-60:]}")
         elif event in changing:
             if not inside(args[0], may_write):
                 raise wrong(f"no solution changes files: {event}")

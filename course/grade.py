@@ -33,6 +33,7 @@ from course.submissions import Submission, find_submissions
 from course.tasks import Chapter, Task
 
 
+LONGEST = 1 << 20  # bytes of one message from a student's process
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
@@ -121,16 +122,16 @@ def attempt(folder, settings, ctx, outcomes, notes, deadline) -> tuple[str, str]
             if not ours.poll(max(0, until - time.monotonic())):
                 whole = time.monotonic() >= deadline
                 return current, f"not finished within {settings.total if whole else settings.seconds:g} seconds"
-            kind, value = ours.recv()
+            kind, value = json.loads(ours.recv_bytes(LONGEST))
             if kind == "note":
-                notes.append(str(value)[:300])
+                notes.append(legible(value)[:300])
             elif kind == "start":
                 current, until = value, min(time.monotonic() + settings.seconds, deadline)
             elif kind == "done" and value["task"] == current:
                 outcomes[current], current = checked(value, settings.tasks[current]), ""
             elif kind == "end":
                 return "", ""
-    except (EOFError, OSError):
+    except (EOFError, OSError, ValueError, TypeError, KeyError, RecursionError):  # it ended, or said what it never says
         process.join(5)
         return current, f"not graded: the process ended ({how(process.exitcode)})"
     finally:
@@ -145,9 +146,14 @@ def checked(value: dict, task: Task) -> dict:
         "task": task.id,
         "passed": passed,
         "points": task.points if passed else 0,
-        "message": str(value["message"])[:500],
+        "message": legible(value["message"])[:500],
         "section": task.section,
     }
+
+
+def legible(text) -> str:
+    """Text that can be written to a file: half of a surrogate pair cannot."""
+    return str(text).encode("utf-8", "replace").decode("utf-8")
 
 
 def how(code: int | None) -> str:

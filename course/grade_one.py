@@ -1,6 +1,7 @@
 """Grade one student's work, in a process of its own; what it found goes through a pipe to the parent."""
 
 import importlib
+import json
 import linecache
 import os
 import pkgutil
@@ -61,7 +62,7 @@ def work_of(folder: Path, chapter: Chapter) -> Work:
 
 
 def grade_one(pipe, folder: Path, names: tuple[str, ...], using: str, done: set[str], limits: Limits) -> None:
-    """Send ("note", text), ("start", task id), ("done", outcome) and ("end", None); tasks in `done` are left out."""
+    """Say ("note", text), ("start", task id), ("done", outcome) and ("end", None); tasks in `done` are left out."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that the parent can end all that this process starts
     torch.set_num_threads(1)
@@ -69,7 +70,7 @@ def grade_one(pipe, folder: Path, names: tuple[str, ...], using: str, done: set[
     found = {chapter.path.name: work_of(Path(folder), chapter) for chapter in chapters(names)}
     for name, work in found.items():
         for note in work.notes if not done else ():
-            pipe.send(("note", f"{name.partition('_')[0]}: {note}"))
+            say(pipe, "note", f"{name.partition('_')[0]}: {note}")
     why = {task.id: refusal(task, found[c.path.name]) for c in chapters(names) for task in c.tasks}
     scratch = Path(folder) / "scratch"
     scratch.mkdir(exist_ok=True)
@@ -80,10 +81,15 @@ def grade_one(pipe, folder: Path, names: tuple[str, ...], using: str, done: set[
     for chapter in chapters(names):
         for task in chapter.tasks:
             if task.id not in done:
-                pipe.send(("start", task.id))
+                say(pipe, "start", task.id)
                 outcome = outcome_of(task, found[chapter.path.name], using, why[task.id])
-                pipe.send(("done", asdict(fair(outcome, snapshot, task))))
-    pipe.send(("end", None))
+                say(pipe, "done", asdict(fair(outcome, snapshot, task)))
+    say(pipe, "end", None)
+
+
+def say(pipe, kind: str, value) -> None:
+    """JSON, not the pipe's own pickles: what a student's process sends must not be able to run in the parent."""
+    pipe.send_bytes(json.dumps([kind, value]).encode())
 
 
 def refusal(task: Task, work: Work) -> str:

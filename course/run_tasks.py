@@ -124,7 +124,7 @@ def failed(task: Task, message: str) -> Outcome:
 
 def explain(error: BaseException, theirs: Theirs) -> str:
     """One line: the check's own words, or the student's line that went wrong."""
-    words = " ".join(str(error).split())
+    words = " ".join(str(error)[:500].split())
     if isinstance(error, NotImplementedError):
         return f"{words or 'the exercise'} is {MISSING}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -6,8 +6,11 @@ reference's own solution of the same task does is allowed there.
 
 import ast
 import builtins
+import importlib
 import re
+import sys
 from functools import lru_cache
+from types import FunctionType, ModuleType
 
 from course.tasks import Chapter, Task
 
@@ -17,13 +20,17 @@ itertools json math numbers numpy operator random re regex statistics string str
 torch.nn.functional tqdm typing unicodedata""".split()
 NAMES = """__import__ breakpoint compile delattr draw eval exec exit getattr globals help hub input load locals
 memoryview mock open patch quit setattr vars""".split()
-ATTRIBUTES = """ANY _C attrgetter builtins cpp_extension cr_frame ctypes distributed f_back f_builtins f_globals
-f_locals fromfile gc gi_code gi_frame hub importlib inspect io jit library load loadtxt lib memmap methodcaller mock
-multiprocessing ops os overrides package pathlib pickle save savetxt savez serialization shutil signal socket subprocess
-sys tb_frame tb_next testing threading tofile types unittest warnings""".split()
+ATTRIBUTES = """ANY Formatter ForwardRef _C attrgetter builtins classes codecs copyreg cpp_extension cr_frame
+ctypes ctypeslib distributed evaluate_forward_ref export_chrome_trace f_back f_builtins f_globals f_locals
+from_file fromfile fx gc get_annotations get_args get_field get_type_hints gi_code gi_frame global_enum
+global_enum_repr hub import_module importlib inspect io jit lib library load load_library loadtxt
+make_dataclass memmap methodcaller mock multiprocessing onnx ops os overrides package pathlib pickle popen
+profiler save savetxt savez serialization shutil signal singledispatch singledispatchmethod socket subprocess
+sys system tb_frame tb_next testing threading tofile types unittest update_wrapper warnings weakref wraps""".split()
 METHODS = {f"__{name}__" for name in "init call len iter next getitem setitem contains repr str post_init".split()}
 GLOBAL = re.compile(r"register_module_\w+|register_forward\w*|set_default_\w+|use_deterministic\w+|set_printoptions")
 FOREIGN = re.compile(r"#\s*(include|pragma|define|import)|\b(asm|system|popen|exec\w+|fopen|syscall|dlopen|fork)\s*\(")
+FUNCTIONS = (FunctionType, classmethod, staticmethod, type)
 DUNDER = re.compile(r"__\w+__")
 
 
@@ -43,16 +50,16 @@ def deeds(source: str, chapter: Chapter) -> list[tuple[int, str]]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []  # it cannot run either
-    closed = out_of_reach(chapter)
+    closed, given = out_of_reach(chapter), imported(chapter)
     try:
-        found = [(getattr(node, "lineno", 0), deed) for node in ast.walk(tree) for deed in deed_of(node, closed)]
+        found = [(getattr(node, "lineno", 0), deed) for node in ast.walk(tree) for deed in deed_of(node, closed, given)]
     except RecursionError:
         return [(1, "is nested too deeply")]
     return sorted(found)
 
 
-def deed_of(node: ast.AST, closed: dict[str, str]) -> list[str]:
-    """What one node of a syntax tree does that a solution has no need of."""
+def deed_of(node: ast.AST, closed: dict[str, str], given: frozenset) -> list[str]:
+    """What one node of a syntax tree does that a solution has no need of; given: names that the chapter imports."""
     match node:
         case ast.Import(names=names):
             return [f"imports {alias.name}" for alias in names if alias.name not in MODULES]
@@ -65,7 +72,8 @@ def deed_of(node: ast.AST, closed: dict[str, str]) -> list[str]:
         case ast.Attribute(attr=attr, ctx=ctx, value=value):
             if isinstance(ctx, ast.Load):
                 return [f"uses .{attr}"] * is_closed(attr, value)
-            shared = attr in SHARED and not (isinstance(value, ast.Name) and value.id == "self")
+            name = root(value)
+            shared = name in given or (attr in SHARED and not (isinstance(value, ast.Name) and name == "self"))
             return [f"assigns {ast.unparse(node)}"] * (shared or is_closed(attr, value))
         case ast.Name(id=name, ctx=ctx):
             if name in closed:
@@ -88,9 +96,16 @@ def deed_of(node: ast.AST, closed: dict[str, str]) -> list[str]:
     return []
 
 
+def root(node: ast.expr) -> str:
+    """What a chain of attributes begins with: `torch` for torch.nn.init; nothing for what is no name."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 def is_closed(attr: str, value: ast.expr | None) -> bool:
     """Whether an attribute leads out of what a solution works with."""
-    own = isinstance(value, ast.Name) and value.id in ("self", "cls")
+    own = isinstance(value, ast.Name) and value.id in ("self", "cls") and attr not in PRIVATE
     if attr == "__name__" or (attr == "__init__" and isinstance(value, ast.Call)):  # super().__init__()
         return False
     return attr in ATTRIBUTES or bool(GLOBAL.fullmatch(attr) or DUNDER.fullmatch(attr)) or (attr[:1] == "_" and not own)
@@ -108,6 +123,34 @@ def shared_names() -> frozenset:
 
 
 SHARED = shared_names()
+
+
+def private_names() -> frozenset:
+    """Names with an underscore that lead out of what solutions may import, also from something that is called `self`.
+
+    These are modules, Python's own functions (one of dataclasses runs text), and methods of typing and enum.
+    """
+    kept = set()
+    for name in MODULES:
+        if not name.startswith(("numpy", "torch")):  # theirs compute, or are modules
+            module = importlib.import_module(name)
+            owners = [module, *(vars(module).values() if name in ("enum", "typing") else ())]
+            found = [pair for owner in owners if isinstance(owner, ModuleType | type) for pair in vars(owner).items()]
+            kept |= {name for name, value in found if name[0] == "_" and isinstance(value, FUNCTIONS)}
+    for module in list(sys.modules.values()):
+        kept |= {name for name, value in dict(vars(module)).items() if name[0] == "_" and isinstance(value, ModuleType)}
+    return frozenset(kept)
+
+
+PRIVATE = private_names()
+
+
+@lru_cache
+def imported(chapter: Chapter) -> frozenset:
+    """Names that a notebook's cells import: a solution changes none of these things for others."""
+    nodes = (node for cell in chapter.cells for node in ast.walk(ast.parse(cell.source)))
+    aliases = (alias for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names)
+    return frozenset((alias.asname or alias.name).partition(".")[0] for alias in aliases)
 
 
 @lru_cache

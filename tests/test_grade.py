@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import signal
 import zipfile
 from types import SimpleNamespace
@@ -259,14 +260,13 @@ class Died:
     def Pipe(self, duplex):
         said = list(self.said)
 
-        def recv():
+        def recv_bytes(longest):
             if said:
                 return said.pop(0)
             raise EOFError
 
-        return SimpleNamespace(poll=lambda seconds: True, recv=recv, close=lambda: None), SimpleNamespace(
-            close=lambda: None
-        )
+        ours = SimpleNamespace(poll=lambda seconds: True, recv_bytes=recv_bytes, close=lambda: None)
+        return ours, SimpleNamespace(close=lambda: None)
 
     def Process(self, **arguments):
         nothing = lambda *a: None  # noqa: E731
@@ -283,9 +283,25 @@ def test_a_process_that_dies_stops_nobody(tmp_path, code, words):
     settings = grade.Settings((CHAPTER,))
     result = grade.grade(submission, settings, Died(code))
     assert result["total"] == 0 and words in result["notes"][0] and len(result["tasks"]) == 4
-    start = [("start", task.id) for task in CHAPTER.tasks]
-    result = grade.grade(submission, settings, Died(code, start[:1]))
+    start = json.dumps(["start", CHAPTER.tasks[0].id]).encode()
+    result = grade.grade(submission, settings, Died(code, [start]))
     assert words in result["tasks"][CHAPTER.tasks[0].id]["message"] and result["look"]
+
+
+class Evil:
+    def __reduce__(self):
+        return exec, ("raise RuntimeError('a pickle was read')",)
+
+
+@pytest.mark.parametrize(
+    "said", [pickle.dumps(Evil()), b"", b"[1]", b'["done", {}]', b'["done", 5]', b"\xff", b"[" * 10**5]
+)
+def test_what_a_process_never_says_ends_it(tmp_path, said):
+    put(tmp_path / "ada" / NAME)
+    (submission,) = find_submissions(tmp_path, {NAME})
+    start = json.dumps(["start", CHAPTER.tasks[0].id]).encode()
+    result = grade.grade(submission, grade.Settings((CHAPTER,)), Died(0, [start, said]))
+    assert result["total"] == 0 and result["look"], result["notes"]
 
 
 def test_what_comes_through_the_pipe_is_not_believed():
@@ -294,6 +310,7 @@ def test_what_comes_through_the_pipe_is_not_believed():
     row = grade.checked(value, task)
     assert row["points"] == task.points and len(row["message"]) == 500 and row["section"] == task.section
     assert grade.checked(value | {"passed": "yes"}, task)["points"] == 0
+    assert grade.checked(value | {"message": "half a pair: \ud800"}, task)["message"].encode() == b"half a pair: ?"
 
 
 def test_limits_are_set_where_the_system_has_them():
