@@ -20,7 +20,7 @@ from course.tasks import Chapter
 
 
 COPIED = ["LICENSE", "pyproject.toml", "constraints.txt", ".gitignore", "data/README.md"]
-COPIED += ["data/golden", "data/stories", "data/studies", "benchmarks/results/decode.json", "tests/without_triton.py"]
+COPIED += ["data/golden", "data/stories", "data/studies", "benchmarks/results", "tests/without_triton.py"]
 TOOLS = "__init__ check check_work collect cuda_on_cpu export run_tasks slices stubs tasks".split()
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "cache", ".ipynb_checkpoints")
 
