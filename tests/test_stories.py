@@ -141,6 +141,7 @@ def test_the_command_on_ones_own_text(tmp_path, capsys):
         (None, [], "text.txt cannot be read: No such file"),
         (None, ["--steps", "0", "--text", "nowhere"], "steps must be at least 1, not 0"),  # before anything is read
         (None, ["--stories", "5"], "at least 100, not 5"),
+        (None, ["--seed", str(2**70)], "--seed must be between 0 and 2**32 - 1, not 1180591620717411303424"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, content, words, says):

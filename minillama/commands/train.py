@@ -44,6 +44,8 @@ def add(commands) -> None:
 
 def run(args) -> int:
     """Train, say what it took, write the model."""
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed must be between 0 and 2**32 - 1, not {args.seed}")
     settings = replace(
         stories.SETTINGS, steps=args.steps, peak_lr=args.peak_lr, accumulate=args.accumulate, seed=args.seed,
         dtype=args.dtype, compiled=not args.no_compile, recompute=args.recompute,
