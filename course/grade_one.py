@@ -75,6 +75,7 @@ def grade_one(pipe, folder: Path, names: tuple[str, ...], using: str, done: set[
     scratch = Path(folder) / "scratch"
     scratch.mkdir(exist_ok=True)
     if using == "student":
+        limits.set()  # its modules run when they are imported
         use_package_of(found, names, Path(folder))
     confine(limits, scratch)
     snapshot = Snapshot()
