@@ -27,9 +27,14 @@ class Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
+def among_ranks() -> bool:
+    """Whether torchrun has started several of us (chapter 17a)."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+
+
 def speaks() -> bool:
-    """Whether this process is the one that prints: under torchrun (chapter 17a) only rank 0 is."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process is the one that prints: of several, only rank 0."""
+    return not among_ranks() or os.environ["RANK"] == "0"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"minillama: {message}\n"
     args = build_parser().parse_args(argv)
     try:
-        if os.environ.get("WORLD_SIZE", "1") != "1":  # torchrun has started several of us
+        if among_ranks():
             from minillama.commands import ranks  # takes seconds, and is rarely wanted
 
             return ranks.run(args)

@@ -170,6 +170,11 @@ def tell(message=None, group=None):
     return box[0]
 
 
+def common_seed(seed: int | None = None) -> int:
+    """The seed, or else one that is drawn once and the same on all ranks, so that they draw the same tokens."""
+    return tell(random.SystemRandom().randrange(2**48)) if seed is None else seed
+
+
 def without_gradients(function):
     """In inference mode, where `generate` is, DTensor works out each product's cut anew: twice the time a token."""
     return torch.inference_mode(False)(torch.no_grad()(function))
@@ -219,11 +224,6 @@ def together(number: float) -> float:
     total = torch.tensor(number, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(total)
     return total.item()
-
-
-def common_seed(seed: int | None = None) -> int:
-    """The seed, or else one that is drawn once and the same on all ranks, so that they draw the same tokens."""
-    return tell(random.SystemRandom().randrange(2**48)) if seed is None else seed
 
 
 def shard(model: Llama, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> Llama:

@@ -160,6 +160,20 @@ def test_a_misspelled_command_is_one_line(capsys, argv, words):
     assert (stop.value.code, out) == (2, "") and err.count("\n") == 1 and words in err
 
 
+@pytest.mark.parametrize("argv, words", [(["--help"], "usage"), (["--version"], "minillama"), (["sing"], "invalid")])
+def test_of_several_ranks_only_the_first_explains_itself(capsys, monkeypatch, argv, words):
+    """The others end well, or torchrun would take one of them for the first that failed."""
+    said = {}
+    for count, rank in (("1", "0"), ("2", "0"), ("2", "1")):
+        monkeypatch.setenv("WORLD_SIZE", count)
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(argv)
+        said[count, rank] = stop.value.code or 0, *capsys.readouterr()
+    assert said["1", "0"] == said["2", "0"] and words in "".join(said["2", "0"][1:])
+    assert said["2", "1"] == (0, "", "")
+
+
 @pytest.mark.parametrize("argv", [["--help"], *([name, "--help"] for name in ("generate", "chat", "fetch", "verify"))])
 def test_help_helps(capsys, argv):
     with pytest.raises(SystemExit) as stop:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -256,6 +257,8 @@ def test_torchrun_starts_a_chat_and_ctrl_c_ends_it(folder, capsys, monkeypatch):
     ]
     piped = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with subprocess.Popen([*torchrun, *args], env=environment(), **piped) as process:
+        watch = threading.Timer(120, process.kill)
+        watch.start()
         try:
             process.stdin.write(b"Hello\n")
             process.stdin.flush()
@@ -263,6 +266,7 @@ def test_torchrun_starts_a_chat_and_ctrl_c_ends_it(folder, capsys, monkeypatch):
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)  # both ranks have let go of these pipes
         finally:
+            watch.cancel()
             process.kill()
     lines = err.decode().splitlines()
     assert process.returncode and out == b"" and lines.count("stopped") == 1, err.decode()

@@ -1,5 +1,6 @@
 """generate and chat under torchrun: rank 0 runs the command, the other ranks do what its model does (chapter 17a)."""
 
+import os
 import signal
 import sys
 from datetime import timedelta
@@ -14,10 +15,14 @@ from minillama.fused_attention import ChosenAttention
 
 def run(args) -> int:
     """Run the command on all ranks; the exit code of this one."""
-    with parallel.ranks() as mesh:
-        # subtle: waiting for rank 0, the others would not notice Ctrl-C in any other way
-        signal.signal(signal.SIGINT, signal.SIG_DFL if mesh.get_local_rank() else stop)
-        return command(args, mesh)
+    try:
+        with parallel.ranks() as mesh:
+            # subtle: waiting for rank 0, the others would not notice Ctrl-C in any other way
+            signal.signal(signal.SIGINT, signal.SIG_DFL if mesh.get_local_rank() else stop)
+            return command(args, mesh)
+    except parallel.ParallelError as error:
+        print(f"minillama: {error}", file=sys.stderr, flush=True)
+        os._exit(2)  # subtle: a group that is broken may abort the process while Python ends it
 
 
 def command(args, mesh) -> int:

@@ -180,3 +180,37 @@ def stops(counts, steps, prompts):
         "Time against tensor ranks, 405B on H100, planned. Decoding: 251 with one rank, 34 with eight; beyond a server links "
         "are a third to three quarters of it, 14 with 128. A prompt: 587 with eight ranks, 1,509 with sixteen, nearly all of it links.",
     )
+
+
+def cores(measured: dict):
+    """Measured ratio to the plain model against ranks, and the messages' share of the time."""
+    fig, axes = new(7.2, 3.0, columns=2)
+    tasks = {"prompt": COLOURS["T"], "answer": COLOURS["F"], "training": COLOURS["L"]}
+    counts = sorted({count for _, _, count in measured if count})
+    axes[0].plot(counts, counts, color=NEUTRAL, linestyle=":", label="ideal")
+    for task, colour in tasks.items():
+        for scaling, line in (("strong", "-"), ("weak", "--")):
+            ratios = [measured[task, scaling, count]["ratio"] for count in counts]
+            axes[0].plot(counts, ratios, color=colour, linestyle=line, marker="o", label=f"{task}, {scaling}")
+    axes[0].set(xlabel="ranks", ylabel="work per second, plain = 1", xticks=counts, ylim=(0, 1.8 * counts[-1]))
+    axes[0].legend(fontsize=7.5, ncols=2, loc="upper left")
+    most, places = counts[-1], []
+    for place, (task, colour) in enumerate(tasks.items()):
+        for shift, scaling in ((-0.2, "strong"), (0.2, "weak")):
+            share = measured[task, scaling, most]["messages_share"]
+            axes[1].bar(
+                place + shift, 100 * share, width=0.36, color=colour, alpha=0.9 if scaling == "strong" else 0.45
+            )
+            places.append(f"{task}, {scaling} {share:.0%}")
+    axes[1].set(xticks=range(3), xticklabels=list(tasks), ylabel="messages, percent of the time")
+    axes[1].set_title(f"{most} ranks: strong (dark) and weak (light)", fontsize=9)
+    ends = [
+        f"{task}, {scaling} {measured[task, scaling, most]['ratio']:.2f}"
+        for task in tasks
+        for scaling in ("strong", "weak")
+    ]
+    show(
+        fig,
+        f"Measured: work per second with {most} ranks beside the plain model in one process: {'; '.join(ends)}. "
+        f"Share of the time that goes into messages: {'; '.join(places)}.",
+    )
