@@ -60,6 +60,16 @@ def test_a_wrong_solution_is_told_its_mistake(chapter):
             assert words in outcome.message, f"{task.id}: {new!r} is told {outcome.message!r}"
 
 
+def test_a_definition_that_forgets_what_comes_later_is_told_so_there():
+    """In section 3.4 `scale_frequencies` is not there yet; a student's own package is checked again in 3.8."""
+    tasks = {task.id: task for chapter in CHAPTERS if chapter.module == "rope" for task in chapter.tasks}
+    early, late = tasks["rope-rope_frequencies"], tasks["rope-scale_frequencies"]
+    forgot = edited(early, " if scaling is None else scale_frequencies(freqs, scaling)", "")
+    assert run_task(early, forgot).passed
+    message = run_task(late, late.reference | forgot).message
+    assert message == "rope_frequencies: hand the frequencies on to scale_frequencies"
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.path.stem)
 def test_another_right_solution_passes(chapter):
     for task in chapter.tasks:
