@@ -159,7 +159,7 @@ def last_words(task, folder, signal_, seconds) -> None:
 
 
 def test_a_rank_that_hangs_is_an_error_of_one_line(tmp_path):
-    last_words("mourning", tmp_path, signal.SIGSTOP, 20)
+    last_words("mourning", tmp_path, signal.SIGSTOP, 12)
 
 
 def numbers(rows) -> list[list[float]]:
