@@ -12,7 +12,7 @@ from torch import nn
 
 from minillama.fused_attention import ChosenAttention
 from minillama.model import Llama
-from minillama.quantization import Int4Linear, Int8Linear
+from minillama.quantization import Int4Linear, Int8Linear, linear_bfloat16
 
 
 class Product(torch.autograd.Function):
@@ -26,7 +26,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         weight = ctx.layer.weight  # subtle: made anew (N, C), since one kept for this would fill the memory saved
-        return (gradient.to(weight.dtype) @ weight).to(gradient.dtype), None
+        return linear_bfloat16(gradient.to(weight.dtype), weight.T).to(gradient.dtype), None
 
 
 class Frozen(nn.Module):

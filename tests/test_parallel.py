@@ -125,7 +125,8 @@ def test_a_sharded_step_is_a_step(two, name):
     assert two[0][name]["targets"] != two[1][name]["targets"]  # or the wrong mean would not show
     for found in (each[name] for each in two):
         for way in ("plain", "recomputed"):
-            assert found[way]["loss"] < 1e-5 and found[way]["norm"] < 1e-5 and found[way]["weights"] < 1e-5
+            # AdamW divides by the size of a gradient, so where that is near 0 rounding shows: a hundredth of a step of 1e-2
+            assert found[way]["loss"] < 1e-5 and found[way]["norm"] < 1e-5 and found[way]["weights"] < 1e-4
         assert 0.4 < found["held"] < 0.6
 
 
@@ -200,7 +201,7 @@ def test_a_step_of_an_adapter_on_two_ranks_is_a_step(two, folder, tmp_path):
     fresh = {name: p.detach() for name, p in training.trainable(ranks.with_adapter()).items()}
     moved = [(p - fresh[name]).abs().max() for name, p in training.trainable(model).items()]
     assert ours.keys() == alone.keys() and min(moved) > 1e-3
-    assert max((ours[name] - alone[name]).abs().max() for name in ours) < 1e-5
+    assert max((ours[name] - alone[name]).abs().max() for name in ours) < 1e-4
     assert len(list((folder / "lora" / "00000001").glob("*.distcp"))) == 2
 
 

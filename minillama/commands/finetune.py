@@ -8,7 +8,7 @@ import torch
 
 from minillama.adapters import CONFIG, WEIGHTS, save_adapter
 from minillama.checkpoints import CheckpointError
-from minillama.commands.options import DEFAULT_MODEL, made_for_chat
+from minillama.commands.options import DEFAULT_MODEL, add_training_dtype, made_for_chat, training_dtype
 from minillama.finetuning import TARGETS, add_lora, plain
 from minillama.hub import QUANTIZE, load
 from minillama.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
@@ -39,7 +39,7 @@ def add(commands) -> None:
     parser.add_argument("--length", default=512, metavar="N", type=int, help="tokens of a row (%(default)s)")
     parser.add_argument("--batch", default=2, metavar="N", type=int, help="rows of a step (%(default)s)")
     parser.add_argument("--held", default=0.1, type=float, metavar="SHARE", help="kept for validation (%(default)s)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="(%(default)s)")
+    add_training_dtype(parser)
     parser.add_argument("--recompute", action="store_true", help="less memory, a third more work")
     parser.add_argument("--seed", default=0, **number)
     parser.set_defaults(run=run)
@@ -61,8 +61,8 @@ def run(args) -> int:
     before = mean_answer_loss(model, held)  # of the model as it was: nothing has been learned or read yet
     steps = args.epochs * rows.turns
     settings = Settings(
-        steps=steps, peak_lr=args.lr, warmup=min(10, steps // 10), weight_decay=0.0, dtype=args.dtype, seed=args.seed,
-        recompute=args.recompute, save_every=50, eval_every=rows.turns,
+        steps=steps, peak_lr=args.lr, warmup=min(10, steps // 10), weight_decay=0.0, seed=args.seed,
+        dtype=training_dtype(args), recompute=args.recompute, save_every=50, eval_every=rows.turns,
     )  # fmt: skip
     metrics = finetune(model, rows, held, settings, Path(args.out))
     write_adapter(model, Path(args.out))

@@ -5,6 +5,7 @@ from minillama.adapters import load_adapter
 from minillama.finetuning import fuse
 from minillama.fused_attention import ATTENTIONS
 from minillama.generation import check_settings
+from minillama.quantization import bfloat16_is_native
 
 
 TORCHRUN = """among ranks, each of which keeps a piece of every matrix of a folder in Hugging Face's form (chapter 17a):
@@ -57,6 +58,17 @@ def sampling(args) -> dict:
         raise ValueError(f"--seed must be between 0 and 2**64 - 1, not {args.seed}")
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     return {name: getattr(args, name) for name in names}
+
+
+def add_training_dtype(parser) -> None:
+    """--dtype of the products of a training; `training_dtype` reads it."""
+    text = "of the products (default: bfloat16 where the processor has instructions for it, else float32)"
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help=text)
+
+
+def training_dtype(args) -> str:
+    """What --dtype names, or else what is faster on this processor."""
+    return args.dtype or ("bfloat16" if bfloat16_is_native() else "float32")
 
 
 def made_for_chat(tokenizer) -> bool:
