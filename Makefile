@@ -5,7 +5,7 @@ PROMPT ?= Explain in three sentences why the sky is blue.
 override PROMPT := $(value PROMPT)# make would expand every $ in it; the shell sees it only as a variable
 export PROMPT
 
-.PHONY: demo test lab export execute assignments grade classroom-demo bench test-gpu bench-gpu clean help
+.PHONY: demo test test-portable lab export execute assignments grade classroom-demo bench test-gpu bench-gpu clean help
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,13 +27,24 @@ demo: .venv/core  ## fetch real weights and answer PROMPT
 	@echo 'Next: `make lab` opens chapter 0, where a sentence goes through the model step by step.'
 
 TWO := -n 2 --dist loadfile# files side by side, one thread each: small matrices gain nothing from a second one
+STEP = @printf '\n[%s of 5] %s\n' '$(1)' '$(2)'
 test: export OMP_NUM_THREADS = 1
 test: .venv/test  ## ruff, exporter, pytest, then every notebook re-run and compared
+	@date +%s > .venv/started
+	$(call STEP,1,ruff check: mistakes and habits)
 	$(BIN)/ruff check .
+	$(call STEP,2,ruff format: the form of the code)
 	$(BIN)/ruff format --check .
+	$(call STEP,3,the package is what the notebooks export)
 	$(BIN)/python -m course.export --check
+	$(call STEP,4,the tests: about 4 minutes on two quiet cores)
 	$(BIN)/python -m pytest $(TWO)
+	$(call STEP,5,every notebook re-run and compared: about 5 minutes)
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=120 notebooks $(TWO)
+	@s=$$(( $$(date +%s) - $$(cat .venv/started) )); printf '\nmake test: all five passed in %s min %s s\n' $$(( s / 60 )) $$(( s % 60 ))
+
+test-portable: .venv/test  ## notebooks and numeric tests under other instruction sets, an hour: ONLY="notebooks/03_rope.ipynb"
+	$(BIN)/python tests/portable.py $(ONLY)
 
 lab: .venv/test  ## JupyterLab on chapter 0
 	$(BIN)/jupyter lab notebooks/00_the_whole_llama.ipynb

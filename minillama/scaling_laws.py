@@ -126,17 +126,17 @@ def fit_law(N, D, loss, irreducible: bool = True, delta: float = 1e-3) -> Law:
 
     lowest = y.min().item()
     starts = itertools.product((lowest - 2, lowest - 0.2), (lowest - 1,), (-1.5, 0.0), (lowest - 1,), (-1.5, 0.0))
-    found = [descend(badness, torch.tensor(start, dtype=torch.float64)) for start in starts]
-    e, A, a, B, b = min(found, key=lambda p: badness(p).item())
+    found = [descend(badness, torch.tensor(start, dtype=torch.float64), steps=40) for start in starts]
+    e, A, a, B, b = descend(badness, min(found, key=lambda p: badness(p).item()))
     a, b = a.exp(), b.exp()
     E = e.exp().item() if irreducible else 0.0
     return Law(E, (A + a * n0).exp().item(), a.item(), (B + b * d0).exp().item(), b.item())
 
 
-def descend(badness, start: torch.Tensor) -> torch.Tensor:
-    """The parameters near start at which badness is least."""
+def descend(badness, start: torch.Tensor, steps: int = 500) -> torch.Tensor:
+    """The parameters near start at which badness is least, after at most that many steps."""
     p = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([p], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-14,
+    optimizer = torch.optim.LBFGS([p], max_iter=steps, tolerance_grad=1e-12, tolerance_change=1e-14,
                                   line_search_fn="strong_wolfe")  # fmt: skip
 
     def closure():
