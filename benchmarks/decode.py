@@ -3,15 +3,20 @@
     python benchmarks/decode.py [--repeats 5] [--contexts 64 128 ...] [--json FILE] [--plot FILE] [--quick] [--eight-b]
 
 Ours in every mode, transformers (its own cache and forward pass, without generate()'s overhead; once with it), and
-llama.cpp where llama-cpp-python is installed (pip install -e '.[bench]'). Beside them the memory roofline of this run:
+llama.cpp where llama-cpp-python is installed (pip install -e '.[bench]'): from the file, Q4_1, and from the same weights
+as Q4_0, for which it has faster code on some processors. How fast it is depends on the instructions that it was built
+for; they are printed and kept beside the figures. Beside them the memory roofline of this run:
 what a plain sum over a buffer of the int4 weights' size reads per second, divided by the bytes that a token needs.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
+import re
 import statistics
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -86,8 +91,27 @@ class Transformers:
         return (time.perf_counter() - start) / count
 
 
+def requantized(path: Path, folder: str) -> Path:
+    """The file once more with matrices in Q4_0, as llama.cpp itself writes it."""
+    import llama_cpp
+
+    params, target = llama_cpp.llama_model_quantize_default_params(), Path(folder) / "q4_0.gguf"
+    params.ftype, params.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
+    if llama_cpp.llama_model_quantize(str(path).encode(), str(target).encode(), ctypes.byref(params)):
+        raise RuntimeError("llama.cpp could not write Q4_0")
+    return target
+
+
+def instructions() -> str:
+    """What llama.cpp was built for, as it says itself: AVX2, FMA ..."""
+    import llama_cpp
+
+    found = re.findall(r"(\w+) = 1", llama_cpp.llama_print_system_info().decode())
+    return ", ".join(name for name in found if name not in ("LLAMAFILE", "OPENMP"))
+
+
 class LlamaCpp:
-    """llama.cpp on the file itself; its cache is filled once, then cut back, and restored where it is too short."""
+    """llama.cpp on a GGUF file; its cache is filled once, then cut back, and restored where it is too short."""
 
     def __init__(self, path: Path, threads: int, longest: int):
         import llama_cpp
@@ -129,6 +153,8 @@ def engines(path: Path, threads: int, longest: int, quick: bool) -> dict:
         made["transformers bfloat16"] = Transformers(path, torch.bfloat16)
     try:
         made["llama.cpp Q4_1"] = LlamaCpp(path, threads, longest)
+        with tempfile.TemporaryDirectory() as folder:
+            made["llama.cpp Q4_0"] = LlamaCpp(requantized(path, folder), threads, longest)
     except ImportError:
         print("llama.cpp: not measured, llama-cpp-python is not installed (pip install -e '.[bench]')")
     return made
@@ -229,7 +255,9 @@ def machine() -> dict:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions}
+    if "llama-cpp-python" in versions:
+        versions["llama.cpp's instructions"] = instructions()
+    return {"cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions}
 
 
 def print_table(result: dict) -> None:
@@ -241,9 +269,12 @@ def print_table(result: dict) -> None:
         speeds = "".join(f"{speed:9.1f}" for speed in row["decode"].values())
         print(f"{name:26}{speeds}{row['prefill']:9.0f}{row['bytes'] / 1e6:7.0f}{share:9.0%}")
     print(f"roofline: {result['roofline'] / 1e9:.1f} GB/s")
+    print("; ".join(f"{name} {value}" for name, value in result["machine"]["versions"].items()))
     for ours, theirs in (
         ("int4, compiled", "llama.cpp Q4_1"),
         ("int4, compiled max", "llama.cpp Q4_1"),
+        ("int4, compiled", "llama.cpp Q4_0"),
+        ("int4, compiled max", "llama.cpp Q4_0"),
         ("float32, compiled", "transformers float32"),
         ("bfloat16, compiled", "transformers bfloat16"),
     ):
