@@ -3,9 +3,9 @@
     python benchmarks/decode.py [--repeats 5] [--contexts 64 128 ...] [--json FILE] [--plot FILE] [--quick] [--eight-b]
 
 Ours in every mode, transformers (its own cache and forward pass, without generate()'s overhead; once with it), and
-llama.cpp where llama-cpp-python is installed (pip install -e '.[bench]'): from the file, Q4_1, and from the same weights
-as Q4_0, for which it has faster code on some processors. How fast it is depends on the instructions that it was built
-for; they are printed and kept beside the figures. Beside them the memory roofline of this run:
+llama.cpp where llama-cpp-python is installed (pip install -e '.[bench]'): from the file, Q4_1, and with the same weights
+as Q4_0, for which it has faster code on some processors. Its speed depends on the instructions that it was built for;
+they are printed and kept beside the figures. Beside them the memory roofline of this run:
 what a plain sum over a buffer of the int4 weights' size reads per second, divided by the bytes that a token needs.
 """
 
@@ -257,7 +257,8 @@ def machine() -> dict:
             continue
     if "llama-cpp-python" in versions:
         versions["llama.cpp's instructions"] = instructions()
-    return {"cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions}
+    about = {"cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
+    return about | {"threads": torch.get_num_threads(), "versions": versions}
 
 
 def print_table(result: dict) -> None:
