@@ -3,7 +3,7 @@
     python benchmarks/decode.py [--repeats 5] [--contexts 64 128 ...] [--json FILE] [--plot FILE] [--quick] [--eight-b]
 
 Ours in every mode, transformers (its own cache and forward pass, without generate()'s overhead; once with it), and
-llama.cpp where llama-cpp-python is installed (pip install -e '.[bench]'): from the file, Q4_1, and with the same weights
+llama.cpp where llama-cpp-python is installed (pip install -e '.[bench]'): from the file, Q4_1, and the same weights
 as Q4_0, for which it has faster code on some processors. Its speed depends on the instructions that it was built for;
 they are printed and kept beside the figures. Beside them the memory roofline of this run:
 what a plain sum over a buffer of the int4 weights' size reads per second, divided by the bytes that a token needs.
