@@ -8,7 +8,7 @@ import copy
 import dis
 import types
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 
@@ -156,6 +156,14 @@ def statements(cell: str, source: str, checks: bool) -> tuple[Statement, ...]:
     """A cell's statements, pruned. SyntaxError."""
     tree = ast.parse(source, filename=cell)
     return tuple(statement(cell, node) for node in prune(tree.body, checks))
+
+
+@lru_cache(maxsize=4096)
+def whole(cell: str, source: str) -> tuple[Statement, ...]:
+    """A cell's statements, those too that only show something, which change nothing. SyntaxError."""
+    body = ast.parse(source, filename=cell).body
+    steps = [(node, statement(cell, node)) for node in body]
+    return tuple(step if pruned(node, True) else replace(step, changes=frozenset()) for node, step in steps)
 
 
 def needed(program: list[Statement], roots: list[int]) -> set[int]:
