@@ -32,15 +32,12 @@ RAISES = "raises-exception"  # JupyterLab's Run All goes on behind a cell with t
 JOIN = "from course import finished\n\n\nfinished.join(__path__)\n\n"  # in minillama/__init__.py, above its imports
 
 
-def assignment(chapter: Chapter, outputs: bool = True) -> nbformat.NotebookNode:
-    """A chapter's notebook without solutions and hidden tests; its metadata says what the tasks are.
-
-    outputs: what a cell showed stays until it is run, so far as it answers nothing.
-    """
+def assignment(chapter: Chapter) -> nbformat.NotebookNode:
+    """A chapter's notebook without solutions, hidden tests and outputs that answer; its metadata names the tasks."""
     notebook = nbformat.read(chapter.path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = shown(chapter, cell) if outputs else [], None
+            cell.outputs, cell.execution_count = shown(chapter, cell), None
             solved = cell.id in chapter.solutions
             cell.source = blank(chapter, cell.id) if solved else HIDDEN.sub("", cell.source).rstrip("\n")
             if cell.id in chapter.waiting:
@@ -97,8 +94,12 @@ def assign(out: Path, numbers: list[str], finished: bool = True) -> list[Chapter
         copy(path, out / path.name)
     (out / "course" / "assigned").mkdir()
     for chapter in chosen:
-        nbformat.write(assignment(chapter), out / "notebooks" / chapter.path.name)
-        nbformat.write(assignment(chapter, outputs=False), out / "course" / "assigned" / chapter.path.name)
+        notebook = assignment(chapter)
+        nbformat.write(notebook, out / "notebooks" / chapter.path.name)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = []
+        nbformat.write(notebook, out / "course" / "assigned" / chapter.path.name)
     return chosen
 
 

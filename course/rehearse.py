@@ -17,8 +17,10 @@ import nbformat
 from nbclient import NotebookClient
 
 from course.assign import chapters
+from course.execute import fetch_what_it_names
 from course.export import ExportError
 from course.tasks import Chapter
+from minillama import hub
 
 
 KINDS = "ok", "stub", "follow-up", "wrong"
@@ -36,13 +38,15 @@ class Result:
 
 
 def rehearse(folder: Path, chapter: Chapter, fast: bool = False) -> list[Result]:
-    """Run one notebook of a students' repository, in its folder, in a kernel with its package."""
+    """Run one notebook of a students' repository, in its folder, in a kernel with its package. hub.FetchError."""
+    fetch_what_it_names(chapter.path)
     notebook = nbformat.read(folder / "notebooks" / chapter.path.name, as_version=4)
     if fast:
         notebook.cells.insert(0, nbformat.v4.new_code_cell(WITHOUT_FIGURES))
     place = {"metadata": {"path": folder / "notebooks"}}
     client = NotebookClient(notebook, timeout=600, allow_errors=True, kernel_name="python3", resources=place)
-    client.execute(env=os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"})
+    own = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "MINILLAMA_CACHE": str(hub.cache_dir().resolve())}
+    client.execute(env=os.environ | own)
     return [result(chapter, cell) for cell in notebook.cells[fast:] if cell.cell_type == "code"]
 
 
@@ -68,20 +72,21 @@ def main(argv: list[str] | None = None) -> int:
         chosen = [c for c in chapters(args.chapters) if (args.folder / "notebooks" / c.path.name).exists()]
         if not chosen:
             raise ExportError(f"{args.folder} holds no notebook of these chapters: name what course.assign made")
-    except ExportError as error:
+        print(f"{'':24}" + "".join(f"{kind:>11}" for kind in KINDS))
+        return int(any([report(chapter, rehearse(args.folder.resolve(), chapter, args.fast)) for chapter in chosen]))
+    except (ExportError, hub.FetchError) as error:
         print(f"course.rehearse: {error}", file=sys.stderr)
         return 2
-    print(f"{'':24}" + "".join(f"{kind:>11}" for kind in KINDS))
-    wrong = 0
-    for chapter in chosen:
-        results = rehearse(args.folder.resolve(), chapter, args.fast)
-        counts = Counter(each.kind for each in results)
-        print(f"{chapter.path.stem:24}" + "".join(f"{counts[kind]:11}" for kind in KINDS), flush=True)
-        for each in results:
-            if each.kind == "wrong":
-                wrong += 1
-                print(f"    cell {each.cell}: {each.said[0]}", flush=True)
-    return int(wrong > 0)
+
+
+def report(chapter: Chapter, results: list[Result]) -> bool:
+    """Print a line for the chapter and one for each wrong cell; whether there is any."""
+    counts = Counter(each.kind for each in results)
+    print(f"{chapter.path.stem:24}" + "".join(f"{counts[kind]:11}" for kind in KINDS), flush=True)
+    for each in results:
+        if each.kind == "wrong":
+            print(f"    cell {each.cell}: {each.said[0]}", flush=True)
+    return counts["wrong"] > 0
 
 
 if __name__ == "__main__":

@@ -133,6 +133,13 @@ def own(node: ast.stmt, steps: list[dis.Instruction]) -> set[str]:
     return {name for name in bound if first.get(name) in STORES}
 
 
+@lru_cache(maxsize=4096)
+def parsed(cell: str, source: str) -> ast.Module:
+    """A cell's tree; one for one source, so that its statements are looked at once. SyntaxError."""
+    return ast.parse(source, filename=cell)
+
+
+@lru_cache(maxsize=1 << 14)
 def statement(cell: str, node: ast.stmt) -> Statement:
     """One statement with its names."""
     code = compile(ast.Module([node], []), cell, "exec")
@@ -154,15 +161,13 @@ def statement(cell: str, node: ast.stmt) -> Statement:
 @lru_cache(maxsize=4096)
 def statements(cell: str, source: str, checks: bool) -> tuple[Statement, ...]:
     """A cell's statements, pruned. SyntaxError."""
-    tree = ast.parse(source, filename=cell)
-    return tuple(statement(cell, node) for node in prune(tree.body, checks))
+    return tuple(statement(cell, node) for node in prune(parsed(cell, source).body, checks))
 
 
 @lru_cache(maxsize=4096)
 def whole(cell: str, source: str) -> tuple[Statement, ...]:
     """A cell's statements, those too that only show something, which change nothing. SyntaxError."""
-    body = ast.parse(source, filename=cell).body
-    steps = [(node, statement(cell, node)) for node in body]
+    steps = [(node, statement(cell, node)) for node in parsed(cell, source).body]
     return tuple(step if pruned(node, True) else replace(step, changes=frozenset()) for node, step in steps)
 
 
