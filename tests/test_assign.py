@@ -1,5 +1,6 @@
 """The students' repository: what is in it and what is not, that it works, and the way from there to a full score."""
 
+import ast
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from course import assign, check_work
 from course.collect import blank, collect
 from course.export import HAND_WRITTEN, ROOT
 from course.finished import ARCHIVE
+from course.run_tasks import scene, undisturbed
+from course.slices import needed
 from course.stubs import blocks, stub
 from course.tasks import Chapter
 
@@ -176,6 +179,34 @@ def test_outputs_show_what_to_expect_and_answer_nothing(handed_out):
         assigned = nbformat.read(handed_out / "course/assigned" / name, as_version=4).cells
         assert not [cell for cell in assigned if cell.get("outputs")]
     assert kept > 600
+
+
+def answers(task) -> set[str]:
+    """The numbers that an exercise asks for (`answer = ...`), as outputs print them, if they have three digits."""
+    stubs, values = "\n".join(blank(task.chapter, id) for id in task.solutions), []
+    if names := re.findall(r"^(\w+) = \.\.\.$", stubs, re.MULTILINE):
+        steps = task.chapter.steps(task.solutions)
+        with undisturbed(), scene(task.chapter.path.parent) as module:
+            for place in sorted(needed(steps, [p for p, step in enumerate(steps) if step.cell in task.solutions])):
+                exec(compile(ast.Module([steps[place].node], []), task.id, "exec"), vars(module))
+        given = [getattr(module, name, None) for name in names]
+        values = [value for each in given for value in (each if isinstance(each, list | tuple) else [each])]
+    forms = ("", ",.0f", ".0f", ".1f", ".2f", ".3f", ".3g")
+    texts = {f"{value:{form}}" for value in values if type(value) in (int, float) for form in forms}
+    return {text for text in texts if len(re.sub(r"\D|e.*", "", text).strip("0")) > 2}
+
+
+def printed(numbers: set[str], path: Path) -> set[str]:
+    """Those numbers that a notebook's outputs hold."""
+    text = "\n".join(words(cell.get("outputs", [])) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
+    return {number for number in numbers if re.search(rf"(?<![\d.,]){re.escape(number)}(?!\d|[.,]\d)", text)}
+
+
+def test_no_output_holds_the_answer_to_an_exercise(handed_out):
+    asked = {name: set().union(*map(answers, chapter.tasks)) for name, chapter in CHAPTERS.items()}
+    assert sum(map(len, asked.values())) > 60
+    assert {name: found for name in asked if (found := printed(asked[name], handed_out / "notebooks" / name))} == {}
+    assert printed({"6.5625", "6.562"}, handed_out / "notebooks" / "07c_gguf.ipynb") == {"6.5625"}
 
 
 def test_the_files_that_chapters_open_are_there(handed_out):
@@ -339,7 +370,7 @@ import minillama
 from minillama.rmsnorm import RMSNorm
 from minillama import model, rope
 
-block = model.Block(minillama.LlamaConfig(**minillama.config.SIZES["1B"]))
+block = model.Block(minillama.LlamaConfig(8, 1, 2, 1, 4, 8, 16))
 print(isinstance(block.attention_norm, RMSNorm), RMSNorm is minillama.RMSNorm, RMSNorm.__module__)
 for module in (minillama.rmsnorm, rope):
     print(module.__file__)
