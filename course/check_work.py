@@ -47,16 +47,19 @@ def export(root: Path) -> list[str]:
 
 def put_to_use(chapter: Chapter, work: Work, passed: dict[str, bool], package: Path) -> None:
     """Write a student's module if its definitions are all right and it can be imported; else remove it."""
-    target, text = package / f"{chapter.module}.py", ""
+    target, text, fault = package / f"{chapter.module}.py", "", ""
     if chapter.definitions and all(passed[task.id] for task in chapter.definitions):
-        text = module_of(chapter, work)
-        if fault := importing(text, chapter):
-            print(f"  note: the finished {target.name} stays in use: yours {fault}")
-            text = ""
-    if text:
+        try:
+            text = module_of(chapter, work)
+            fault = importing(text, chapter)
+        except ExportError as error:
+            fault = f"cannot be exported: {error}"
+    if fault:
+        print(f"  note: the finished {target.name} stays in use: yours {fault}")
+    if text and not fault:
         write_all({chapter.module: text}, package)
-    else:
-        target.unlink(missing_ok=True)
+    elif target.exists():
+        target.unlink()
     forget(package)
 
 
