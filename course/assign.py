@@ -26,8 +26,6 @@ COPIED = ["LICENSE", "pyproject.toml", "constraints.txt", ".gitignore", "data/RE
 COPIED += ["data/golden", "data/stories", "data/studies", "benchmarks/results", "tests/without_triton.py"]
 TOOLS = "__init__ check check_work collect cuda_on_cpu export finished run_tasks slices stubs tasks waiting".split()
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "cache", ".ipynb_checkpoints")
-
-
 RAISES = "raises-exception"  # JupyterLab's Run All goes on behind a cell with this tag
 JOIN = "from course import finished\n\n\nfinished.join(__path__)\n\n"  # in minillama/__init__.py, above its imports
 

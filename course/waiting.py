@@ -6,6 +6,7 @@ import sys
 import traceback
 
 
+OWN = "This cell waits for a task of this chapter: "
 WAITING: set[str] = set()  # names that cells would have bound, had they not stopped
 
 
@@ -31,7 +32,7 @@ def reason(error: Exception, trace) -> str:
     *_, (frame, _) = traceback.walk_tb(trace)
     place, notebook = frame.f_globals["__name__"], re.search(r"notebooks/(\w+)", frame.f_globals["__doc__"] or "")
     if place == "__main__":
-        return f"This cell waits for a task of this chapter: {error} is still missing."
+        return f"{OWN}{error} is still missing."
     if place.startswith("minillama.") and notebook:
         return f"This cell waits for chapter {notebook[1]}: {error} is still missing."
     return ""
