@@ -5,7 +5,7 @@ PROMPT ?= Explain in three sentences why the sky is blue.
 override PROMPT := $(value PROMPT)# make would expand every $ in it; the shell sees it only as a variable
 export PROMPT
 
-.PHONY: demo test test-portable lab export execute assignments grade classroom-demo bench test-gpu bench-gpu clean help
+.PHONY: demo test test-portable test-students lab export execute assignments grade classroom-demo bench test-gpu bench-gpu clean help
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,14 @@ execute: .venv/test  ## re-run notebooks in place: make execute NB=notebooks/03_
 ASSIGNMENTS ?= build/assignments
 assignments: .venv/test  ## the students' repository, in ASSIGNMENTS; one chapter: make assignments ONLY="--only 03"
 	$(BIN)/python -m course.assign $(ASSIGNMENTS) $(ONLY)
+
+STUDENTS := build/students
+CHAPTER ?=
+test-students: export OMP_NUM_THREADS = 1
+test-students: .venv/test  ## the students' notebooks with nothing solved; minutes for all: make test-students CHAPTER=03
+	@rm -rf $(STUDENTS)
+	@$(BIN)/python -m course.assign $(STUDENTS)
+	$(BIN)/python -m course.rehearse $(STUDENTS) $(CHAPTER)
 
 GRADES ?= build/grades
 grade: .venv/test  ## scores and feedback for a folder of submissions: make grade SUBMISSIONS=folder

@@ -1,40 +1,61 @@
 """Make the students' repository: the notebooks without solutions, and all that belongs to them.
 
-python -m course.assign OUT [--only 03]
+python -m course.assign OUT [--only 03] [--without-finished]
 
-Deterministic: the same repository gives the same bytes. The package in it holds only what is written by hand; the
-student's own export fills it. With --only, the modules of all other chapters come along as they are.
+Deterministic: the same repository gives the same bytes. Its package holds what is written by hand and, in finished.zip,
+all chapters' modules, in use until the student's own are right. Without them, stubs stand in their place.
 """
 
 import argparse
+import io
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
 
 from course.collect import blank
-from course.export import HAND_WRITTEN, ROOT, ExportError
+from course.export import HAND_WRITTEN, ROOT, ExportError, build_module
+from course.finished import ARCHIVE
 from course.stubs import HIDDEN
 from course.tasks import Chapter
 
 
 COPIED = ["LICENSE", "pyproject.toml", "constraints.txt", ".gitignore", "data/README.md"]
 COPIED += ["data/golden", "data/stories", "data/studies", "benchmarks/results", "tests/without_triton.py"]
-TOOLS = "__init__ check check_work collect cuda_on_cpu export run_tasks slices stubs tasks".split()
+TOOLS = "__init__ check check_work collect cuda_on_cpu export finished run_tasks slices stubs tasks waiting".split()
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "cache", ".ipynb_checkpoints")
+RAISES = "raises-exception"  # JupyterLab's Run All goes on behind a cell with this tag
+JOIN = "from course import finished\n\n\nfinished.join(__path__)\n\n"  # in minillama/__init__.py, above its imports
 
 
 def assignment(chapter: Chapter) -> nbformat.NotebookNode:
-    """A chapter's notebook without solutions, hidden tests and outputs; its metadata says what the tasks are."""
+    """A chapter's notebook without solutions, hidden tests and outputs that answer; its metadata names the tasks."""
     notebook = nbformat.read(chapter.path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            cell.outputs, cell.execution_count = shown(chapter, cell), None
             solved = cell.id in chapter.solutions
             cell.source = blank(chapter, cell.id) if solved else HIDDEN.sub("", cell.source).rstrip("\n")
+            if cell.id in chapter.waiting:
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), RAISES]
     notebook.metadata["course"] = {"tasks": [task.listed() for task in chapter.tasks]}
     return notebook
+
+
+def shown(chapter: Chapter, cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """A cell's outputs as they are handed out: none of solutions and of what rests on an exercise, no `right`."""
+    answers = chapter[cell.id].exercise and cell.id in chapter.waiting
+    kept = []
+    for output in [] if answers or cell.id in chapter.solutions else cell.outputs:
+        if output.output_type == "stream" and cell.id in chapter.waiting:
+            output.text = "".join(line for line in output.text.splitlines(True) if line.strip() != "right")
+        if output.output_type == "execute_result":
+            output.execution_count = None
+        if output.get("text") != "":
+            kept.append(output)
+    return kept
 
 
 def chapters(numbers: list[str], notebooks: Path = ROOT / "notebooks") -> list[Chapter]:
@@ -46,18 +67,23 @@ def chapters(numbers: list[str], notebooks: Path = ROOT / "notebooks") -> list[C
     return [Chapter(path) for number, path in paths.items() if number in wanted or not wanted]
 
 
-def assign(out: Path, numbers: list[str]) -> list[Chapter]:
-    """Write the students' repository into a new folder. ExportError, OSError."""
-    out, chosen = Path(out), chapters(numbers)
+def assign(out: Path, numbers: list[str], finished: bool = True) -> list[Chapter]:
+    """Write the students' repository into a new folder, with or without finished modules. ExportError, OSError."""
+    out, chosen, every = Path(out), chapters(numbers), chapters([])
     if out.exists() and any(out.iterdir()):
         raise ExportError(f"{out} is not empty: name a new folder")
     for name in COPIED:
         copy(ROOT / name, out / name)
-    assigned = {chapter.module for chapter in chosen}
-    every = {chapter.module for chapter in chapters([])} if numbers else assigned
     for path in sorted((ROOT / "minillama").iterdir()):
-        if path.stem in HAND_WRITTEN or path.stem in every - assigned:
+        if path.stem in HAND_WRITTEN:
             copy(path, out / "minillama" / path.name)
+    let_join(out / "minillama" / "__init__.py")
+    if finished:
+        write_finished(out / "minillama" / ARCHIVE, every)
+    else:
+        for chapter in every:
+            _, text = build_module(chapter.path, {id: blank(chapter, id) for id in chapter.solutions})
+            (out / "minillama" / f"{chapter.module}.py").write_text(text, encoding="utf-8", newline="\n")
     for path in sorted((ROOT / "course").iterdir()):
         if path.stem in TOOLS:
             copy(path, out / "course" / path.name)
@@ -67,9 +93,29 @@ def assign(out: Path, numbers: list[str]) -> list[Chapter]:
     (out / "course" / "assigned").mkdir()
     for chapter in chosen:
         notebook = assignment(chapter)
-        for folder in ("notebooks", "course/assigned"):
-            nbformat.write(notebook, out / folder / chapter.path.name)
+        nbformat.write(notebook, out / "notebooks" / chapter.path.name)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = []
+        nbformat.write(notebook, out / "course" / "assigned" / chapter.path.name)
     return chosen
+
+
+def let_join(path: Path) -> None:
+    """Let the package look for modules in its archive, too, above its first import."""
+    docstring, gap, rest = path.read_text(encoding="utf-8").partition('"""\n\n')
+    path.write_text(f"{docstring}{gap}{JOIN}{rest}", encoding="utf-8", newline="\n")
+
+
+def write_finished(path: Path, every: list[Chapter]) -> None:
+    """All chapters' modules in one archive."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name in sorted(f"{chapter.module}.py" for chapter in every):
+            entry = zipfile.ZipInfo(name)  # of 1980, so that the same modules give the same bytes
+            entry.compress_type, entry.create_system = zipfile.ZIP_DEFLATED, 3
+            archive.writestr(entry, (ROOT / "minillama" / name).read_bytes())
+    path.write_bytes(data.getvalue())
 
 
 def copy(source: Path, target: Path) -> None:
@@ -85,9 +131,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m course.assign", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--only", nargs="+", default=[], metavar="03", help="these chapters instead of all")
+    parser.add_argument("--without-finished", action="store_true", help="no finished modules: unsolved chapters wait")
     args = parser.parse_args(argv)
     try:
-        chosen = assign(args.out, args.only)
+        chosen = assign(args.out, args.only, not args.without_finished)
     except (ExportError, OSError, ValueError) as error:
         print(f"course.assign: {error}", file=sys.stderr)
         return 2

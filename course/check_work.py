@@ -1,36 +1,90 @@
-"""Check your own work: write your modules, run the checks of what you have written, show how far you are.
+"""Check your own work: run the checks of what you have written, put right modules to use, show how far you are.
 
-python -m course.check_work [03 ...] [--using student|reference] [--reference FOLDER]
+python -m course.check_work [03 ...] [--using student|reference] [--reference FOLDER] [--export]
 
-Without chapters it looks at all of them. With --using reference, all modules come from a finished build: the folder in
---reference or $MINILLAMA_REFERENCE that holds `minillama/`, or an installed one.
+Without chapters it looks at all of them. A chapter whose definitions are all right writes its module into minillama/,
+where it takes the place of the finished one; one that is not right any more goes back to the finished one. Where there
+are no finished modules, and with --export, every module is written as far as it is.
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
+import types
 from pathlib import Path
 
-from course.collect import collect
+from course.collect import Work, collect
 from course.export import ROOT, ExportError, build_module, write_all
+from course.finished import ARCHIVE
 from course.tasks import Chapter
 
 
 ASSIGNED, PROGRESS = "course/assigned", ".progress.json"
 
 
+def module_of(chapter: Chapter, work: Work) -> str:
+    """A chapter's module with what the student wrote, own definitions first. ExportError."""
+    sources, exported = dict(work.sources), [id for id in chapter.solutions if chapter.exports(id)]
+    if exported and work.extra:
+        sources[exported[0]] = f"{work.extra}\n\n\n{sources[exported[0]]}"
+    return build_module(chapter.path, sources)[1]
+
+
 def export(root: Path) -> list[str]:
-    """Write every module whose notebook can be exported; what is wrong with the others."""
+    """Write every module that is Python, right or not; what is wrong with the others."""
     modules, wrong = {}, []
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
+    for path in sorted((root / ASSIGNED).glob("*.ipynb")):
+        chapter = Chapter(path)
         try:
-            name, text = build_module(path)
-            modules |= {name: text} if name else {}
+            modules[chapter.module] = module_of(chapter, collect(root / "notebooks" / path.name, chapter))
         except ExportError as error:
             wrong.append(str(error))
     write_all(modules, root / "minillama")
     return wrong
+
+
+def put_to_use(chapter: Chapter, work: Work, passed: dict[str, bool], package: Path) -> None:
+    """Write a student's module if its definitions are all right and it can be imported; else remove it."""
+    target, text, fault = package / f"{chapter.module}.py", "", ""
+    if chapter.definitions and all(passed[task.id] for task in chapter.definitions):
+        try:
+            text = module_of(chapter, work)
+            fault = importing(text, chapter)
+        except ExportError as error:
+            fault = f"cannot be exported: {error}"
+    if fault:
+        print(f"  note: the finished {target.name} stays in use: yours {fault}")
+    if text and not fault:
+        write_all({chapter.module: text}, package)
+    elif target.exists():
+        target.unlink()
+    forget(package)
+
+
+def importing(text: str, chapter: Chapter) -> str:
+    """What is wrong when a module is imported: what it raises, or a name that it lacks."""
+    module = types.ModuleType("trial")
+    sys.modules["trial"] = module  # dataclasses look their module up
+    try:
+        exec(compile(text, f"your {chapter.module}.py", "exec"), vars(module))
+    except (Exception, SystemExit) as error:
+        return f"ends in {type(error).__name__}: {error}"
+    finally:
+        del sys.modules["trial"]
+    names = frozenset().union(*(chapter.names(id) for id in chapter.solutions if chapter.exports(id)))
+    return f"lacks `{min(names - set(vars(module)))}`" if names - set(vars(module)) else ""
+
+
+def forget(package: Path) -> None:
+    """Let this process import the package anew, so that the next chapter is checked with what is in use now."""
+    importlib.invalidate_caches()
+    loaded = sys.modules.get("minillama")
+    if loaded and Path(loaded.__file__).parent == package:
+        for name in list(sys.modules):
+            if name.partition(".")[0] == "minillama" or name == "course.cuda_on_cpu":
+                del sys.modules[name]
 
 
 def reference_build(named: str | None, root: Path) -> Path:
@@ -43,11 +97,11 @@ def reference_build(named: str | None, root: Path) -> Path:
     raise ExportError(f"no finished build ({where}): name the folder that holds its minillama/ with --reference")
 
 
-def check_chapter(chapter: Chapter, root: Path) -> dict[str, bool]:
+def check_chapter(chapter: Chapter, work: Work, root: Path) -> dict[str, bool]:
     """Run what has been written in a chapter and say what is wrong with it: task id -> passed."""
     from course.run_tasks import run_task  # not above: it takes PyTorch's seconds
 
-    work, passed, todo = collect(root / "notebooks" / chapter.path.name, chapter), {}, []
+    passed, todo = {}, []
     print(f"\n{chapter.title}")
     for note in work.notes:
         print(f"  note: {note}")
@@ -66,8 +120,8 @@ def check_chapter(chapter: Chapter, root: Path) -> dict[str, bool]:
     return passed
 
 
-def table(chapters: list[Chapter], passed: dict[str, bool]) -> str:
-    """How far the course is, a line per chapter."""
+def table(chapters: list[Chapter], passed: dict[str, bool], package: Path) -> str:
+    """How far the course is, a line per chapter, and whose module is in use."""
     lines, done, most = [], 0, 0
     for chapter in chapters:
         right = [task for task in chapter.tasks if passed.get(task.id)]
@@ -76,9 +130,19 @@ def table(chapters: list[Chapter], passed: dict[str, bool]) -> str:
         bar = "".join("#" if passed.get(task.id) else "." for task in chapter.tasks)
         lines.append(
             f"{chapter.title.partition(':')[0]:28}{bar:14}{len(right):3} of {len(chapter.tasks):2}{points:6} of {of:3}"
+            f"   {chapter.module}: {whose(chapter, passed, package)}"
         )
-    head = f"{'chapter':28}{'':14}{'tasks':>9}{'points':>13}"
+    head = f"{'chapter':28}{'':14}{'tasks':>9}{'points':>13}   module in use"
     return "\n".join([head, *lines, f"{'':51}{done:6} of {most:3}"])
+
+
+def whose(chapter: Chapter, passed: dict[str, bool], package: Path) -> str:
+    """Whose module is in use: `given` where there is nothing to write in it."""
+    if not chapter.definitions:
+        return "given"
+    if (package / ARCHIVE).exists():
+        return "yours" if (package / f"{chapter.module}.py").exists() else "finished"
+    return "yours" if all(passed.get(task.id) for task in chapter.definitions) else "yours, not finished"
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
@@ -86,14 +150,18 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("chapters", nargs="*", metavar="03", help="the chapters to run; by default all")
     parser.add_argument("--using", choices=("student", "reference"), default="student", help="whose other modules")
     parser.add_argument("--reference", default=os.environ.get("MINILLAMA_REFERENCE"), help="a folder with minillama/")
-    parser.add_argument("--export", action="store_true", help="only write the modules")
+    parser.add_argument("--export", action="store_true", help="only write the modules, right or not")
     args = parser.parse_args(argv)
     try:
         chapters = [Chapter(path) for path in sorted((root / ASSIGNED).glob("*.ipynb"))]
         if not chapters:
             raise ExportError(f"{root / ASSIGNED} holds no assignment: this is for a folder that course.assign made")
-        wrong = export(root)
-        if args.using == "reference":
+        package = root / "minillama"
+        finished = (package / ARCHIVE).exists()
+        wrong = [] if finished and not args.export else export(root)
+        if args.using == "reference" and finished and not args.reference:
+            os.environ["MINILLAMA_USING"] = "finished"
+        elif args.using == "reference":
             sys.path.insert(0, str(reference_build(args.reference, root)))
         numbers = [chapter.path.stem.split("_")[0].removeprefix("0") for chapter in chapters]
         wanted = [number.removeprefix("0") for number in args.chapters]
@@ -108,9 +176,12 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     passed = load_progress(root)
     for number, chapter in zip(numbers, chapters, strict=True):
         if number in wanted or not wanted:
-            passed |= check_chapter(chapter, root)
+            work = collect(root / "notebooks" / chapter.path.name, chapter)
+            passed |= check_chapter(chapter, work, root)
+            if finished:
+                put_to_use(chapter, work, passed, package)
     (root / PROGRESS).write_text(json.dumps(passed, indent=1), encoding="utf-8")
-    print("\n" + table(chapters, passed))
+    print("\n" + table(chapters, passed, package))
     return 0
 
 

@@ -88,18 +88,21 @@ def merge_imports(imports: list[ast.stmt]) -> str:
     return "\n\n".join("\n".join(group) for group in groups if group)
 
 
-def build_module(path: Path) -> tuple[str | None, str]:
-    """(module name, module text) of one notebook; the name is None if it exports nothing."""
+def build_module(path: Path, sources: dict[str, str] | None = None) -> tuple[str | None, str]:
+    """(module name, module text) of one notebook; the name is None if it exports nothing.
+
+    sources: cell id -> text in place of the cell's own; whether it is exported is the notebook's to say.
+    """
     try:
         cells = nbformat.read(path, as_version=4).cells
     except (ValueError, AttributeError, nbformat.ValidationError) as error:
         raise ExportError(f"{path.name}: not a notebook ({type(error).__name__}); restore it from git") from None
-    names, exported, imports, bodies = [], 0, [], []
+    sources, names, exported, imports, bodies = sources or {}, [], 0, [], []
     for number, cell in enumerate(cells):
         if cell.cell_type != "code":
             continue
         where, found = f"{path.name}, cell {number}", DIRECTIVE.findall(cell.source)
-        source = strip_markers(DIRECTIVE.sub("", cell.source), where)
+        source = strip_markers(DIRECTIVE.sub("", sources.get(cell.get("id"), cell.source)), where)
         names += [value for word, value in found if word == "default_exp"]
         if any(word == "export" for word, _ in found):
             exported += bool(source.strip())

@@ -8,7 +8,7 @@ import copy
 import dis
 import types
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 
@@ -133,6 +133,13 @@ def own(node: ast.stmt, steps: list[dis.Instruction]) -> set[str]:
     return {name for name in bound if first.get(name) in STORES}
 
 
+@lru_cache(maxsize=4096)
+def parsed(cell: str, source: str) -> ast.Module:
+    """A cell's tree; one for one source, so that its statements are looked at once. SyntaxError."""
+    return ast.parse(source, filename=cell)
+
+
+@lru_cache(maxsize=1 << 14)
 def statement(cell: str, node: ast.stmt) -> Statement:
     """One statement with its names."""
     code = compile(ast.Module([node], []), cell, "exec")
@@ -154,8 +161,14 @@ def statement(cell: str, node: ast.stmt) -> Statement:
 @lru_cache(maxsize=4096)
 def statements(cell: str, source: str, checks: bool) -> tuple[Statement, ...]:
     """A cell's statements, pruned. SyntaxError."""
-    tree = ast.parse(source, filename=cell)
-    return tuple(statement(cell, node) for node in prune(tree.body, checks))
+    return tuple(statement(cell, node) for node in prune(parsed(cell, source).body, checks))
+
+
+@lru_cache(maxsize=4096)
+def whole(cell: str, source: str) -> tuple[Statement, ...]:
+    """A cell's statements, those too that only show something, which change nothing. SyntaxError."""
+    steps = [(node, statement(cell, node)) for node in parsed(cell, source).body]
+    return tuple(step if pruned(node, True) else replace(step, changes=frozenset()) for node, step in steps)
 
 
 def needed(program: list[Statement], roots: list[int]) -> set[int]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import nbformat
 
-from course.export import DIRECTIVE, ROOT
-from course.slices import Statement, is_check, needed, statements
+from course.export import DIRECTIVE, MARKER, ROOT
+from course.slices import Statement, is_check, needed, statements, whole
 
 
 EXERCISE = re.compile(r"^### Exercise (\w+\.(\d+)): (.+)$", re.MULTILINE)
@@ -118,6 +118,27 @@ class Chapter:
                 groups.setdefault(cell.exercise or cell.id, []).append(cell)
         return [self.task(cells) for cells in groups.values()]
 
+    @cached_property
+    def definitions(self) -> list[Task]:
+        """The tasks that write the module."""
+        return [task for task in self.tasks if any(self.exports(id) for id in task.solutions)]
+
+    def exports(self, id: str) -> bool:
+        return ("export", "") in DIRECTIVE.findall(self[id].source)
+
+    @cached_property
+    def waiting(self) -> frozenset[str]:
+        """The cells that need a solution: they use what it binds, or what a cell binds that stops for want of it."""
+        steps = [step for cell in self.cells for step in whole(cell.id, cell.source)]
+        theirs = {place for place, step in enumerate(steps) if holds_solution(self[step.cell].source, step.node)}
+        late: set[int] = set()
+        for place, step in enumerate(steps):
+            stopped = place - 1 in late and steps[place - 1].cell == step.cell
+            runs = place not in theirs and not isinstance(step.node, DEFINITION)
+            if stopped or (runs and needed(steps, [place]) & (theirs | late)):
+                late.add(place)
+        return frozenset(steps[place].cell for place in late)
+
     def task(self, cells: list[Cell]) -> Task:
         first, ids = cells[0], tuple(cell.id for cell in cells)
         number, last, title = first.exercise or ("", "", "")
@@ -212,6 +233,12 @@ def demands(test: ast.expr, names: set[str]) -> bool:
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
         return any(demands(value, names) for value in test.values)
     return isinstance(test, ast.Name) and test.id in names
+
+
+def holds_solution(source: str, node: ast.stmt) -> bool:
+    """Whether a solution lies within a statement of a cell, or the statement within a solution."""
+    pairs = zip(*[iter(n for n, line in enumerate(source.split("\n"), 1) if MARKER.fullmatch(line))] * 2, strict=True)
+    return any(first <= node.end_lineno and node.lineno <= last for first, last in pairs)
 
 
 def definition(source: str) -> str:

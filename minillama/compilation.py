@@ -5,7 +5,6 @@ Written by notebooks/12a_compilation.ipynb: edit it there.
 
 import copy
 import hashlib
-import inspect
 import math
 import os
 import tempfile
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import minillama
 from minillama.config import LlamaConfig
 from minillama.kv_cache import KVCache
 from minillama.model import Block, Llama
@@ -159,7 +159,7 @@ def build(steps: Steps, example: tuple, path: Path) -> None:
 
 def package_name(steps: Steps, dtype: torch.dtype) -> str:
     """A file name, another one wherever the code may be: sources, PyTorch, processor, threads, types, shapes."""
-    sources = [path.read_bytes() for path in sorted(Path(inspect.getfile(Block)).parent.glob("*.py"))]
+    sources = [path.read_bytes() for path in sorted(Path(minillama.__file__).parent.glob("*.*"))]
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     flags = [line for line in lines if line.startswith(("flags", "Features"))][:1]

@@ -1,11 +1,13 @@
 """The students' repository: what is in it and what is not, that it works, and the way from there to a full score."""
 
+import ast
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -14,6 +16,9 @@ import pytest
 from course import assign, check_work
 from course.collect import blank, collect
 from course.export import HAND_WRITTEN, ROOT
+from course.finished import ARCHIVE
+from course.run_tasks import scene, undisturbed
+from course.slices import needed
 from course.stubs import blocks, stub
 from course.tasks import Chapter
 
@@ -54,6 +59,14 @@ def handed_out(tmp_path_factory):
 def mine(handed_out, tmp_path):
     """A copy of it to work in."""
     return Path(shutil.copytree(handed_out, tmp_path / "mine"))
+
+
+@pytest.fixture(scope="module")
+def withheld(tmp_path_factory):
+    """Chapters 2 and 4 without finished modules."""
+    out = tmp_path_factory.mktemp("course") / "withheld"
+    assert assign.main([str(out), "--only", "02", "04", "--without-finished"]) == 0
+    return out
 
 
 def solve(folder: Path, name: str, changes: dict[str, str] | None = None) -> None:
@@ -104,13 +117,21 @@ def solution_lines() -> set[str]:
     return solved - given
 
 
+def words(outputs: list) -> str:
+    """All text in a cell's outputs."""
+    parts = [
+        [output.get("text", ""), *output.get("data", {}).values(), *output.get("traceback", [])] for output in outputs
+    ]
+    return "\n".join(str(part) for part in sum(parts, []))
+
+
 def test_nothing_leaks(handed_out):
     files = [path for path in handed_out.rglob("*") if path.is_file()]
     texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in files if path.suffix != ".ipynb"}
     for path in handed_out.rglob("*.ipynb"):
         cells = nbformat.read(path, as_version=4).cells
-        assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
-        texts[path] = "\n".join(cell.source for cell in cells)
+        assert not [cell for cell in cells if cell.get("execution_count")]
+        texts[path] = "\n".join(f"{cell.source}\n{words(cell.get('outputs', []))}" for cell in cells)
     secret = solution_lines()
     assert len(secret) > 400
     leaks = {
@@ -120,10 +141,72 @@ def test_nothing_leaks(handed_out):
     markers = ("BEGIN SOLUTION", "END SOLUTION", "HIDDEN TESTS")
     tools = handed_out / "course"
     assert not [path for path, text in texts.items() if path.parent != tools and any(word in text for word in markers)]
-    modules = {path.stem for path in (handed_out / "minillama").iterdir()}
+    modules = {path.stem for path in (handed_out / "minillama").iterdir() if path.name != ARCHIVE}
     assert modules <= HAND_WRITTEN and not modules & {chapter.module for chapter in CHAPTERS.values()}
+    with zipfile.ZipFile(handed_out / "minillama" / ARCHIVE) as archive:  # the only place where solutions are
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            f"{chapter.module}.py": (ROOT / f"minillama/{chapter.module}.py").read_bytes()
+            for chapter in CHAPTERS.values()
+        }
     assert not {"assign.py", "grade.py", "mutations.py"} & {path.name for path in files}
     assert not [path for path in files if "__pycache__" in path.parts or path.stat().st_size > 2_000_000]
+
+
+def test_without_finished_modules_no_file_holds_a_solution(withheld):
+    files = {path: path.read_text(encoding="utf-8", errors="replace") for path in withheld.rglob("*.py")}
+    assert not (withheld / "minillama" / ARCHIVE).exists()
+    assert {f"{chapter.module}.py" for chapter in CHAPTERS.values()} <= {path.name for path in files}
+    secret = solution_lines()
+    assert not [path.name for path, text in files.items() if secret & set(map(str.strip, text.split("\n")))]
+
+
+def test_outputs_show_what_to_expect_and_answer_nothing(handed_out):
+    kept = 0
+    for name, chapter in CHAPTERS.items():
+        theirs = {c.id: c for c in nbformat.read(handed_out / "notebooks" / name, as_version=4).cells}
+        ours = {c.id: c for c in nbformat.read(chapter.path, as_version=4).cells}
+        for cell in chapter.cells:
+            left, said = theirs[cell.id].outputs, words(theirs[cell.id].outputs)
+            kept += bool(left)
+            if cell.id not in chapter.waiting | set(chapter.solutions):
+                assert words(ours[cell.id].outputs) == said
+            elif cell.exercise or cell.id in chapter.solutions:
+                assert left == [], f"{name}, cell {cell.id} shows what an exercise asks for"
+            else:
+                assert "right" not in said.split("\n"), f"{name}, cell {cell.id}"
+                figures = [output for output in ours[cell.id].outputs if "image/png" in output.get("data", {})]
+                assert figures == [output for output in left if "image/png" in output.get("data", {})]
+        assigned = nbformat.read(handed_out / "course/assigned" / name, as_version=4).cells
+        assert not [cell for cell in assigned if cell.get("outputs")]
+    assert kept > 600
+
+
+def answers(task) -> set[str]:
+    """The numbers that an exercise asks for (`answer = ...`), as outputs print them, if they have three digits."""
+    stubs, values = "\n".join(blank(task.chapter, id) for id in task.solutions), []
+    if names := re.findall(r"^(\w+) = \.\.\.$", stubs, re.MULTILINE):
+        steps = task.chapter.steps(task.solutions)
+        with undisturbed(), scene(task.chapter.path.parent) as module:
+            for place in sorted(needed(steps, [p for p, step in enumerate(steps) if step.cell in task.solutions])):
+                exec(compile(ast.Module([steps[place].node], []), task.id, "exec"), vars(module))
+        given = [getattr(module, name, None) for name in names]
+        values = [value for each in given for value in (each if isinstance(each, list | tuple) else [each])]
+    forms = ("", ",.0f", ".0f", ".1f", ".2f", ".3f", ".3g")
+    texts = {f"{value:{form}}" for value in values if type(value) in (int, float) for form in forms}
+    return {text for text in texts if len(re.sub(r"\D|e.*", "", text).strip("0")) > 2}
+
+
+def printed(numbers: set[str], path: Path) -> set[str]:
+    """Those numbers that a notebook's outputs hold."""
+    text = "\n".join(words(cell.get("outputs", [])) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
+    return {number for number in numbers if re.search(rf"(?<![\d.,]){re.escape(number)}(?!\d|[.,]\d)", text)}
+
+
+def test_no_output_holds_the_answer_to_an_exercise(handed_out):
+    asked = {name: set().union(*map(answers, chapter.tasks)) for name, chapter in CHAPTERS.items()}
+    assert sum(map(len, asked.values())) > 60
+    assert {name: found for name in asked if (found := printed(asked[name], handed_out / "notebooks" / name))} == {}
+    assert printed({"6.5625", "6.562"}, handed_out / "notebooks" / "07c_gguf.ipynb") == {"6.5625"}
 
 
 def test_the_files_that_chapters_open_are_there(handed_out):
@@ -156,8 +239,7 @@ def test_one_chapter_comes_with_all_other_modules(tmp_path, capsys):
     assert assign.main([str(tmp_path / "one"), "--only", "03"]) == 0
     assert "1 notebooks with 9 tasks" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "one" / "notebooks").glob("*.ipynb")] == ["03_rope.ipynb"]
-    modules = {path.stem for path in (tmp_path / "one" / "minillama").glob("*.py")}
-    assert "rope" not in modules and "attention" in modules
+    assert {path.stem for path in (tmp_path / "one" / "minillama").glob("*.py")} <= HAND_WRITTEN
     solve(tmp_path / "one", "03_rope.ipynb")
     done = python(tmp_path / "one", "-m", "course.check_work", "3")
     assert done.returncode == 0 and done.stdout.count("right") == 9 and "21 of  21" in done.stdout, done.stdout
@@ -230,27 +312,108 @@ def test_the_student_s_loop(mine, check):
     code, out, _ = check("02")
     assert code == 0 and "  right  `RMSNorm`" in out
     lines = check("05")[1].splitlines()
-    assert [line.split()[-6:] for line in lines if line.startswith("2. RMSNorm")] == [["1", "of", "4", "3", "of", "9"]]
-    assert len([line for line in lines if line[-1:].isdigit() and " of " in line]) == len(CHAPTERS) + 1
+    row = ["1", "of", "4", "3", "of", "9", "rmsnorm:", "yours"]
+    assert [line.split()[-8:] for line in lines if line.startswith("2. RMSNorm")] == [row]
+    assert (
+        len([line for line in lines if re.search(r"of +\d+( +\w+: (yours|finished|given))?$", line)])
+        == len(CHAPTERS) + 1
+    )
 
 
-def test_one_chapter_alone_with_a_reference_build(mine, check):
+def own_modules(folder: Path) -> set[str]:
+    """The student's modules that are in use."""
+    return {path.stem for path in (folder / "minillama").glob("*.py")} - HAND_WRITTEN
+
+
+def test_a_module_takes_the_place_of_the_finished_one_once_its_definitions_are_right(mine, check):
+    """Not half-solved, and only until it is wrong again; exercises do not count."""
+    rope = CHAPTERS["03_rope.ipynb"]
+    first, *_ = rope.definitions
+    solve(mine, rope.path.name, {id: rope.solutions[id] for id in first.solutions})
+    assert "rope: finished" in check("03")[1] and own_modules(mine) == set()
+    definitions = {id: rope.solutions[id] for task in rope.definitions for id in task.solutions}
+    solve(mine, rope.path.name, definitions)
+    assert "rope: yours" in check("03")[1] and own_modules(mine) == {"rope"}
+    assert (mine / "minillama/rope.py").read_bytes() == (ROOT / "minillama/rope.py").read_bytes()
+    last = rope.definitions[-1].solutions[-1]
+    solve(mine, rope.path.name, {last: definitions[last].replace("return ", "return 0 * ")})
+    assert "rmsnorm: finished" in check("02")[1] and own_modules(mine) == {"rope"}, "another chapter's check changes it"
+    assert "rope: finished" in check("03")[1] and own_modules(mine) == set()
+    assert check("--export")[0] == 0 and "rope" in own_modules(mine), "--export does not ask whether it is right"
+
+
+@pytest.mark.parametrize(
+    "own, words",
+    [
+        ("UNIT = 1 / 0", "the finished rmsnorm.py stays in use: yours ends in ZeroDivisionError"),
+        ("UNIT = 1", "rmsnorm: yours"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_stops_nothing(mine, check, own, words):
+    solve(mine, "02_rmsnorm.ipynb")
+    path = mine / "notebooks" / "02_rmsnorm.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(2, nbformat.v4.new_code_cell(own))
+    nbformat.write(notebook, path)
+    out = check("02")[1]
+    assert words in out and out.count("  right  ") == 4
+    assert own_modules(mine) == (set() if "finished" in words else {"rmsnorm"})
+
+
+def test_a_module_must_have_all_its_names():
+    assert check_work.importing("", CHAPTERS["02_rmsnorm.ipynb"]) == "lacks `RMSNorm`"
+
+
+ONE_PROCESS = """
+import torch
+import minillama
+from minillama.rmsnorm import RMSNorm
+from minillama import model, rope
+
+block = model.Block(minillama.LlamaConfig(8, 1, 2, 1, 4, 8, 16))
+print(isinstance(block.attention_norm, RMSNorm), RMSNorm is minillama.RMSNorm, RMSNorm.__module__)
+for module in (minillama.rmsnorm, rope):
+    print(module.__file__)
+"""
+
+
+def test_one_name_is_one_module_in_a_process(mine):
+    """The student's RMSNorm is the one that finished modules use, unless the finished ones are asked for."""
+    solve(mine, "02_rmsnorm.ipynb")
+    assert "rmsnorm: yours" in python(mine, "-m", "course.check_work", "02").stdout
+    archive = mine / "minillama" / ARCHIVE
+    for using, norm in (("", mine / "minillama"), ("finished", archive)):
+        done = python(mine, "-c", ONE_PROCESS, MINILLAMA_USING=using)
+        assert done.stdout.split() == [
+            "True",
+            "True",
+            "minillama.rmsnorm",
+            str(norm / "rmsnorm.py"),
+            str(archive / "rope.py"),
+        ]
+
+
+def test_one_chapter_alone_with_a_reference_build(withheld, tmp_path):
     """Attention, in a package whose other modules are stubs: only the reference's make it run."""
+    mine = Path(shutil.copytree(withheld, tmp_path / "mine"))
     solve(mine, "04_attention.ipynb")
     done = python(mine, "-m", "course.check_work", "04")
     assert "still missing" in done.stdout and done.returncode == 0
     done = python(mine, "-m", "course.check_work", "04", "--using", "reference", MINILLAMA_REFERENCE=str(ROOT))
-    assert done.stdout.count("right") == len(CHAPTERS["04_attention.ipynb"].tasks) and "WRONG" not in done.stdout
-    code, _, err = check("04", "--using", "reference", "--reference", "nowhere")
-    assert code == 2 and err.count("\n") == 1 and "no finished build (nowhere)" in err
+    assert done.stdout.count("  right  ") == len(CHAPTERS["04_attention.ipynb"].tasks) and "WRONG" not in done.stdout
+    assert "attention: yours" in done.stdout and "rmsnorm: yours, not finished" in done.stdout
+    done = python(mine, "-m", "course.check_work", "04", "--using", "reference", "--reference", "nowhere")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no finished build (nowhere)" in done.stderr
 
 
 def test_a_chapter_that_cannot_be_exported_does_not_stop_the_others(mine, check):
     solve(mine, "02_rmsnorm.ipynb")
     solve(mine, "03_rope.ipynb", dict.fromkeys(CHAPTERS["03_rope.ipynb"].solutions, "#| export\ndef f(:"))
     code, out, _ = check("02", "03")
-    assert code == 0 and "not exported: 03_rope.ipynb, cell" in out
+    assert code == 0 and own_modules(mine) == {"rmsnorm"}
     assert out.count("right  ") == 4 and "line 2: invalid syntax" in out
+    code, out, _ = check("--export")
+    assert code == 0 and "not exported: 03_rope.ipynb, cell" in out and "attention" in own_modules(mine)
 
 
 @pytest.mark.parametrize(

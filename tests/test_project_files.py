@@ -98,7 +98,7 @@ def test_ci_runs_make_test():
 def test_contributing_shows_the_commands_that_make_runs():
     line = next(line.strip() for line in read("Makefile").splitlines() if "--nbval " in line)
     assert line.replace("$(BIN)", ".venv/bin").partition(" notebooks")[0] in read("CONTRIBUTING.md")
-    texts = read("CONTRIBUTING.md") + read("README.md") + read("course/README.md").replace("make check", "")
+    texts = (read("CONTRIBUTING.md") + read("README.md") + read("course/README.md")).replace("make check", "")
     for target in re.findall(r"(?:`|^    )make ([a-z-]+)", texts, re.M):
         assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE), f"make {target} does not exist"
 
