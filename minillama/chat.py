@@ -93,6 +93,8 @@ def chat_format(tokenizer: Tokenizer, template: str | None = None, bos_id: int |
 
 def format_name(tokenizer: Tokenizer, template: str) -> str:
     """The format whose marks the template shows or, without one, the vocabulary; ValueError if that is not just one."""
+    if len(template) > 100_000:
+        raise ValueError(f"its chat template has {len(template):,} characters, at most 100,000 are read")
     specials, where = tokenizer.specials, "its chat template" if template else "its vocabulary"
     shown = [name for name in MARKS if MARKS[name][0] in (template or specials)]
     if len(shown) == 2 and not template:  # the token at which it stops may tell
@@ -102,7 +104,7 @@ def format_name(tokenizer: Tokenizer, template: str) -> str:
     if not shown and not template:
         raise ValueError("this tokenizer has no chat tokens; use tokenizer.encode and continue plain text")
     if not shown:
-        theirs = ", ".join(dict.fromkeys(re.findall(r"<[|｜][^<>\s]{1,40}[|｜]>", template)))[:80]
+        theirs = ", ".join(dict.fromkeys(re.findall(r"<[|｜][\w▁.-]{1,40}[|｜]>", template)))[:80]
         raise ValueError(f"{where} ({theirs or 'no marks'}) is neither Llama 3's chat format nor ChatML")
     needed = [*MARKS[shown[0]], ENDS[shown[0]][0]]
     needed += ["<|begin_of_text|>"] if shown == ["llama3"] and not template else []
@@ -116,8 +118,6 @@ SET_SYSTEM = re.compile(r"""\bset\s+\w{0,40}system\w{0,40}\s*=\s*(?:'((?:[^'\\]|
 
 def default_system(name: str, template: str) -> str:
     """The system message that a template writes where none is given, "" if it has none; ValueError for several."""
-    if len(template) > 100_000:
-        raise ValueError(f"its chat template has {len(template):,} characters, at most 100,000 are read")
     opening = {"llama3": "<|start_header_id|>system<|end_header_id|>\n\n", "chatml": "<|im_start|>system\n"}[name]
     template = template.replace(r"\n", "\n")  # as in a string of the template language
     found = {single or double for single, double in SET_SYSTEM.findall(template)}
