@@ -254,10 +254,12 @@ def read_json(folder: Path, name: str) -> dict:
     return parse_json(file.text(0, file.size), name)
 
 
-def build_tokenizer(ids, specials, merges, pattern, bos, stop, whole_chunks) -> Tokenizer:
+def build_tokenizer(ids, specials, merges, pattern, bos, stop, whole_chunks, plain=None) -> Tokenizer:
     """Tokenizer.from_gpt2 for parts that came out of a file; ValueError for ids that cannot be."""
-    vocab = {token: id for token, id in ids.items() if token not in specials}
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    merged = {token for left, right in merges for token in (left, right, left + right)} if plain else set()
+    merged &= (plain or {}).keys()  # added tokens that are ordinary ones as well
+    vocab = {token: id for token, id in ids.items() if token not in specials or token in merged}
     stop = [id for id in dict.fromkeys(stop) if id is not None]
     used, control = {*vocab.values(), *specials.values()}, {bos, *stop} - {None}
     if not all(type(id) is int and id >= 0 for id in used):
@@ -265,7 +267,7 @@ def build_tokenizer(ids, specials, merges, pattern, bos, stop, whole_chunks) -> 
     if not control <= used or any(type(id) is not int for id in control) or type(whole_chunks) is not bool:
         raise ValueError(f"its control ids {bos!r} and {stop!r} are not in the vocabulary")
     eos = stop[0] if stop else None
-    return Tokenizer.from_gpt2(vocab, specials, merges, pattern, bos, eos, stop, whole_chunks)
+    return Tokenizer.from_gpt2(vocab, specials, merges, pattern, bos, eos, stop, whole_chunks, plain)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from minillama.chat import set_chat_format
 from minillama.checkpoints import (
     GGUF,
     KINDS,
@@ -228,12 +229,15 @@ def gguf_tokenizer(meta: dict) -> Tokenizer | None:
         return None
     tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     specials = {token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != 1}
+    plain = {token: False for token, kind in zip(tokens, kinds, strict=True) if kind == 4}
     ids = {token: id for id, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         raise ValueError("its tokenizer lists a token twice")
     llama_3 = pre in LLAMA_3_SPLITS
-    starts = meta.get("tokenizer.ggml.add_bos_token", llama_3)
-    bos = meta.get("tokenizer.ggml.bos_token_id") if starts else None
+    first = meta.get("tokenizer.ggml.bos_token_id")
+    bos = first if meta.get("tokenizer.ggml.add_bos_token", llama_3) else None
     stop = [meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     stop += [specials.get(name) for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
-    return build_tokenizer(ids, specials, meta["tokenizer.ggml.merges"], GGUF_SPLITS[pre], bos, stop, llama_3)
+    merges, pattern = meta["tokenizer.ggml.merges"], GGUF_SPLITS[pre]
+    tokenizer = build_tokenizer(ids, specials, merges, pattern, bos, stop, llama_3, plain)
+    return set_chat_format(tokenizer, meta.get("tokenizer.chat_template"), first)

@@ -4,20 +4,23 @@ Written by notebooks/07a_hugging_face.ipynb: edit it there.
 """
 
 import json
+import warnings
 from dataclasses import asdict
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from minillama.atomic import new_folder
-from minillama.chat import SMOLLM2_SYSTEM
+from minillama.chat import chat_format, set_chat_format
 from minillama.checkpoints import (
     HUGGING_FACE,
     SIZES,
     Checkpoint,
     CheckpointError,
+    RawFile,
     StoredTensor,
     build_tokenizer,
     inside,
@@ -151,27 +154,74 @@ def split_pattern(file: dict) -> str:
 
 
 def hugging_face_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a folder: Meta's tokenizer.model if present, else tokenizer.json, else None."""
-    if (folder / "tokenizer.model").exists():
-        with reading("tokenizer.model"):
-            return Tokenizer.from_file(inside(folder, "tokenizer.model"))
-    if not (folder / "tokenizer.json").exists():
+    """The tokenizer of a folder: tokenizer.json's, else Meta's tokenizer.model; None without one that is known."""
+    names = [name for name in ("generation_config.json", "config.json") if (folder / name).exists()]
+    stop = [read_json(folder, name).get("eos_token_id") for name in names]
+    stop = [id for ids in stop for id in (ids if isinstance(ids, list) else [ids]) if id is not None]
+    name = next((name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).exists()), None)
+    with reading(str(name)):
+        tokenizer = None
+        if name == "tokenizer.json":
+            tokenizer = tokenizer_of(read_json(folder, name), stop)
+        elif name:
+            file = RawFile(inside(folder, name))
+            if not file.text(0, file.size).startswith(b"\n"):  # SentencePiece begins so, and base64 never does
+                tokenizer = Tokenizer.from_file(file.path)
+                tokenizer.stop_ids |= {id for id in stop if id in tokenizer.token_bytes}
+    if tokenizer is None:
+        if name:
+            warnings.warn(f"its {name} is of Llama 2's kind, which is not known here: it takes ids only", stacklevel=2)
         return None
-    file = read_json(folder, "tokenizer.json")
-    with reading("tokenizer.json"):
-        model, pattern = file["model"], split_pattern(file)
-        specials = {token["content"]: token["id"] for token in file["added_tokens"]}
-        names = [name for name in ("generation_config.json", "config.json") if (folder / name).exists()]
-        configs = [read_json(folder, name) for name in names]
-        stop = [config.get("eos_token_id") for config in configs]
-        stop = [id for ids in stop for id in (ids if isinstance(ids, list) else [ids])]
-        bos = [id for config in configs if (id := config.get("bos_token_id")) is not None]
-        if "TemplateProcessing" not in str(file.get("post_processor")):  # the files name a first token and never add it
-            bos = []
-        whole_chunks = model.get("ignore_merges", False)
-        return build_tokenizer(
-            model["vocab"], specials, model["merges"], pattern, bos[0] if bos else None, stop, whole_chunks
-        )
+    settings = read_json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    with reading("the chat template"):
+        bos = settings.get("bos_token")
+        bos = bos.get("content") if isinstance(bos, dict) else bos
+        bos_id = tokenizer.bos_id if bos is None else tokenizer.specials.get(bos)
+        return set_chat_format(tokenizer, chat_template(folder, settings), bos_id)
+
+
+def tokenizer_of(file: dict, stop: list) -> Tokenizer | None:
+    """The tokenizer that tokenizer.json describes; None for one of SentencePiece's kind."""
+    model, added = file["model"], file["added_tokens"]
+    if model.get("byte_fallback") is True or model.get("type", "BPE") != "BPE":
+        return None
+    plain = {token["content"]: token.get("normalized") is True for token in added if token.get("special") is False}
+    for token in added:
+        wants = [key for key in ("lstrip", "rstrip", "single_word") if token["content"] in plain and token.get(key)]
+        if wants:
+            raise ValueError(f"its added token {token['content']!r} asks for {wants[0]}, which is not done here")
+    first = first_ids(file.get("post_processor"))
+    if len(first) > 1:
+        raise ValueError(f"it puts {len(first)} tokens before a text; more than one is not done here")
+    return build_tokenizer(
+        model["vocab"], {token["content"]: token["id"] for token in added}, model["merges"], split_pattern(file),
+        first[0] if first else None, stop, model.get("ignore_merges", False), plain,
+    )  # fmt: skip
+
+
+def first_ids(post_processor: dict | None) -> list[int]:
+    """The ids that a post-processor puts before a text; ValueError for one of an unknown kind."""
+    kind = post_processor["type"] if post_processor else "ByteLevel"
+    if kind == "Sequence":
+        return [id for each in reversed(post_processor["processors"]) for id in first_ids(each)]
+    if kind == "TemplateProcessing":
+        first = list(takewhile(lambda part: "SpecialToken" in part, post_processor["single"]))
+        return [id for part in first for id in post_processor["special_tokens"][part["SpecialToken"]["id"]]["ids"]]
+    if kind != "ByteLevel":
+        raise ValueError(f"its post-processor is of an unknown kind, {kind!r}")
+    return []
+
+
+def chat_template(folder: Path, settings: dict) -> str | None:
+    """The text of the default chat template, as transformers finds it; it is never run."""
+    if (folder / "chat_template.jinja").exists():
+        file = RawFile(inside(folder, "chat_template.jinja"))
+        return file.text(0, file.size).decode("utf-8")
+    given = settings.get("chat_template")
+    if isinstance(given, list):
+        named = {each["name"]: each["template"] for each in given}
+        return named.get("default", next(iter(named.values()), None))
+    return given
 
 
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -262,14 +312,13 @@ def merges_of(tokenizer: Tokenizer) -> list[tuple[bytes, bytes]]:
     return [(left, right) for left, right in cuts if left in vocab and right in vocab]
 
 
-CHAT_TEMPLATES = {  # by a special token of the format; plain messages only
-    "<|start_header_id|>": "{{ '<|begin_of_text|>' }}{% for message in messages %}"
+CHAT_TEMPLATES = {  # for a tokenizer that came without one; plain messages only
+    "llama3": "{{ '<|begin_of_text|>' }}{% for message in messages %}"
     "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% endif %}"
     "{{ '<|start_header_id|>' + ('ipython' if message.role == 'tool' else message.role) + '<|end_header_id|>' }}"
     "{{ '\\n\\n' + message.content + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
-    "<|im_start|>": "{% if not messages or messages[0].role != 'system' %}"
-    "{{ '<|im_start|>system\\n" + SMOLLM2_SYSTEM + "<|im_end|>\\n' }}{% endif %}{% for message in messages %}"
+    "chatml": "{% for message in messages %}"
     "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% endif %}"
     "{{ '<|im_start|>' + ('tool' if message.role == 'ipython' else message.role) + '\\n' }}"
     "{{ message.content + '<|im_end|>\\n' }}{% endfor %}"
@@ -286,8 +335,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict:
     vocab, specials = {spelled[token]: id for token, id in tokenizer.vocab.items()}, tokenizer.specials
     if sorted(specials.values()) != list(range(len(vocab), len(vocab) + len(specials))):
         vocab |= specials  # or the library would number them anew, behind the vocabulary
-    added = [{"id": id, "content": name, "special": True} for name, id in specials.items()]
-    added = [token | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) for token in added]
+    plain = tokenizer.plain
+    added = [{"id": id, "content": name, "normalized": plain.get(name, False)} for name, id in specials.items()]
+    added = [token | {"special": token["content"] not in plain} for token in added]
+    added = [token | dict.fromkeys(("single_word", "lstrip", "rstrip"), False) for token in added]
     model = {"type": "BPE", "ignore_merges": tokenizer.whole_chunks, "vocab": vocab}
     model["merges"] = [[spelled[left], spelled[right]] for left, right in merges_of(tokenizer)]
     return {
@@ -309,13 +360,15 @@ def first_token(tokenizer: Tokenizer) -> dict | None:
 
 
 def tokenizer_config_json(tokenizer: Tokenizer, max_seq_len: int) -> dict:
-    """What transformers wants to know beside tokenizer.json, and the chat template of a format that we know."""
+    """What transformers wants to know beside tokenizer.json, and the chat template, its own or one of ours."""
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_seq_len}
     config |= {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
     names = {id: name for name, id in tokenizer.specials.items()}
-    config |= {"bos_token": names.get(tokenizer.bos_id), "eos_token": names.get(tokenizer.eos_id)}
-    template = [text for name, text in CHAT_TEMPLATES.items() if name in tokenizer.specials]
-    return config | ({"chat_template": template[0]} if template else {})
+    layout = tokenizer.chat_format or chat_format(tokenizer)
+    first = layout.first[0] if layout.first else tokenizer.bos_id  # what a template calls bos_token
+    config |= {"bos_token": names.get(first), "eos_token": names.get(tokenizer.eos_id)}
+    template = layout.template or CHAT_TEMPLATES.get(layout.name)
+    return config | ({"chat_template": template} if template else {})
 
 
 def save_hugging_face(

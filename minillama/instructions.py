@@ -5,7 +5,7 @@ Written by notebooks/14a_instructions.ipynb: edit it there.
 
 import torch
 
-from minillama.chat import encode_dialog, role_of
+from minillama.chat import MARKS, encode_dialog, format_of, role_of, turn_ends
 from minillama.finetuning import lora_layers
 from minillama.model import Llama
 from minillama.runs import fingerprint
@@ -59,12 +59,9 @@ def answers(tokenizer: Tokenizer, messages: list[dict]) -> tuple[list[int], list
     An answer begins where the assistant's header ends, with which `encode_dialog` asks for one. What follows the last
     answer is left out. ValueError if an answer begins with white space that melts into the header.
     """
-    starts, ends = (
-        {tokenizer.specials[name] for name in names if name in tokenizer.specials}
-        for names in (("<|start_header_id|>", "<|im_start|>"), ("<|eot_id|>", "<|eom_id|>", "<|im_end|>"))
-    )
-    ids = encode_dialog(tokenizer, messages)
-    place = max(i for i, id in enumerate(ids) if id in starts)
+    ids, ends = encode_dialog(tokenizer, messages), turn_ends(tokenizer)
+    start = tokenizer.specials[MARKS[format_of(tokenizer).name][0]]
+    place = max(i for i, id in enumerate(ids) if id == start)
     header, ids = ids[place:], ids[:place]
     wrote, writing, last = [], False, 0
     for i, id in enumerate(ids):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minillama.chat import encode_dialog
+from minillama.chat import encode_dialog, turn_ends
 from minillama.finetuning import lora_layers, plain, without_lora
 from minillama.instructions import Asked, check_messages
 from minillama.jsonl import read_jsonl
@@ -93,7 +93,7 @@ def encode_pair(tokenizer: Tokenizer, value: dict) -> tuple[list[int], list[int]
         prompt, end = tokenizer.encode(value["prompt"], bos=tokenizer.bos_id is not None), tokenizer.eos_id
     else:
         prompt = encode_dialog(tokenizer, value["prompt"])
-        end = tokenizer.specials.get("<|eot_id|>", tokenizer.specials.get("<|im_end|>"))
+        end = turn_ends(tokenizer)[0]
     if end is None:
         raise ValueError("this tokenizer has no token that ends an answer")
     return prompt, [*tokenizer.encode(value["chosen"]), end], [*tokenizer.encode(value["rejected"]), end]

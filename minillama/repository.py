@@ -10,10 +10,13 @@ from minillama.hugging_face import hugging_face_config
 
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-WANTED = dict(allow_patterns=["model*.safetensors", "*.json", "tokenizer.model"], ignore_patterns=["*/*"])
+WANTED = dict(
+    allow_patterns=["model*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"], ignore_patterns=["*/*"]
+)
 
 HELP = """A pinned name comes from the package index and is checked against its sha256. ORG/NAME is a repository
-of Hugging Face and comes through huggingface_hub: safetensors, JSON files, tokenizer.model, never a pickle.
+of Hugging Face and comes through huggingface_hub: safetensors, JSON files, tokenizer.model and the text of a chat
+template, never a pickle.
 It lands in the cache that all of Hugging Face's programs share ($HF_HOME); a try that was interrupted goes on
 with the files that are missing. For a gated or private repository, log in once with `hf auth login`, or set
 $HF_TOKEN. Afterwards ORG/NAME stands for the model everywhere: minillama generate --model ORG/NAME

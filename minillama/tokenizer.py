@@ -114,7 +114,8 @@ def cut_long(text: str, length: int = 400_000, run: int = 25_000):
 class Tokenizer:
     """Byte-level BPE: text <-> ids.
 
-    vocab: token bytes -> id. specials: control token name -> id; text never becomes one of these unless allowed.
+    vocab: token bytes -> id. specials: added token's name -> id; text never becomes one of these unless allowed.
+    plain: those of them that belong to text and always are found in it, name -> found only in what the others leave.
     merges: pair -> rank where the file lists merges; without it, as in Meta's files, a pair's rank is the id of
     the joined token. whole_chunks: a chunk that is itself a token is taken without merging. A byte that is no
     token is left out, before merging, as Hugging Face's tokenizers do (SmolLM2 lacks 21 of the 256).
@@ -122,15 +123,17 @@ class Tokenizer:
 
     def __init__(
         self, vocab, specials, pattern=LLAMA3_PATTERN, merges=None, whole_chunks=True,
-        bos_id=None, eos_id=None, stop_ids=(),
+        bos_id=None, eos_id=None, stop_ids=(), plain=None,
     ):  # fmt: skip
         self.vocab, self.specials, self.merges, self.whole_chunks = vocab, specials, merges, whole_chunks
-        self.engine = "python"
+        self.engine, self.plain = "python", plain or {}
+        self.chat_format = None  # chapter 10: how a conversation is written, where a file says so
         self.pattern = regex.compile(pattern)
         self.bos_id, self.eos_id, self.stop_ids = bos_id, eos_id, frozenset(stop_ids)
         self.token_bytes = {id: token for token, id in vocab.items()}
         self.token_bytes |= {id: name.encode() for name, id in specials.items()}
-        if len(self.token_bytes) != len(vocab) + len(specials):
+        both = sum(vocab.get(name.encode()) == specials[name] for name in self.plain)  # a token that merges make, too
+        if len(self.token_bytes) != len(vocab) + len(specials) - both:
             raise ValueError("two tokens of the vocabulary have the same id")
         self.vocab_size = max(self.token_bytes, default=-1) + 1
         self.encode_chunk = lru_cache(maxsize=65_536)(self._encode_chunk)
@@ -167,7 +170,7 @@ class Tokenizer:
 
     @classmethod
     def from_gpt2(
-        cls, vocab, specials, merges, pattern, bos_id=None, eos_id=None, stop_ids=None, whole_chunks=False
+        cls, vocab, specials, merges, pattern, bos_id=None, eos_id=None, stop_ids=None, whole_chunks=False, plain=None
     ) -> "Tokenizer":
         """A vocabulary spelled as GPT-2 spells bytes (Hugging Face files, GGUF): "Ġthe" is b" the".
 
@@ -180,14 +183,14 @@ class Tokenizer:
             ranks = {(spelled[a], spelled[b]): rank for rank, (a, b) in enumerate(merges)}
         except (KeyError, ValueError) as error:
             raise ValueError(f"the vocabulary is not spelled in GPT-2's bytes: {error}") from None
-        plain = {spelled[token]: id for token, id in vocab.items()}
-        if lost := next((a + b for a, b in ranks if a + b not in plain), None):
+        ids = {spelled[token]: id for token, id in vocab.items()}
+        if lost := next((a + b for a, b in ranks if a + b not in ids), None):
             raise ValueError(f"the merges make a token {lost!r} that the vocabulary does not have")
         stop_ids = [eos_id] if stop_ids is None and eos_id is not None else stop_ids or ()
-        return cls(plain, specials, pattern, ranks, whole_chunks, bos_id, eos_id, stop_ids)
+        return cls(ids, specials, pattern, ranks, whole_chunks, bos_id, eos_id, stop_ids, plain)
 
     def encode(self, text: str, bos=False, eos=False, allowed_special=()) -> list[int]:
-        """Ids of `text`. Names of special tokens in it are plain text unless listed in allowed_special (or "all").
+        """Ids of `text`. Names of control tokens in it are plain text unless listed in allowed_special (or "all").
 
         TypeError if it is no str; ValueError for half a surrogate pair, or an unknown name in allowed_special.
         """
@@ -202,18 +205,24 @@ class Tokenizer:
         allowed = set(self.specials if allowed_special == "all" else allowed_special)
         if unknown := allowed - set(self.specials):
             raise ValueError(f'{min(unknown)!r} is no special token; allowed_special takes a list of names, or "all"')
-        names = "|".join(regex.escape(name) for name in sorted(allowed, key=len, reverse=True))
+        late = {name for name, last in self.plain.items() if last}
+        parts = cut_long(text) if self.merges is None else [text]
+        for names in ((allowed | self.plain.keys()) - late, late):
+            parts = self.find(names, parts) if names else parts
         ids = [self.bos_id] if bos else []
-        for piece in cut_long(text) if self.merges is None else [text]:
-            for i, part in enumerate(regex.split(f"({names})", piece) if names else [piece]):
-                if i % 2:  # split with a group: every second part is a name
-                    ids.append(self.specials[part])
-                else:
-                    ids += self.encode_plain(part)
+        for part in parts:
+            ids += self.encode_plain(part) if isinstance(part, str) else [part]
         return ids + [self.eos_id] if eos else ids
 
+    def find(self, names: set[str], parts):
+        """Yield the parts, texts and ids, with the id of each of the names that a text holds; the longest name wins."""
+        pattern = name_pattern(frozenset(names))
+        for part in parts:
+            pieces = pattern.split(part) if isinstance(part, str) else [part]
+            yield from (self.specials[piece] if i % 2 else piece for i, piece in enumerate(pieces))  # text, name, text
+
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of text without control tokens."""
+        """Ids of text in which no added token is looked for."""
         if self.engine == "tiktoken":
             return self.tiktoken.encode_ordinary(text)
         return list(chain.from_iterable(map(self.encode_chunk, self.pattern.findall(text))))
@@ -252,6 +261,12 @@ class Tokenizer:
         if (token := self.token_bytes.get(operator.index(id))) is None:
             raise ValueError(f"id {id} is outside the vocabulary of {self.vocab_size}")
         return token
+
+
+@lru_cache
+def name_pattern(names: frozenset[str]) -> regex.Pattern:
+    """Finds each of the names, as a group; of two that begin at one place, the longer."""
+    return regex.compile(r"(\L<names>)", names=[name for name in names if name])
 
 
 def llama3_special_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -155,6 +156,15 @@ def test_a_tokenizer_without_chat_tokens():
         chat.encode_dialog(Tokenizer({bytes([byte]): byte for byte in range(256)}, {}), [])
 
 
+def test_a_control_token_that_is_not_there_is_a_mistake_of_the_conversation():
+    """Llama 3, before 3.1, had neither eom nor the tag of its calls."""
+    names = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    old = Tokenizer({bytes([byte]): byte for byte in range(256)}, {name: 256 + i for i, name in enumerate(names)})
+    for more in ({"end": "eom"}, {"tag": True}):
+        with pytest.raises(ValueError, match="needs '<.(eom_id|python_tag).>', which this tokenizer does not have"):
+            chat.encode_dialog(old, [{"role": "assistant", "content": "x"} | more])
+
+
 # Calls.
 
 json_values = st.recursive(
@@ -301,6 +311,32 @@ def test_what_was_read_is_written_back_as_it_came(toy, text):
 def test_chatml_replies(ours_or_toy_chatml):
     message = chat.parse_assistant(ours_or_toy_chatml, ids_of(ours_or_toy_chatml, "Hi<|im_end|>\n"))
     assert (message["content"], message["end"]) == ("Hi", "eot")
+
+
+def test_every_id_at_which_an_answer_stops_ends_its_message():
+    """A base model's end, which its configs name, is no part of what was said."""
+    names = {"<|im_start|>": 256, "<|im_end|>": 257, "<|endoftext|>": 258}
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, names, stop_ids=[258])
+    for end in (257, 258):
+        message = chat.parse_assistant(tokenizer, [*b"Hi", end, *b"x"])
+        assert (message["content"], message["end"]) == ("Hi", "eot")
+
+
+def test_a_long_template_takes_no_long_time():
+    """Repetitions that an expression could try in many ways."""
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {"<|im_start|>": 256, "<|im_end|>": 257})
+    for part in (
+        "<|im_start|>system\n",
+        "set system",
+        "system",
+        "set system = '",
+        "\\",
+        "<|",
+        "'<|im_start|>system\n\\'",
+    ):
+        start = time.process_time()
+        chat.chat_format(tokenizer, "<|im_start|>" + part * (99_000 // len(part)))
+        assert time.process_time() - start < 1, part
 
 
 @pytest.fixture

@@ -54,6 +54,10 @@ def models(tmp_path_factory) -> Path:
     write_model(root / "chat")
     write_model(root / "llama", LLAMA3)
     write_model(root / "plain", ["<end>"])
+    write_model(root / "r1", ["<s>", *LLAMA3[1:4], "<｜User｜>", "<｜Assistant｜>"])
+    (root / "r1" / "chat_template.jinja").write_text(
+        "{{ bos_token + '<｜User｜>' + messages[0].content }}", encoding="utf-8"
+    )
     write_model(root / "silent", tokenizer=False)
     (root / "empty").mkdir()
     (root / "hollow").mkdir()
@@ -125,6 +129,7 @@ MISTAKES = {  # arguments, model, words of the message
     "not a gguf": (["x"], "text.gguf", "not a GGUF file"),
     "no tokenizer": (["x"], "silent", "has no tokenizer"),
     "not for chat": (["x"], "plain", "add --raw"),
+    "for another chat": (["x"], "r1", "(<｜User｜>) is neither Llama 3's chat format nor ChatML); add --raw"),
     "prompt too long": (["x" * 400], "chat", "exceed the context of 300"),
     "answer too long": (["--max-new-tokens=1000", "x"], "chat", "exceed the context of 300"),
 }
@@ -335,13 +340,15 @@ def test_tools_want_a_model_that_knows_them(talk):
 
 
 def test_a_chat_that_grows_too_long_loses_its_oldest_turns_and_says_so(talk):
-    code, _, err, seen = talk("a" * 60, "b" * 60, "c" * 400, "d")
+    code, _, err, seen = talk("a" * 130, "b" * 130, "c" * 400, "d")
     assert code == 0 and "[dropped the 2 oldest messages, from 'aaaa" in err and "holds 300 tokens" in err
     assert "the system prompt and the last turn take" in err  # the message of 400 is refused, and is not kept
     assert seen[-1][-1] == ("user", "d") and not any("c" * 400 in text for _, text in seen[-1])
 
 
-@pytest.mark.parametrize("model, words", [("plain", "was not made for chat"), ("silent", "was not made for chat")])
+@pytest.mark.parametrize(
+    "model, words", [("plain", "was not made for chat"), ("silent", "was not made for chat"), ("r1", "(<｜User｜>)")]
+)
 def test_a_model_that_cannot_chat(talk, model, words):
     code, out, err, _ = talk("x", model=model)
     assert (code, out) == (2, "") and err.count("\n") == 1 and words in err

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import gguf
+import jinja2
 import numpy as np
 import pytest
 import tokenizers
@@ -16,6 +17,7 @@ from helpers import PLAIN, SCALED, random_ids, refused, tiny_hugging_face
 from tiktoken.load import load_tiktoken_bpe
 
 from minillama import Llama, LlamaConfig, RopeScaling, Tokenizer, checkpoints
+from minillama.chat import encode_dialog
 from minillama.checkpoints import GGUF, HUGGING_FACE, KINDS, CheckpointError
 from minillama.gguf import open_gguf
 from minillama.hub import load
@@ -254,6 +256,62 @@ def test_end_tokens_by_key(tmp_path, bpe):
     assert open_tokenizer(tmp_path / "t.gguf", keys).bos_id == 6
 
 
+def test_user_defined_tokens_belong_to_text(tmp_path, bpe):
+    """Type 4, as the converter writes for added tokens that are not special; and types 3 and 5, which are not."""
+    theirs, tokens, merges = bpe
+    names = ["<think>", "[ECHR-5A]", "<|other|>", "[PAD1]"]
+    keys = tokenizer_keys(tokens, merges, "llama-bpe", names)
+    keys["tokenizer.ggml.token_type"] = (T.ARRAY, [1] * len(tokens) + [4, 4, 3, 5])
+    ours = open_tokenizer(tmp_path / "t.gguf", keys)
+    again = tokenizers.Tokenizer.from_str(theirs.to_str())
+    again.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in names[:2]])
+    text = "the [ECHR-5A]<think> light<|other|>[PAD1]"
+    assert ours.encode(text) == again.encode(text).ids and ours.decode(ours.encode(text)) == text
+    assert {*range(len(tokens), len(tokens) + 2)} < {*ours.encode(text)}
+
+
+CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+SYSTEM = """{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"""
+
+
+@pytest.mark.parametrize("before", ["", "{{ bos_token }}", SYSTEM], ids=["plain", "BOS", "system"])
+@pytest.mark.parametrize("kind", [3, 4], ids=["control", "user-defined"])
+def test_the_chat_template_of_the_file(tmp_path, bpe, before, kind):
+    """ChatML on Llama 3's vocabulary, as Hermes; jinja2 runs the template and we do not.
+
+    Some files give the marks type 4; whether text may open a turn is not for a file to decide.
+    """
+    _, tokens, merges = bpe
+    names = [
+        "<|begin_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
+    more = dict(bos_token_id=(T.UINT32, len(tokens)), add_bos_token=(T.BOOL, False))
+    keys = tokenizer_keys(tokens, merges, "llama-bpe", names, **more)
+    keys["tokenizer.ggml.token_type"] = (T.ARRAY, [1] * len(tokens) + [3] * 4 + [kind] * 2)
+    ours = open_tokenizer(tmp_path / "t.gguf", keys | {"tokenizer.chat_template": (T.STRING, before + CHATML)})
+    messages = [{"role": role, "content": f"light {role}"} for role in ("user", "assistant", "user")]
+    template = jinja2.Template(before + CHATML, keep_trailing_newline=True)
+    text = template.render(messages=messages, bos_token=names[0], add_generation_prompt=True)
+    assert encode_dialog(ours, messages) == ours.encode(text, allowed_special="all")
+    assert ours.bos_id is None and ours.specials["<|im_end|>"] in ours.stop_ids
+    assert not {ours.specials[name] for name in names} & {*ours.encode("".join(names))}
+
+
+@pytest.mark.parametrize("template, why", [(None, "marks of Llama 3's"), ("{{ '<|user|>' }}", "<.user.>.*neither")])
+def test_a_chat_format_that_is_not_known(tmp_path, bpe, template, why):
+    _, tokens, merges = bpe
+    keys = tokenizer_keys(tokens, merges, "llama-bpe", ["<|start_header_id|>", "<|im_start|>"])
+    keys |= {"tokenizer.chat_template": (T.STRING, template)} if template else {}
+    with pytest.raises(ValueError, match=why):
+        encode_dialog(open_tokenizer(tmp_path / "t.gguf", keys), [])
+
+
 UNREAD = {
     "sentencepiece, as in Llama 2": {"tokenizer.ggml.model": (T.STRING, "llama"), "tokenizer.ggml.pre": None},
     "another way of cutting": {"tokenizer.ggml.pre": (T.STRING, "qwen2")},
@@ -415,6 +473,7 @@ TOKENIZERS = {  # changes to a good one
     "an end that is a list": ({"eos_token_id": (T.ARRAY, [6])}, ""),
     "an end that is true": ({"eos_token_id": (T.BOOL, True)}, "control ids"),
     "a beginning outside": ({"bos_token_id": (T.UINT32, 2**31), "add_bos_token": (T.BOOL, True)}, "control ids"),
+    "a chat template that is a number": ({"chat_template": (T.UINT32, 7)}, "chat template is no text"),
     "a beginning that is a fraction": (
         {"bos_token_id": (T.FLOAT32, 5.0), "add_bos_token": (T.BOOL, True)}, "control ids"
     ),
@@ -422,7 +481,7 @@ TOKENIZERS = {  # changes to a good one
 
 
 def tokenizer_changes(changes):
-    return BASE | {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+    return BASE | {f"tokenizer.{'' if name == 'chat_template' else 'ggml.'}{name}": v for name, v in changes.items()}
 
 
 @pytest.mark.parametrize("changes, message", TOKENIZERS.values(), ids=TOKENIZERS.keys())

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from helpers import PLAIN, SCALED, edit_json, random_ids, refused, tiny_hugging_face, tiny_pair
@@ -282,7 +283,34 @@ TOKENIZERS = {
     "merges into nothing": (lambda t: t["model"]["merges"].append(["z", "\u0100"]), "does not have"),
     "whole chunks perhaps": (lambda t: t["model"].update(ignore_merges="no"), "malformed"),
     "a special token without an id": (lambda t: t["added_tokens"][0].pop("id"), "id"),
+    "takes in spaces": (lambda t: t["added_tokens"][0].update(special=False, lstrip=True), "im_start.*lstrip"),
+    "takes in spaces behind": (lambda t: t["added_tokens"][1].update(special=False, rstrip=True), "im_end.*rstrip"),
+    "whole words": (lambda t: t["added_tokens"][0].update(special=False, single_word=True), "im_start.*single_word"),
+    "an added token that is a number": (lambda t: t["added_tokens"][0].update(special=False, content=7), ""),
+    "a first token of another kind": (lambda t: t.update(post_processor={"type": "Bert"}), "unknown kind"),
+    "a first token that is nowhere": (lambda t: t["post_processor"].update(special_tokens={}), "begin"),
+    "two first tokens": (lambda t: t["post_processor"]["single"].insert(0, *t["post_processor"]["single"][:1]), "2 t"),
+    "a first token outside": (
+        lambda t: t["post_processor"]["special_tokens"]["<|begin|>"].update(ids=[10**6]), "control ids",
+    ),
+    "post-processors without end": (lambda t: t.update(post_processor=nested(80)), "control ids|recursion|malformed"),
 }  # fmt: skip
+
+
+def nested(depth):
+    """A sequence of sequences of post-processors."""
+    return {"type": "Sequence", "processors": [nested(depth - 1)] if depth else [{"type": "Other"}]}
+
+
+SETTINGS = {  # what is wrong with tokenizer_config.json, and one with chat_template.jinja
+    "a template that is a number": (lambda c: c.update(chat_template=7), "chat template is no text"),
+    "templates without names": (lambda c: c.update(chat_template=["x"]), "chat template"),
+    "a first token that is a list": (lambda c: c.update(bos_token=["x"]), "chat template"),
+    "a named template that is none": (
+        lambda c: c.update(chat_template=[{"name": "default", "template": {}}]),
+        "no text",
+    ),
+}
 
 
 def train() -> Tokenizer:
@@ -305,6 +333,266 @@ def test_tokenizers_that_do_not_fit(tmp_path, trained, change, message):
     save_hugging_face(tiny_llama(), trained, tmp_path)
     edit_json(tmp_path / "tokenizer.json", change)
     refused(tmp_path, message)
+
+
+@pytest.mark.parametrize("change, message", SETTINGS.values(), ids=SETTINGS.keys())
+def test_settings_that_do_not_fit(tmp_path, trained, change, message):
+    save_hugging_face(tiny_llama(), trained, tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", change)
+    refused(tmp_path, message)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe<|im_start|>"])
+def test_a_chat_template_that_is_no_text(tmp_path, trained, name, content):
+    save_hugging_face(tiny_llama(), trained, tmp_path)
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path, "chat.template|tokenizer_config")
+
+
+# What people publish: added tokens, chat templates, ends, first tokens, Llama 2's tokenizer
+
+HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"]
+BEGIN, CHATML = ["<|begin_of_text|>", "<|end_of_text|>"], ["<|im_start|>", "<|im_end|>"]
+
+
+def bpe(specials=(*BEGIN, *HEADERS, *CHATML), plain=()):
+    """A small tokenizer of Hugging Face's package that cuts as Llama 3's and puts the first of its specials first."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=True))
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated")
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, byte_level])
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(["the fox, the system, the user, the assistant, the tea"] * 3, trainer)
+    bpe.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in specials])
+    bpe.add_tokens([tokenizers.AddedToken(name, special=False, normalized=True) for name in plain])
+    bpe.post_processor = first_is(bpe, specials[0])
+    return bpe
+
+
+def first_is(bpe, name, **changes):
+    """The post-processor that puts a token in front of a text."""
+    named = [(name, bpe.token_to_id(name))]
+    return tokenizers.processors.TemplateProcessing(**{"single": f"{name} $A", "special_tokens": named} | changes)
+
+
+def published(folder, bpe, config=None, **settings):
+    """(AutoTokenizer's, ours) from a folder as transformers writes it. settings: of tokenizer_config.json."""
+    sizes = dict(num_hidden_layers=1, vocab_size=bpe.get_vocab_size(), bos_token_id=None, eos_token_id=None)
+    tiny_hugging_face(**sizes | (config or {})).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, **settings).save_pretrained(folder)
+    bpe.save(str(folder / "tokenizer.json"))  # to the letter
+    return transformers.AutoTokenizer.from_pretrained(folder), load(folder)[1]
+
+
+def test_added_tokens_that_belong_to_text_come_back(tmp_path):
+    """Read, written and read again; "fox" is an ordinary token of the vocabulary as well."""
+    text, names = "the [ECHR-5A] fox<think>tea", ["[ECHR-5A]", "<think>", "fox"]
+    theirs, ours = published(tmp_path / "theirs", bpe(plain=names))
+    ids = theirs.encode(text, add_special_tokens=False)
+    assert ours.encode(text) == ids and ours.decode(ids) == text and {ours.specials[name] for name in names} < {*ids}
+    load_and_save(tmp_path / "theirs", tmp_path / "ours")
+    after, again = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours"), load(tmp_path / "ours")[1]
+    assert after.encode(text, add_special_tokens=False) == ids == again.encode(text)
+    assert after.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True) == text
+    added = [
+        json.loads((tmp_path / name / "tokenizer.json").read_text())["added_tokens"] for name in ("theirs", "ours")
+    ]
+    assert added[0] == added[1]
+
+
+def load_and_save(source, folder):
+    model, tokenizer = load(source)
+    save_hugging_face(model, tokenizer, folder)
+
+
+@pytest.mark.parametrize("name", ["<|im_start|>", "<|im_end|>", "<|end_of_text|>", "<|begin_of_text|>"])
+def test_a_control_token_never_comes_out_of_text_whatever_the_file_says(tmp_path, name):
+    """As in llama.cpp, which overrides the type of such a token: or whoever types it would speak as the system."""
+    kept = [each for each in (*BEGIN, *CHATML) if each != name]
+    words = bpe(specials=kept, plain=[name])
+    config = {"eos_token_id": words.token_to_id("<|end_of_text|>")}
+    words.post_processor = first_is(words, "<|begin_of_text|>")
+    _, ours = published(tmp_path, words, config, chat_template=LOOP)
+    assert ours.specials[name] not in ours.encode(f"a{name}b") and ours.decode(ours.encode(name)) == name
+
+
+LOOP = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'\
+ + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+LLAMA3_LOOP = """{% set loop_messages = messages %}{% for message in loop_messages %}\
+{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim %}\
+{% set content = content + '<|eot_id|>' %}\
+{% if loop.index0 == 0 %}{% set content = BEFORE + content %}{% endif %}{{ content }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+KIND = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}{% endif %}"
+TEMPLATES = {
+    "ChatML": LOOP,
+    "ChatML behind BOS": "{{ bos_token }}" + LOOP,
+    "ChatML behind BOS by name": "{{ '<|begin_of_text|>' }}" + LOOP,
+    "ChatML, escaped": LOOP.replace("\n", "\\n"),
+    "a default system message": KIND + LOOP,
+    "with quotes": KIND.replace("Be kind.", r"You\'re \"Tea\". Hot\n\nand kind.") + LOOP,
+    "in double quotes": KIND.replace("{{ '", '{{ "').replace("\\n' }}", '\\n" }}').replace("Be", "You're") + LOOP,
+    "as text": KIND.replace("{{ '", "").replace("\\n' }}", "\n").replace("\\n", "\n").replace("Be", "It's") + LOOP,
+    "in the loop": LOOP.replace("%}{{'<|im", "%}{% if loop.first and messages[0]['role'] != 'system' %}"
+        "{{ '<|im_start|>system\nYou are Tea.<|im_end|>\n' }}{% endif %}{{'<|im", 1),
+    "as a variable": "{% set system_message = 'You are a helpful assistant.' %}{% if messages[0]['role'] == 'system' %}"
+        "{% set system_message = messages[0]['content'] %}{% set messages = messages[1:] %}{% endif %}"
+        "{{ '<|im_start|>system\n' + system_message + '<|im_end|>\n' }}" + LOOP,
+    "as Qwen2.5": "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + "
+        "'<|im_end|>\\n' }}{%- else %}{{- '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}{%- endif %}"
+        "{% set messages = messages[1:] if messages[0]['role'] == 'system' else messages %}" + LOOP,
+    "Llama 3": LLAMA3_LOOP.replace("BEFORE", "bos_token"),
+    "Llama 3 without BOS": LLAMA3_LOOP.replace("BEFORE", "''"),
+    "Llama 3 with a system message": "{% if messages[0]['role'] != 'system' %}{{ '<|start_header_id|>system"
+        "<|end_header_id|>\n\nBe kind.<|eot_id|>' }}{% endif %}" + LLAMA3_LOOP.replace("BEFORE", "''"),
+}  # fmt: skip
+SAID = [
+    [{"role": "user", "content": "the fox"}],
+    [{"role": "system", "content": "brew tea"}, {"role": "user", "content": "the fox"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the tea"}, {"role": "user", "content": "b"}],
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_conversation_as_the_models_own_template_writes_it(tmp_path, template):
+    """The vocabulary has the tokens of both formats. Our reader runs nothing; transformers runs the template."""
+    theirs, ours = published(tmp_path / "theirs", bpe(), chat_template=template, bos_token="<|begin_of_text|>")
+    load_and_save(tmp_path / "theirs", tmp_path / "ours")
+    after = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    for messages in SAID:
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert chat.encode_dialog(ours, messages) == ids, (
+            ours.decode(chat.encode_dialog(ours, messages)),
+            theirs.decode(ids),
+        )
+        assert after.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == ids
+    assert after.chat_template == template
+    end = "<|eot_id|>" if "Llama 3" in str(template) or "<|eot_id|>" in template else "<|im_end|>"
+    assert ours.stop_ids >= {ours.specials[end]} and ours.eos_id == ours.specials[end]  # and no config names it
+
+
+def test_where_the_template_is_looked_for(tmp_path):
+    """As transformers: the file of its own first, then the settings; of several with names the default."""
+    several = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": KIND + LOOP}]
+    theirs, ours = published(tmp_path, bpe(), chat_template=LOOP)
+    assert (tmp_path / "chat_template.jinja").exists() and ours.chat_format.template == theirs.chat_template == LOOP
+    edit_json(tmp_path / "tokenizer_config.json", lambda c: c.update(chat_template=several))
+    assert load(tmp_path)[1].chat_format.template == LOOP
+    (tmp_path / "chat_template.jinja").unlink()
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        SAID[0], add_generation_prompt=True, return_dict=False
+    )
+    assert chat.encode_dialog(load(tmp_path)[1], SAID[0]) == ids
+    edit_json(tmp_path / "tokenizer_config.json", lambda c: c.update(chat_template=KIND + LOOP))
+    assert chat.encode_dialog(load(tmp_path)[1], SAID[0]) == ids
+
+
+R1 = "{{ bos_token }}{% for m in messages %}{{ '<｜User｜>' + m.content + '<｜Assistant｜>' }}{% endfor %}"
+UNKNOWN = {
+    "R1": (R1, "<｜User｜>, <｜Assistant｜>.*neither"),
+    "another's": ("{{ '[INST] ' + messages[0].content }}", "no marks"),
+    "both": (LOOP + LLAMA3_LOOP, "marks of Llama 3's chat format and of ChatML"),
+    "two system messages": (KIND + KIND.replace("kind", "brief") + LOOP, "several default system messages"),
+    "very long": (LOOP + "{# " + "x" * 100_000 + " #}", "at most 100,000"),
+    "none": (None, "marks of Llama 3's chat format and of ChatML"),
+}
+
+
+@pytest.mark.parametrize("template, why", UNKNOWN.values(), ids=UNKNOWN)
+def test_a_chat_that_is_not_known_is_said_to_be_so(tmp_path, template, why):
+    _, ours = published(tmp_path / "theirs", bpe(), chat_template=template, bos_token="<|begin_of_text|>")
+    with pytest.raises(ValueError, match=why) as caught:
+        chat.encode_dialog(ours, SAID[0])
+    assert "\n" not in str(caught.value) and ours.encode("the fox", bos=True)[0] == ours.specials["<|begin_of_text|>"]
+    load_and_save(tmp_path / "theirs", tmp_path / "ours")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "ours").chat_template == template
+
+
+def test_marks_that_the_vocabulary_lacks(tmp_path):
+    _, ours = published(tmp_path / "a", bpe(BEGIN), chat_template=LOOP)
+    with pytest.raises(ValueError, match="has <.im_start.>, but there is no token <.im_start.>"):
+        chat.encode_dialog(ours, SAID[0])
+    _, ours = published(tmp_path / "b", bpe(["<s>", *HEADERS]))
+    with pytest.raises(ValueError, match="there is no token <.begin_of_text.>"):
+        chat.encode_dialog(ours, SAID[0])
+    theirs, ours = published(
+        tmp_path / "c", bpe(["<s>", *HEADERS]), chat_template=TEMPLATES["Llama 3"], bos_token="<s>"
+    )
+    ids = theirs.apply_chat_template(SAID[1], add_generation_prompt=True, return_dict=False)
+    assert chat.encode_dialog(ours, SAID[1]) == ids and ids[0] == ours.specials["<s>"]
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|eot_id|>"])
+def test_without_a_template_the_end_may_tell_the_format(tmp_path, end):
+    words = bpe()
+    _, ours = published(tmp_path, words, {"eos_token_id": words.token_to_id(end)})
+    assert chat.encode_dialog(ours, SAID[0]).count(ours.specials[end]) == 1
+
+
+def test_all_ends_are_stops(tmp_path):
+    """config.json's, generation_config.json's and the end of a turn, as Llama 3 8B Instruct was published without."""
+    words = bpe([*BEGIN, *HEADERS, "<|pad|>"])
+    _, ours = published(tmp_path, words, {"eos_token_id": words.token_to_id("<|end_of_text|>")})
+    edit_json(tmp_path / "generation_config.json", lambda c: c.update(eos_token_id=[words.token_to_id("<|pad|>")]))
+    ends = {words.token_to_id(name) for name in ("<|end_of_text|>", "<|pad|>", "<|eot_id|>", "<|eom_id|>")}
+    assert load(tmp_path)[1].stop_ids == ends == ours.stop_ids | {words.token_to_id("<|pad|>")}
+
+
+FIRST = {  # bpe -> its post-processor
+    "the template": lambda bpe: bpe.post_processor,
+    "another token": lambda bpe: first_is(bpe, "<|end_of_text|>"),
+    "nothing": lambda bpe: first_is(bpe, "<|end_of_text|>", single="$A", special_tokens=[]),
+    "only an end": lambda bpe: first_is(bpe, "<|end_of_text|>", single="$A <|end_of_text|>"),
+    "bytes alone": lambda bpe: tokenizers.processors.ByteLevel(),
+    "a sequence": lambda bpe: tokenizers.processors.Sequence([tokenizers.processors.ByteLevel(), bpe.post_processor]),
+}
+
+
+@pytest.mark.parametrize("processor", FIRST.values(), ids=FIRST)
+def test_the_first_token_is_the_one_that_the_tokenizers_library_puts_there(tmp_path, processor):
+    """Whatever config.json and the settings say of it, they put nothing there."""
+    words = bpe()
+    words.post_processor = processor(words)
+    want = words.encode("the fox").ids[0]
+    for number, (config, more) in enumerate([({"bos_token_id": 1}, {}), ({}, {"add_bos_token": True})]):
+        theirs, ours = published(tmp_path / str(number), words, config, bos_token="<|begin_of_text|>", **more)
+        assert ours.encode("the fox", bos=ours.bos_id is not None)[0] == want == theirs("the fox").input_ids[0]
+
+
+@pytest.mark.parametrize("json_too", [True, False])
+def test_llama_2s_tokenizer_leaves_the_weights_usable(tmp_path, json_too):
+    """TinyLlama's folder: a SentencePiece file, and the same as a tokenizer.json that falls back on bytes."""
+    reference = tiny_hugging_face()
+    reference.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    if json_too:
+        words = tokenizers.Tokenizer(
+            tokenizers.models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>", byte_fallback=True)
+        )
+        words.normalizer = tokenizers.normalizers.Prepend("▁")
+        words.save(str(tmp_path / "tokenizer.json"))
+    with pytest.warns(UserWarning, match="^its tokenizer.* is of Llama 2's kind.*ids only$"):
+        model, tokenizer = load(tmp_path)
+    torch.testing.assert_close(model(random_ids(5)), reference(random_ids(5)).logits, atol=1e-5, rtol=0)
+    assert tokenizer is None
+
+
+@pytest.mark.weights
+def test_metas_file_in_a_hugging_face_folder(tmp_path, llama3_vocabulary):
+    """tokenizer.json, which transformers reads, goes before it; without one it is read, and the template as well."""
+    tiny_hugging_face(num_hidden_layers=1, vocab_size=128_256, hidden_size=8, eos_token_id=7).save_pretrained(tmp_path)
+    shutil.copy(llama3_vocabulary, tmp_path / "tokenizer.model")
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATES["Llama 3 with a system message"], encoding="utf-8")
+    ours = load(tmp_path)[1]
+    assert ours.stop_ids == {7, 128_001, 128_008, 128_009}
+    assert ours.decode(chat.encode_dialog(ours, SAID[0])).startswith(
+        "<|start_header_id|>system<|end_header_id|>\n\nBe kind."
+    )
+    bpe().save(str(tmp_path / "tokenizer.json"))
+    assert load(tmp_path)[1].vocab_size == bpe().get_vocab_size()
 
 
 # Writing
@@ -493,6 +781,10 @@ def test_the_chat_template_writes_what_chapter_10_does(three, messages):
 
 
 def test_the_chat_template_refuses_what_it_cannot_write(three):
+    """Ours does; a tokenizer that has come with a template of its own keeps that."""
+    if three[0].chat_format:
+        assert three[1].chat_template == three[0].chat_format.template
+        return
     call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
     with pytest.raises(Exception, match="writes no tool calls"):
         three[1].apply_chat_template([call])
@@ -602,9 +894,12 @@ def hostile(folder):
         save_file(tensors, broken(f"tensors: {name}") / "model.safetensors")
     for name, (change, _) in TOKENIZERS.items():
         edit_json(broken(f"tokenizer: {name}", folder / "ours") / "tokenizer.json", change)
+    for name, (change, _) in SETTINGS.items():
+        edit_json(broken(f"settings: {name}", folder / "ours") / "tokenizer_config.json", change)
     for name, content in LARGE.items():
         for file in ("config.json", "model.safetensors.index.json", "tokenizer.json"):
             (broken(f"{name} in {file}") / file).write_bytes(content)
+        (broken(f"{name} in the settings", folder / "ours") / "tokenizer_config.json").write_bytes(content)
     return good, paths
 
 

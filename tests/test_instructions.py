@@ -23,7 +23,7 @@ from test_cli import CHATML, LLAMA3, write_model
 import minillama
 from minillama import Tokenizer, cli, jsonl, training
 from minillama.adapters import load_adapter
-from minillama.chat import encode_dialog
+from minillama.chat import encode_dialog, set_chat_format
 from minillama.commands import finetune as command
 from minillama.finetuning import add_lora
 from minillama.instructions import Dialogs, answer_loss, answers, dialog, finetune, mean_answer_loss, pack_whole
@@ -127,6 +127,24 @@ def test_an_answer_follows_the_prompt_that_asks_for_it(form, messages):
             assert ids[: len(prompt) + len(text) + 1] == [*prompt, *text, stop]
             expected[len(prompt) : len(prompt) + len(text) + 1] = [True] * (len(text) + 1)
     assert wrote == expected and (not ids or wrote[-1])
+
+
+def test_chatml_on_llama_3s_vocabulary_with_words_of_its_own():
+    """The template says which format; an added word that belongs to text is one id, and is learned as one."""
+    names = [
+        "<|begin_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
+    added = {name: 256 + i for i, name in enumerate([*names, "<think>"])}
+    tokenizer = Tokenizer(train_bpe("", 256), added, plain={"<think>": False})
+    set_chat_format(tokenizer, "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + ...", bos_id=256)
+    ids, wrote = answers(tokenizer, [said("user", "a<think>"), said("assistant", "<think>b")])
+    assert ids == [256, 260, *b"user\na", 262, 261, 10, 260, *b"assistant\n", 262, *b"b", 261]
+    assert [id for id, mine in zip(ids, wrote, strict=True) if mine] == [262, *b"b", 261]
 
 
 @pytest.mark.weights

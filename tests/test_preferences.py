@@ -301,9 +301,13 @@ def test_bad_lines_of_a_file_are_named(tmp_path):
     assert good == [GOOD, GOOD | {"id": 7}] and len(complaints) == 2
 
 
-@pytest.mark.parametrize("form", ["llama3", "chatml"])
+@pytest.mark.parametrize("form", ["llama3", "chatml", "chatml on llama3's vocabulary"])
 def test_an_answer_follows_its_prompt_and_ends_the_turn(form):
     vocab = train_bpe("", 256)
+    if "on" in form:
+        tokenizer = Tokenizer(vocab, {"<|eot_id|>": 256, "<|im_start|>": 257, "<|im_end|>": 258})
+        assert encode_pair(tokenizer, GOOD)[1] == [*b"Hello!", 258]
+        return
     chatml = Tokenizer(vocab, {"<|im_start|>": 256, "<|im_end|>": 257}, stop_ids=[257])
     tokenizer = Tokenizer.llama3(vocab) if form == "llama3" else chatml
     prompt, chosen, rejected = encode_pair(tokenizer, GOOD)

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import regex
 import tiktoken
+import tokenizers
 import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 
 from minillama import Tokenizer
-from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, cut_long, llama3_special_names, train_bpe
+from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, cut_long, gpt2_bytes, llama3_special_names, train_bpe
 
 
 TEXTS = [
@@ -298,6 +299,47 @@ def test_streaming_invalid_utf8_never_raises(ids):
 def test_streaming_any_ids(engines, ids):
     tokenizer = engines["python"]
     assert "".join(tokenizer.decode_stream(ids)) == tokenizer.decode(ids)
+
+
+def their_bytes(plain: dict, specials=()):
+    """Hugging Face's tokenizer of bytes and one pair, with added tokens that belong to text and others; and ours."""
+    char = {byte: char for char, byte in gpt2_bytes().items()}
+    vocab = {char[byte]: byte for byte in range(256)} | {"ab": 256}
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("a", "b")]))
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    theirs.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in specials])
+    for name, late in plain.items():
+        theirs.add_tokens([tokenizers.AddedToken(name, special=False, normalized=late)])
+    added = {name: theirs.token_to_id(name) for name in [*specials, *plain]}
+    ids = {**{bytes([byte]): byte for byte in range(256)}, b"ab": 256}
+    ours = Tokenizer(ids, added, GPT2_SPLIT, {(b"a", b"b"): 0}, whole_chunks=False, plain=plain)
+    return theirs, ours
+
+
+@MANY
+@given(
+    plain=st.dictionaries(st.text("ab <>é", min_size=2, max_size=5), st.booleans(), max_size=4),
+    text=st.text("ab <>é", max_size=30),
+)
+@example(plain={"ab": True, "b<": False, "b<b": False}, text="ab<b ab<a")
+def test_added_tokens_that_belong_to_text(plain, text):
+    """Found in any text, the longest first, and those that are "normalized" only in what the others leave.
+
+    "ab" is an ordinary token as well, and keeps its id.
+    """
+    theirs, ours = their_bytes(plain)
+    ids = ours.encode(text)
+    assert ids == theirs.encode(text).ids
+    assert ours.decode(ids) == "".join(ours.decode_stream(ids)) == text
+
+
+def test_control_tokens_beside_tokens_that_belong_to_text():
+    theirs, ours = their_bytes({"<think>": False, "|>x": True}, ["<|eot|>"])
+    text = "<think>a<|eot|>x"
+    assert ours.encode(text, allowed_special="all") == theirs.encode(text).ids == [258, 97, 257, 120]
+    plain = ours.encode(text)
+    assert plain[0] == 258 and 257 not in plain and plain[-1] == 259 and ours.decode(plain) == text
 
 
 def test_special_names_at_meta_and_at_hugging_face():

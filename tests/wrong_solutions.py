@@ -587,7 +587,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             'encode(message.get("content", ""), allowed_special="all"), "eot"',
             "what a user writes is text",
         ),
-        ('ids = [control["<|begin_of_text|>"]]', "ids = []", "BOS is missing"),
+        ("ids = [*format_of(tokenizer).first]", "ids = []", "BOS is missing"),
         (', control[f"<|{end}_id|>"]]', "]", "ends with eot"),
     ],
     "chat-fit": [

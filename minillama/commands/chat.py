@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minillama import chat
 from minillama.checkpoints import CheckpointError
-from minillama.commands.options import TORCHRUN, add_model, add_sampling, load, made_for_chat, sampling
+from minillama.commands.options import TORCHRUN, add_model, add_sampling, chat_layout, load, sampling
 from minillama.generation import generate
 
 
@@ -33,9 +33,8 @@ def add(commands) -> None:
 def run(args) -> int:
     settings = sampling(args)
     model, tokenizer = load(args)
-    if not made_for_chat(tokenizer):
-        raise CheckpointError(f"{args.model} was not made for chat")
-    if args.tools and "<|python_tag|>" not in tokenizer.specials:
+    layout = chat_layout(args, tokenizer)
+    if args.tools and (layout.name != "llama3" or "<|python_tag|>" not in tokenizer.specials):
         raise CheckpointError(f"{args.model} was not trained to call tools; --tools wants Llama 3.1")
     tools = {"code_interpreter": ask_and_run} if args.tools else {}
     messages = obey(f"/system {args.system}", [], tokenizer, tools)

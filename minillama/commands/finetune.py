@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from minillama.adapters import CONFIG, WEIGHTS, save_adapter
-from minillama.checkpoints import CheckpointError
-from minillama.commands.options import DEFAULT_MODEL, add_training_dtype, made_for_chat, training_dtype
+from minillama.commands.options import DEFAULT_MODEL, add_training_dtype, chat_layout, training_dtype
 from minillama.finetuning import TARGETS, add_lora, plain
 from minillama.hub import QUANTIZE, load
 from minillama.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
@@ -49,8 +48,7 @@ def run(args) -> int:
     """Read, train, write the adapter, say what it took."""
     check(args)
     model, tokenizer = load(args.model, quantize=args.quantize)
-    if not made_for_chat(tokenizer):
-        raise CheckpointError(f"{args.model} was not made for chat")
+    chat_layout(args, tokenizer)
     pairs, complaints = read_jsonl(args.data, lambda value: answers(tokenizer, dialog(value)), args.skip_bad)
     if complaints:
         print(f"[left out {len(complaints)} bad lines: {told(complaints)}]", file=sys.stderr)

@@ -7,7 +7,7 @@ import torch
 
 from minillama import chat
 from minillama.checkpoints import CheckpointError
-from minillama.commands.options import TORCHRUN, add_model, add_sampling, load, made_for_chat, sampling
+from minillama.commands.options import TORCHRUN, add_model, add_sampling, chat_layout, load, sampling
 from minillama.generation import Statistics, generate
 from minillama.model import Llama
 
@@ -61,6 +61,5 @@ def encode_prompt(tokenizer, prompt: str, args) -> list[int]:
         raise CheckpointError(f"{args.model} has no tokenizer, so there is no text to continue")
     if args.raw:
         return tokenizer.encode(prompt, bos=tokenizer.bos_id is not None)
-    if not made_for_chat(tokenizer):
-        raise CheckpointError(f"{args.model} was not made for chat; add --raw to continue the prompt as plain text")
+    chat_layout(args, tokenizer, "; add --raw to continue the prompt as plain text")
     return chat.encode_dialog(tokenizer, [{"role": "user", "content": prompt}])

@@ -2,6 +2,8 @@
 
 from minillama import hub
 from minillama.adapters import load_adapter
+from minillama.chat import format_of
+from minillama.checkpoints import CheckpointError
 from minillama.finetuning import fuse
 from minillama.fused_attention import ATTENTIONS
 from minillama.generation import check_settings
@@ -71,6 +73,12 @@ def training_dtype(args) -> str:
     return args.dtype or ("bfloat16" if bfloat16_is_native() else "float32")
 
 
-def made_for_chat(tokenizer) -> bool:
-    """Whether a model with this tokenizer, or None, was trained on conversations."""
-    return tokenizer is not None and bool({"<|start_header_id|>", "<|im_start|>"} & tokenizer.specials.keys())
+def chat_layout(args, tokenizer, hint=""):
+    """The `chat.ChatFormat` of the model's conversations; CheckpointError, with the hint, says why there is none."""
+    try:
+        if tokenizer is not None:
+            return format_of(tokenizer)
+        why = "it has no tokenizer"
+    except ValueError as error:
+        why = error
+    raise CheckpointError(f"{args.model} was not made for chat, or not for one that is known here ({why}){hint}")
