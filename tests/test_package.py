@@ -26,8 +26,8 @@ instructions preferences evaluation inspection scaling parallel safety repositor
 commands.files commands.generate commands.chat commands.train commands.finetune commands.plan
 commands.ranks cli""".split()
 LINES = 300
-# one refuses what it does not know, one goes both ways, one cuts for answers and for training
-LONGER = {"checkpoints": 330, "hugging_face": 350, "parallel": 380}
+# one refuses what it does not know, one goes both ways, one cuts for answers and for training, one has three kernels
+LONGER = {"checkpoints": 330, "hugging_face": 350, "parallel": 380, "cuda": 320}
 FUNCTION_LINES = 45
 
 
