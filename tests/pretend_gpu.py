@@ -1,8 +1,8 @@
-"""A GPU that is not there. Whatever is asked of device "cuda" is done in the processor's memory, our operations run what
-is registered for CUDA, and a driver of our own takes their launches: it checks them and, where asked to, plays them.
+"""A GPU that is not there. Whatever is asked of device "cuda" is done in the processor's memory, our operations run
+what is registered for CUDA, and a driver of our own takes their launches: it checks them and, if asked to, plays them.
 
-A recording replays operations on the tensors they were given, as a CUDA graph would. What this cannot see: time, two
-devices (tests with fake tensors look for those), and whether a real driver agrees.
+A recording replays operations on the tensors they were given, as a CUDA graph would. What this cannot see: time,
+tensors on two devices (test_cuda.py has fake tensors for that), and whether a real driver agrees.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Driver:
         module._obj.value = len(self.texts)
 
     def cuModuleGetFunction(self, function, module, name):
-        assert f'extern "C" __global__ void __launch_bounds__' in self.texts[module.value - 1] and name == b"kernel"
+        assert 'extern "C" __global__ void __launch_bounds__' in self.texts[module.value - 1] and name == b"kernel"
         function._obj.value = module.value
 
     def cuFuncSetAttribute(self, function, attribute, size):
@@ -48,7 +48,7 @@ class Driver:
         assert 0 < x < 2**31 and 0 < y < 2**16 and 0 < z < 2**16 and (by, bz, extra) == (1, 1, None)
         assert f"__launch_bounds__({threads})" in text and threads <= 1024
         assert shared <= self.room.get(function.value, SMALLEST)
-        self.launched.append(text.partition("{ ")[0] and text.rpartition("{ ")[2].partition("(p)")[0])
+        self.launched.append(text.rpartition("{ ")[2].partition("(p)")[0])
         if self.played:
             body = text.removeprefix(cuda.NUMBERS).removeprefix(TENSOR_CORES)
             launch = compile_text(HEADER.read_text(encoding="utf-8") + body + LAUNCH)
@@ -59,18 +59,23 @@ class Graph(Tape):
     """torch.cuda.CUDAGraph, and the context of torch.cuda.graph."""
 
 
-class OnProcessor(TorchFunctionMode):
-    """device="cuda" is the processor."""
+class Elsewhere(TorchFunctionMode):
+    """device="cuda" is another device."""
+
+    def __init__(self, place: str):
+        super().__init__()
+        self.place = place
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.cuda:
-            return args[0].clone()
-        args = [here(x) for x in args]
-        return func(*args, **{key: here(x) for key, x in (kwargs or {}).items()})
+        args = [self.instead(x) for x in args]
+        return func(*args, **{key: self.instead(x) for key, x in (kwargs or {}).items()})
+
+    def instead(self, x):
+        return self.place if isinstance(x, (str, torch.device)) and str(x).startswith("cuda") else x
 
 
 def apart(f, backend):
-    """decode_graph.compile_apart; its code names no device, and Dynamo would trace OnProcessor."""
+    """decode_graph.compile_apart; the code names no device, and Dynamo would trace Elsewhere."""
     compiled = compile_apart(f, backend)
 
     def call(*args):
@@ -78,11 +83,6 @@ def apart(f, backend):
             return compiled(*args)
 
     return call
-
-
-def here(x):
-    """The processor for a GPU, anything else as it is."""
-    return "cpu" if isinstance(x, (str, torch.device)) and str(x).startswith("cuda") else x
 
 
 class Event:
@@ -102,8 +102,8 @@ class Event:
 
 
 @contextlib.contextmanager
-def gpu(monkeypatch, played=True, capability=(9, 0)):
-    """The driver of a GPU that is there as long as the context lasts."""
+def gpu(monkeypatch, played=True, capability=(9, 0), place="cpu"):
+    """The driver of a GPU that is there as long as the context lasts; its tensors lie in `place`."""
     stream, nothing = SimpleNamespace(cuda_stream=0, wait_stream=lambda other: None), contextlib.nullcontext
     about = SimpleNamespace(name="pretended", multi_processor_count=2, total_memory=0)
     pretended = {
@@ -123,7 +123,7 @@ def gpu(monkeypatch, played=True, capability=(9, 0)):
         patch.setattr(cuda, "driver", lambda: driver)
         patch.setattr(cuda, "compile_cuda", lambda source, arch: source.encode())
         forget()
-        with OnProcessor():
+        with Elsewhere(place):
             yield driver
     forget()
 

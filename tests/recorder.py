@@ -1,9 +1,8 @@
 """What a CUDA graph would hold, without a GPU: operations and the very tensors that they were given."""
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-import torch
 
 
 class Tape(TorchDispatchMode):
