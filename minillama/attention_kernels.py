@@ -155,7 +155,7 @@ def kernel(rung: Rung, dtype: torch.dtype, width: int) -> Kernel:
     )
 
 
-def check_problem(q, k, v, rung: Rung) -> None:
+def check_problem(q, k, v, length, rung: Rung) -> None:
     """CudaError for what a rung does not know."""
     name, width, rows = rung.entry.partition("<")[0], q.shape[-1], q.shape[1] // k.shape[1] * q.shape[2]
     narrow = (torch.bfloat16, torch.float16)
@@ -165,6 +165,8 @@ def check_problem(q, k, v, rung: Rung) -> None:
         raise CudaError(f"the {name} kernel knows heads of {WIDTHS} numbers with {bits}, not {width} of {q.dtype}")
     if not rung.rows and rows > FEW:
         raise CudaError(f"the {name} kernel takes up to {FEW} rows, not {rows}")
+    if length.dtype != torch.int32 or any(x.device != q.device for x in (k, v, length)):
+        raise CudaError("the length must be int32, and lie on the device of the queries, keys and values")
     for x in (q, k, v):
         steps, item = x.stride(), x.element_size()
         if steps[-1] != 1 or any(step * item % 16 for step in steps[:3]) or x.data_ptr() % 16:
@@ -173,7 +175,7 @@ def check_problem(q, k, v, rung: Rung) -> None:
 
 def launches(rung: Rung, q, k, v, length, splits=1) -> tuple[torch.Tensor, list]:
     """Room for the answer, and what to launch in turn: (kernel, grid, values of its Problem)."""
-    check_problem(q, k, v, rung)
+    check_problem(q, k, v, length, rung)
     B, H, T, W, K = *q.shape, k.shape[1]
     rows, out = H // K * T, empty_answer(q)
     partial = q.new_empty((B, K, splits, FEW, W + 2) if rung.then else 0, dtype=torch.float32)

@@ -148,6 +148,9 @@ def test_what_kernels_do_not_know_is_one_line():
     q, k, v, _ = problem(1, 4, 2, 30, 30, 30, 64, torch.bfloat16)
     with pytest.raises(CudaError, match="up to 16 rows, not 60"):
         launches(RUNGS["split"], q, k, v, length)
+    for wrong in (length.long(), length.to("meta")):
+        with pytest.raises(CudaError, match="the length must be int32, and lie on the device"):
+            launches(RUNGS["wide"], q, k, v, wrong)
     with pytest.raises(CudaError, match="16 bytes"):
         launches(RUNGS["wide"], q[..., 1:].contiguous()[..., :64].as_strided(q.shape, (1, 1, 1, 1)), k, v, length)
 

@@ -171,12 +171,16 @@ def test_one_capture_serves_every_position_and_keeps_the_cache_in_place():
 
 @needs_cuda
 def test_the_switch(tmp_path):
-    """load(..., device="cuda", compiled=True): our kernel, one graph, and the greedy text of the processor."""
+    """load(..., device="cuda", compiled=True): our kernel, one graph, and the processor's greedy text and logits."""
     minillama.save(random_model(), None, tmp_path / "model")
     model, _ = minillama.load(tmp_path / "model", device="cuda", compiled=True)
     assert greedy(model, [5, 6, 7], TOKENS) == greedy(random_model(), [5, 6, 7], TOKENS)
     assert isinstance(model, GraphLlama) and model.rewritten == {"compiled": 1}
     assert model.ran == {"fused": 1, "fused, as one graph": TOKENS - 1}
+    ids = torch.arange(TOKENS)[None]
+    with torch.inference_mode():
+        want = random_model()(ids)[0].double()
+    assert off(stepwise(model, ids, 2), want) < 1e-4
 
 
 def greedy(model, ids: list[int], count: int) -> list[int]:
