@@ -9,6 +9,7 @@ A way that this machine does not have is named with the reason. --device cpu wit
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import math
@@ -23,9 +24,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 import minillama
-from minillama.attention_kernels import FEW, RUNGS, climb
+from minillama.attention_kernels import FEW, climb
 from minillama.decode_graph import GraphLlama, Step, through_block
 from minillama.fused_attention import ATTENTIONS, ChosenAttention
+from minillama.tensor_cores import RUNGS
 
 
 HEADS, KV_HEADS, WIDTH = 32, 8, 128  # 8B's
@@ -66,9 +68,14 @@ def in_turns(ways: dict[str, list[Callable]], device: str, repeats: int) -> tupl
                 continue
             try:
                 runs[name].append(seconds(ways[name], device))
-            except (RuntimeError, torch.OutOfMemoryError) as error:
-                missing[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            except RuntimeError as error:  # no memory is one, too
+                missing[name] = reason(error)
     return {name: statistics.median(took[1:]) for name, took in runs.items() if name not in missing}, missing
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def settled(call: Callable, device: str, repeats: int) -> float:
@@ -114,7 +121,7 @@ def attention_ways(T: int, S: int, device: str) -> dict[str, Callable]:
     ways["cudnn"] = cudnn
     for name, rung in RUNGS.items():
         if name != "combine" and (rung.rows or T * HEADS // KV_HEADS <= FEW):
-            ways[name] = lambda q, k, v, n, name=name: climb(name, q, k, v, n)
+            ways[name] = lambda q, k, v, n, rung=rung: climb(rung, q, k, v, n)
     return ways
 
 
@@ -163,21 +170,13 @@ def random_model(cfg: minillama.LlamaConfig, device: str) -> minillama.Llama:
     return model
 
 
-def writers(model: minillama.Llama, device: str) -> dict[str, minillama.Llama]:
-    """The same weights behind each way to take a step."""
-    chosen = {name: ChosenAttention(model, name) for name in ("naive", "sdpa", "fused")}
-    sides = {f"{name}, launched one by one": side for name, side in chosen.items()}
-    sides |= {f"{name}, one graph": GraphLlama(chosen[name]) for name in ("sdpa", "fused")}
+def writers(model: minillama.Llama, device: str) -> dict[str, Callable]:
+    """The same weights behind each way to take a step; made one after the other, since they share their blocks."""
+    sides = {f"{name}, launched one by one": lambda n=name: ChosenAttention(model, n) for name in ATTENTIONS}
+    sides |= {f"{name}, one graph": lambda n=name: GraphLlama(ChosenAttention(model, n)) for name in ("sdpa", "fused")}
     if device == "cpu" or importlib.util.find_spec("triton"):
-        sides["sdpa, torch.compile"] = ThroughInductor(chosen["sdpa"])
+        sides["sdpa, torch.compile"] = lambda: ThroughInductor(ChosenAttention(model, "sdpa"))
     return sides
-
-
-def choose(side) -> None:
-    """All sides share their blocks; let these attend as this side does."""
-    chosen = side if isinstance(side, ChosenAttention) else side.model
-    for block in chosen.blocks:
-        block.attention.attend = chosen.attend
 
 
 def measure_model(cfg, device: str, repeats: int, contexts, prompt: int) -> dict:
@@ -188,32 +187,30 @@ def measure_model(cfg, device: str, repeats: int, contexts, prompt: int) -> dict
     result = {"weight_bytes": weights, "steps": [], "prompt": [], "missing": missing}
     cache = minillama.KVCache(cfg, 1, max(max(contexts) + 64, prompt), torch.bfloat16, device)
     token = torch.full((1, 1), 5, device=device)
-    for name, side in tqdm(writers(model, device).items(), desc="steps of a model", leave=False):
-        choose(side)
 
-        def step(context, side=side):
-            cache.length = context
-            return side.head(side.hidden(token, cache))
+    def run(side, tokens, context):
+        cache.length = context
+        return side.head(side.hidden(tokens, cache)[:, -1:])
 
+    for name, make in tqdm(writers(model, device).items(), desc="steps of a model", leave=False):
         try:
+            side = make()
             for context in contexts:
-                took = settled(lambda c=context: step(c), device, repeats)
+                took = settled(lambda s=side, c=context: run(s, token, c), device, repeats)
                 slots = 2 * cache.keys[:, :, :, :1].nbytes * (context + 1)
                 result["steps"].append({"way": name, "context": context, "seconds": took, "bytes": weights + slots})
         except Exception as error:  # torch.compile raises its own kinds
-            missing[name] = str(error).strip().splitlines()[0]
+            missing[name] = reason(error)
     ids = torch.randint(cfg.vocab_size, (1, prompt), device=device)
+    blocks = sum(p.numel() for b in model.blocks for p in b.parameters())
+    flops = 2 * blocks * prompt + 2 * cfg.n_layers * cfg.n_heads * cfg.head_dim * prompt * (prompt + 1)
     for name in ("sdpa", "fused"):
-        side = ChosenAttention(model, name)
-
-        def read(side=side):
-            cache.length = 0
-            return side.head(side.hidden(ids, cache)[:, -1:])
-
-        took = settled(read, device, repeats)
-        blocks = sum(p.numel() for b in model.blocks for p in b.parameters())
-        flops = 2 * blocks * prompt + 2 * cfg.n_layers * cfg.n_heads * cfg.head_dim * prompt * (prompt + 1)
-        result["prompt"].append({"way": name, "tokens": prompt, "seconds": took, "flops": flops})
+        try:
+            side = ChosenAttention(model, name)
+            took = settled(lambda s=side: run(s, ids, 0), device, repeats)
+            result["prompt"].append({"way": name, "tokens": prompt, "seconds": took, "flops": flops})
+        except (RuntimeError, ValueError) as error:
+            missing[f"{name}, a prompt"] = reason(error)
     return result
 
 
@@ -261,7 +258,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny shapes, once: does it run at all?")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.device_count():
         parser.error("there is no CUDA device here; --device cpu --quick tries the script")
     name = "debug" if args.quick else "llama-3.1-8b"
     prompts, caches, contexts, repeats = PROMPTS, CACHES, CONTEXTS, args.repeats
@@ -277,6 +274,7 @@ def main() -> None:
             result["attention"] += rows
             result["missing"] |= {f"{way}, {phase}": why for way, why in missing.items()}
         cfg = minillama.LlamaConfig.named(name)
+        cfg = dataclasses.replace(cfg, head_dim=64) if args.quick else cfg  # the kernels know heads of 64 and 128
         result["decode"] = measure_model(cfg, args.device, repeats, contexts, prompts[-1])
     print_tables(result)
     if args.json:

@@ -21,12 +21,12 @@ using std::min; using std::max;
 
 struct Copy { uint4 *to; const uint4 *from; bool wanted; };
 struct Fiber {
-    ucontext_t context; std::vector<char> stack; bool done = false;
+    ucontext_t context; bool done = false;
     int barrier = 0, meeting = 0;                       // how many it has arrived at
     std::vector<std::vector<Copy>> groups{1};
 };
 struct Meeting { unsigned in[32][12]; const uint4 *row[32]; };
-static std::vector<Fiber> fibers;
+static std::vector<Fiber> fibers; static std::vector<char> stacks;  // 64 KiB each
 static Meeting meetings[32];
 static ucontext_t scheduler;
 static int current, fault;                              // fault: 0, or a number of FAULTS in cuda_on_cpu.py
@@ -138,11 +138,11 @@ static int play(dim3 grid, int threads, int seed, std::function<void()> kernel) 
     for (unsigned z = 0; z < grid.z; z++) for (unsigned y = 0; y < grid.y; y++) for (unsigned x = 0; x < grid.x; x++) {
         blockIdx = {x, y, z};
         memset(dynamic, 0xff, sizeof dynamic);          // NaN: nothing may be read before it is written
-        fibers.assign(threads, Fiber());
+        fibers.assign(threads, Fiber()); stacks.resize((size_t)threads << 16);
         for (Fiber &f : fibers) {
-            f.stack.resize(1 << 16);
             getcontext(&f.context);
-            f.context.uc_stack.ss_sp = f.stack.data(); f.context.uc_stack.ss_size = f.stack.size();
+            f.context.uc_stack.ss_sp = &stacks[(&f - &fibers[0]) << 16];
+            f.context.uc_stack.ss_size = 1 << 16;
             f.context.uc_link = &scheduler;
             makecontext(&f.context, start, 0);
         }

@@ -114,6 +114,13 @@ class CudaError(RuntimeError):
     """What a kernel needs and this machine does not have, or a kernel that does not compile; one line or the log."""
 
 
+def c_name(dtype: torch.dtype) -> str:
+    """What a type is called in the kernels' texts; CudaError for one that they do not know."""
+    if dtype not in C_NAMES:
+        raise CudaError(f"kernels know numbers of {', '.join(map(str, C_NAMES))}, not of {dtype}")
+    return C_NAMES[dtype]
+
+
 def folders() -> list[Path]:
     """Where NVRTC may lie, best first: beside PyTorch's own CUDA libraries, in PyTorch, in a toolkit."""
     package = importlib.util.find_spec("nvidia")
@@ -129,13 +136,18 @@ def nvrtc() -> ctypes.CDLL:
     """The library that compiles CUDA C++; CudaError says how to get it."""
     windows = sys.platform == "win32"
     name, builtins = ("nvrtc64_*.dll", "nvrtc-builtins*.dll") if windows else ("libnvrtc.so*", "libnvrtc-builtins.so*")
-    for folder in folders():
-        for path in sorted(p for p in folder.glob(name) if "alt" not in p.name):
-            for helper in folder.glob(builtins):  # NVRTC asks for it by name; it is found if it is loaded already
+    found = [path for folder in folders() for path in sorted(folder.glob(name)) if "alt" not in path.name]
+    version = (torch.version.cuda or "").partition(".")[0]  # PyTorch's own: a driver may refuse a later one's code
+    found.sort(key=lambda path: not path.name.startswith((f"libnvrtc.so.{version}", f"nvrtc64_{version}")))
+    try:
+        for path in found:
+            for helper in path.parent.glob(builtins):  # NVRTC asks for it by name; it is found if it is loaded already
                 ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL)
             return ctypes.CDLL(str(path))
-    if system := ctypes.util.find_library("nvrtc"):
-        return ctypes.CDLL(system)
+        if system := ctypes.util.find_library("nvrtc"):
+            return ctypes.CDLL(system)
+    except OSError as error:
+        raise CudaError(f"NVRTC, which compiles CUDA C++, cannot be loaded: {error}") from None
     raise CudaError("NVRTC, which compiles CUDA C++, is not there: pip install nvidia-cuda-nvrtc brings it")
 
 
@@ -199,7 +211,10 @@ class Kernel:
         device = torch.cuda.current_device()
         if device not in self.loaded:
             torch.cuda.current_stream()  # makes PyTorch's context the current one
-            code = compile_cuda(self.source(), "sm_{}{}".format(*torch.cuda.get_device_capability()))
+            major, minor = torch.cuda.get_device_capability()
+            if major < 8:
+                raise CudaError(f"these kernels need a GPU of compute capability 8.0 or newer, not {major}.{minor}")
+            code = compile_cuda(self.source(), f"sm_{major}{minor}")
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
             call("cuModuleLoadData", ctypes.byref(module), code)
             call("cuModuleGetFunction", ctypes.byref(function), module, b"kernel")
@@ -219,7 +234,7 @@ class Kernel:
 @cache
 def swiglu_kernel(dtype) -> Kernel:
     """SwiGLU for one type."""
-    return Kernel(SWIGLU, f"swiglu<{C_NAMES[dtype]}>", struct(pointers="gate up out", longs="n"), 256)
+    return Kernel(SWIGLU, f"swiglu<{c_name(dtype)}>", struct(pointers="gate up out", longs="n"), 256)
 
 
 @torch.library.custom_op("minillama::swiglu", mutates_args=(), device_types="cpu")
@@ -246,7 +261,7 @@ def _(gate, up):
 def norm_kernel(dtype) -> Kernel:
     """RMSNorm for one type."""
     problem = struct(pointers="x weight out", ints="dim", floats="eps")
-    return Kernel(LANES + NORM, f"norm<{C_NAMES[dtype]}>", problem, 256)
+    return Kernel(LANES + NORM, f"norm<{c_name(dtype)}>", problem, 256)
 
 
 @torch.library.custom_op("minillama::norm", mutates_args=(), device_types="cpu")
@@ -274,7 +289,7 @@ def _(x, weight, eps):
 def rope_kernel(dtype, width: int) -> Kernel:
     """RoPE for one type and width of heads."""
     problem = struct(pointers="x cos sin out", longs="batch head token", ints="heads tokens half")
-    return Kernel(ROPE, f"rope<{C_NAMES[dtype]}>", problem, width // 2)
+    return Kernel(ROPE, f"rope<{c_name(dtype)}>", problem, width // 2)
 
 
 @torch.library.custom_op("minillama::rope", mutates_args=(), device_types="cpu")

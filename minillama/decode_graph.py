@@ -89,6 +89,12 @@ def replace_known(graph: torch.fx.GraphModule, dtype: torch.dtype, eps: float) -
     return graph
 
 
+@cache
+def aside(device: int) -> "torch.cuda.Stream":
+    """A device's stream for writing graphs down: always the same, since libraries set memory aside for each stream."""
+    return torch.cuda.Stream(device)
+
+
 class Step:
     """One token through a model whose cache stays where it is in memory: on CUDA one graph, launched as a whole."""
 
@@ -117,15 +123,16 @@ class Step:
 
     def capture(self) -> None:
         """Write all launches of a step down as one graph. The slot it is tried on is the one to be written next."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):  # compiles what is not yet compiled, which a graph cannot hold
-                self.once()
-        torch.cuda.current_stream().wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.out = self.once()
+        with torch.cuda.device(self.token.device):
+            stream = aside(torch.cuda.current_device())
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):  # compiles what is not yet compiled, which a graph cannot hold
+                    self.once()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=stream):
+                self.out = self.once()
 
     def __call__(self, token: torch.Tensor, slot: int) -> torch.Tensor:
         """token (1, 1), and the slot of the cache that is its own -> (1, 1, D)"""
@@ -157,6 +164,19 @@ class GraphLlama(nn.Module):
             return replace_known(graph, dtype, eps).forward
 
         self.block = compile_apart(through_block, backend)
+        if model.norm.weight.is_cuda:
+            self.try_out()
+
+    def try_out(self) -> None:
+        """A step on a cache of its own, thrown away: what is missing for a graph is a CompileError now, not later."""
+        weight = self.norm.weight
+        cache = KVCache(self.cfg, 1, 40, weight.dtype, weight.device)
+        try:
+            with torch.inference_mode():
+                kernels.norm(weight, weight, self.cfg.norm_eps)  # what no kernel can do without is missed here already
+                Step(self.model, self.block, cache)(torch.zeros(1, 1, dtype=torch.int64, device=weight.device), 0)
+        except Exception as error:  # the compilers' errors have no type in common
+            raise CompileError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
 
     cfg = property(lambda self: self.model.cfg)
     norm = property(lambda self: self.model.norm)

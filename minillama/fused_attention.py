@@ -4,7 +4,6 @@ Written by notebooks/11_fused_attention.ipynb: edit it there.
 """
 
 import math
-import warnings
 from collections import Counter
 
 import torch
@@ -89,7 +88,7 @@ def attend_flash(q, k, v, length) -> torch.Tensor:
 
 @torch.library.custom_op("minillama::attend", mutates_args=(), device_types="cpu")
 def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """Causal attention as one operation, on every device that has a kernel for it (chapter 11b writes CUDA's).
+    """Causal attention as one operation, on every device that has a kernel for it (chapter 11c registers CUDA's).
 
     q (B, H, T, W), k and v (B, K, S, W), length (1,) int32 on their device: slots in use -> (B, H, T, W)
     """
@@ -121,7 +120,7 @@ class ChosenAttention(nn.Module):
     """A model whose layers attend in a chosen way. Called like the model; `ran` counts passes by what they ran."""
 
     def __init__(self, model: Llama, name: str):
-        """name: of ATTENTIONS. The way is tried once, on two keys: AttentionError says what is missing."""
+        """name: of ATTENTIONS. The way is tried, on a step and a short prompt: AttentionError says what is missing."""
         super().__init__()
         if name not in ATTENTIONS:
             raise AttentionError(f"attention must be one of {', '.join(ATTENTIONS)}, not {name!r}")
@@ -138,10 +137,11 @@ class ChosenAttention(nn.Module):
 
     def try_out(self) -> None:
         weight, heads = self.norm.weight, (self.cfg.n_heads, self.cfg.n_kv_heads)
-        q, k = (torch.randn(1, n, 2, self.cfg.head_dim, device=weight.device).to(weight.dtype) for n in heads)
+        q, k = (torch.randn(1, n, 17, self.cfg.head_dim, device=weight.device).to(weight.dtype) for n in heads)
         try:
             with torch.inference_mode():
-                ATTENTIONS[self.name](q, k, k, 2)
+                for T in (1, 17):  # of 17 keys; to our kernels 17 queries are many, and one is few
+                    ATTENTIONS[self.name](q[:, :, :T], k, k, 17)
         except RuntimeError as error:
             raise AttentionError(f"no {self.name} attention here: {str(error).strip().splitlines()[0]}") from error
 
@@ -173,11 +173,12 @@ class ChosenAttention(nn.Module):
         return self.norm(x)
 
 
-def attend_fast(model: Llama) -> ChosenAttention:
-    """The model with the fastest attention that works here; a warning for each that should work and does not."""
+def attend_fast(model: Llama) -> tuple[ChosenAttention, list[str]]:
+    """The model with the fastest attention that works here, and why faster ones do not: to be said, not swallowed."""
+    missing = []
     for name in ("fused", "sdpa") if model.norm.weight.is_cuda else ("sdpa",):
         try:
-            return ChosenAttention(model, name)
+            return ChosenAttention(model, name), missing
         except AttentionError as error:
-            warnings.warn(f"going on without {name} attention: {error}", stacklevel=4)
-    return ChosenAttention(model, "naive")
+            missing.append(str(error))
+    return ChosenAttention(model, "naive"), missing

@@ -242,11 +242,14 @@ def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None, compile
     that cannot says so and goes on without.
     attention: a name of fused_attention.ATTENTIONS; None for chapter 4's or, if compiled, the fastest that works here.
     CheckpointError for a file that cannot be used or a name that means nothing; FetchError if fetching fails;
-    ValueError for a way of quantizing, compiling or attending that there is not.
+    ValueError for a device, or a way of quantizing, compiling or attending that there is not.
     """
+    device = torch.device(device)
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"there is no {device} here: PyTorch {torch.__version__} sees {count} CUDA devices")
     if compiled not in COMPILED:
         raise ValueError(f"compiled must be one of {', '.join(map(repr, COMPILED))}, not {compiled!r}")
-    if quantize not in (None, *QUANTIZE) or (quantize and torch.device(device).type != "cpu"):
+    if quantize not in (None, *QUANTIZE) or (quantize and device.type != "cpu"):
         raise ValueError(f"quantize must be None or, on the CPU, one of {', '.join(QUANTIZE)}, not {quantize!r}")
     path = locate(name_or_path)
     try:
@@ -262,15 +265,19 @@ def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None, compile
 
 
 def compile_or_say(model, level, attention=None):
-    """The compiled model, or a warning why not and the model as it is."""
-    model = ChosenAttention(model, attention) if attention else attend_fast(model)
+    """The compiled model; where it is not the fastest there is, one warning says what is missing and what is used."""
     cuda, part = model.norm.weight.is_cuda, "all blocks" if level == "max" else "a block"
-    try:
-        with waiting(f"compiling {'a graph' if cuda else part} for this {'GPU' if cuda else 'processor'}, once"):
-            return GraphLlama(model) if cuda else CompiledLlama(model, cache_dir() / "compiled", whole=level == "max")
-    except (CompileError, OSError) as error:
-        warnings.warn(f"going on uncompiled: {error}", stacklevel=3)
-        return model
+    with waiting(f"compiling {'a graph' if cuda else part} for this {'GPU' if cuda else 'processor'}, once"):
+        model, missing = (ChosenAttention(model, attention), []) if attention else attend_fast(model)
+        used = [f"with {model.name} attention"] if missing else []
+        try:
+            model = GraphLlama(model) if cuda else CompiledLlama(model, cache_dir() / "compiled", level == "max")
+        except (CompileError, OSError) as error:
+            used.append("uncompiled")
+            missing += [str(error)] * (str(error) not in "; ".join(missing))  # one thing may be missed by both
+    if missing:
+        warnings.warn(f"going on {', '.join(used)}: {'; '.join(missing)}", stacklevel=3)
+    return model
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ Written by notebooks/11c_tensor_cores.ipynb: edit it there.
 
 import torch
 
-from minillama.attention_kernels import FEW, RUNGS, Rung, climb
+from minillama.attention_kernels import FEW, LOWER_RUNGS, Rung, climb
 from minillama.fused_attention import fused
 
 
@@ -278,16 +278,19 @@ template <typename N, int W> __device__ void combine(const Problem &p) {
 """
 
 
-RUNGS["tensor"] = Rung("tensor_cores<{}, {}, 1>", LOOKING + TENSOR, 64, 64, machine=TENSOR_CORES, only_16_bits=True)
-RUNGS["wide"] = Rung("tensor_cores<{}, {}, 2>", LOOKING + TENSOR, 128, 32, machine=TENSOR_CORES, only_16_bits=True)
-RUNGS["split"] = Rung(
-    "split<{}, {}>", LOOKING + SPLIT, 0, 4 * 16, machine=TENSOR_CORES, only_16_bits=True, then="combine"
-)
-RUNGS["combine"] = Rung("combine<{}, {}>", COMBINE, 1, threads=None)
+PUT_TOGETHER = Rung("combine<{}, {}>", COMBINE, 1, threads=None)
+CORES = {"machine": TENSOR_CORES, "only_16_bits": True}
+RUNGS = LOWER_RUNGS | {
+    "tensor": Rung("tensor_cores<{}, {}, 1>", LOOKING + TENSOR, 64, 64, **CORES),
+    "wide": Rung("tensor_cores<{}, {}, 2>", LOOKING + TENSOR, 128, 32, **CORES),
+    "split": Rung("split<{}, {}>", LOOKING + SPLIT, 0, 4 * 16, **CORES, then=PUT_TOGETHER),
+    "combine": PUT_TOGETHER,
+}
 
 
 @fused.register_kernel("cuda")
 def fused_on_cuda(q, k, v, length) -> torch.Tensor:
     """The rung that fits: split keys for few rows, tensor cores for many, tiles for float32."""
     rows = q.shape[1] // k.shape[1] * q.shape[2]
-    return climb("tiles" if q.dtype == torch.float32 else "split" if rows <= FEW else "wide", q, k, v, length)
+    name = "tiles" if q.dtype == torch.float32 else "split" if rows <= FEW else "wide"
+    return climb(RUNGS[name], q, k, v, length)

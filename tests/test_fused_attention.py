@@ -4,8 +4,7 @@ import pytest
 import torch
 from attention_problems import GRID, LIMITS, every_combination, off, problem
 from helpers import random_ids, tiny_pair
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from recorder import Tape
 
 import minillama
 from minillama import KVCache, LlamaConfig, decode_graph
@@ -100,31 +99,6 @@ def test_the_cache_stays_where_it_is(pair):
     assert cache.keys.data_ptr() == place and changed.nonzero().flatten().tolist() == [5]
 
 
-class Tape(TorchDispatchMode):
-    """What a CUDA graph would hold: operations with the very tensors they were given, to be run again in place."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        assert operation is not torch.ops.aten._local_scalar_dense.default, "a number is read on the host"
-        out = operation(*args, **(kwargs or {}))
-        self.calls.append((operation, args, kwargs or {}, out))
-        return out
-
-    def replay(self):
-        for operation, args, kwargs, out in self.calls:
-            again = operation(*args, **kwargs)
-            for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
-                if new.data_ptr() != old.data_ptr():
-                    old.copy_(new)
-
-    @classmethod
-    def is_infra_mode(cls):
-        return True  # compiled functions may run inside
-
-
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_one_recording_serves_every_position(pair, name):
     """Nothing is read on the host, no number of a position is frozen, and every address stays: without a GPU."""
@@ -190,8 +164,8 @@ def test_a_way_that_fails_is_never_replaced_in_silence(monkeypatch):
     model = minillama.Llama(LlamaConfig(64, 1, 4, 2, 16, 128, 96))
     with pytest.raises(AttentionError, match="^no sdpa attention here: no kernel$"):
         ChosenAttention(model, "sdpa")
-    with pytest.warns(UserWarning, match="going on without sdpa attention"):
-        assert minillama.fused_attention.attend_fast(model).name == "naive"
+    chosen, missing = minillama.fused_attention.attend_fast(model)
+    assert chosen.name == "naive" and missing == ["no sdpa attention here: no kernel"]
 
 
 def test_quantized_models_are_no_graph(pair):

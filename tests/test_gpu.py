@@ -1,4 +1,5 @@
-"""Everything that needs CUDA: `make test-gpu`. Elsewhere only the proof's report is tried, on the processor.
+"""Everything that needs CUDA: `make test-gpu`. Elsewhere only the proof's report is tried, on the processor; and
+tests/test_cuda.py calls some of these tests, made smaller, on a GPU that is pretended.
 
 It needs PyTorch 2.11 or newer with CUDA, and numpy, tiktoken, regex, tqdm, safetensors and pytest. Nothing is fetched:
 real weights are used if they are in the cache already.
@@ -15,13 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 from attention_problems import GRID, every_combination, off, problem
+from pretend_gpu import forget
 
 import minillama
 from minillama import cuda, hub
-from minillama.attention_kernels import FEW, RUNGS, kernel, launches
+from minillama.attention_kernels import FEW, launches
 from minillama.cuda import CudaError
 from minillama.decode_graph import GraphLlama
-from minillama.fused_attention import ATTENTIONS, ChosenAttention, attend_fast, fused
+from minillama.fused_attention import ATTENTIONS, ChosenAttention, fused
+from minillama.tensor_cores import RUNGS
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -33,6 +36,9 @@ SHAPES = [shape[:-1] for shape in GRID if shape[-1] in (64, 128)] + [
     (1, 32, 8, 65, 1000, 1024),
     (3, 9, 3, 17, 130, 257),  # SmolLM2's heads
 ]
+
+
+TOKENS, LAYERS = 40, 3
 
 
 def on_cuda(*tensors):
@@ -56,7 +62,7 @@ def test_every_rung_against_float64(name, width, dtype):
         if name == "split" and shape[1] // shape[2] * shape[3] > FEW:
             continue
         q, k, v, want = problem(*shape, width, dtype, seed)
-        out, todo = launches(name, *on_cuda(q, k, v), length_of(shape[4]), splits=7)
+        out, todo = launches(RUNGS[name], *on_cuda(q, k, v), length_of(shape[4]), splits=7)
         out.fill_(math.nan)
         todo[0][2][5].fill_(math.nan)
         for each, grid, values in todo:
@@ -116,9 +122,9 @@ def test_our_operation_is_a_good_citizen_on_cuda():
 
 
 def random_model(dtype=torch.float32, device="cpu") -> minillama.Llama:
-    """Three layers of heads that every kernel knows; the same numbers at every call."""
+    """A few layers of heads that every kernel knows; the same numbers at every call."""
     torch.manual_seed(0)
-    cfg = minillama.LlamaConfig(256, 3, 4, 2, 64, 512, 128)
+    cfg = minillama.LlamaConfig(256, LAYERS, 4, 2, 64, 512, 128)
     return minillama.Llama(cfg).eval().requires_grad_(False).to(dtype).to(device)
 
 
@@ -154,7 +160,7 @@ def test_one_capture_serves_every_position_and_keeps_the_cache_in_place():
     cache = minillama.KVCache(model.cfg, 1, 64, torch.bfloat16, "cuda")
     with torch.inference_mode():
         model(torch.arange(5, device="cuda")[None], cache)
-        for position in range(5, 60):
+        for position in range(5, TOKENS):
             before, place = cache.keys.clone(), cache.keys.data_ptr()
             model(torch.tensor([[position]], device="cuda"), cache)
             changed = (cache.keys != before).any(-1).any(0).any(0).any(0).nonzero().flatten().tolist()
@@ -165,11 +171,16 @@ def test_one_capture_serves_every_position_and_keeps_the_cache_in_place():
 
 @needs_cuda
 def test_the_switch(tmp_path):
-    """load(..., device="cuda", compiled=True): our kernel, one graph, and the greedy text of the processor."""
+    """load(..., device="cuda", compiled=True): our kernel, one graph, and the processor's greedy text and logits."""
     minillama.save(random_model(), None, tmp_path / "model")
     model, _ = minillama.load(tmp_path / "model", device="cuda", compiled=True)
-    assert greedy(model, [5, 6, 7], 40) == greedy(random_model(), [5, 6, 7], 40)
-    assert isinstance(model, GraphLlama) and model.ran == {"fused": 1, "fused, as one graph": 39}
+    assert greedy(model, [5, 6, 7], TOKENS) == greedy(random_model(), [5, 6, 7], TOKENS)
+    assert isinstance(model, GraphLlama) and model.rewritten == {"compiled": 1}
+    assert model.ran == {"fused": 1, "fused, as one graph": TOKENS - 1}
+    ids = torch.arange(TOKENS)[None]
+    with torch.inference_mode():
+        want = random_model()(ids)[0].double()
+    assert off(stepwise(model, ids, 2), want) < 1e-4
 
 
 def greedy(model, ids: list[int], count: int) -> list[int]:
@@ -197,16 +208,22 @@ def test_the_reference_weights(name):
 
 
 @needs_cuda
-def test_without_nvrtc_the_next_best_is_named(monkeypatch):
+def test_without_nvrtc_the_next_best_is_named(monkeypatch, tmp_path):
+    """One line, once; and what it names is what writes."""
+
     def missing(*_):
         raise CudaError("NVRTC is not there")
 
     monkeypatch.setattr(cuda, "compile_cuda", missing)
-    kernel.cache_clear()  # kernels of former tests are compiled already
-    with pytest.warns(UserWarning, match="going on without fused attention: .*NVRTC is not there"):
-        chosen = attend_fast(random_model(torch.bfloat16, "cuda"))
-    kernel.cache_clear()
-    assert chosen.name == "sdpa"
+    forget()  # kernels of former tests are compiled already
+    minillama.save(random_model(), None, tmp_path / "model")
+    with pytest.warns(UserWarning) as caught:
+        model, _ = minillama.load(tmp_path / "model", dtype=torch.bfloat16, device="cuda", compiled=True)
+    forget()
+    said = "going on with sdpa attention, uncompiled: no fused attention here: NVRTC is not there"
+    assert [text for warning in caught if (text := str(warning.message)).startswith("going on")] == [said]
+    greedy(model, [5, 6, 7], 4)
+    assert model.ran == {"sdpa": 4}
 
 
 def makefile(pattern: str) -> str:

@@ -26,8 +26,8 @@ instructions preferences evaluation inspection scaling parallel safety repositor
 commands.files commands.generate commands.chat commands.train commands.finetune commands.plan
 commands.ranks cli""".split()
 LINES = 300
-# one refuses what it does not know, one goes both ways, one cuts for answers and for training
-LONGER = {"checkpoints": 330, "hugging_face": 350, "parallel": 380}
+# one refuses what it does not know, one goes both ways, one cuts for answers and for training, one has three kernels
+LONGER = {"checkpoints": 330, "hugging_face": 350, "parallel": 380, "cuda": 320}
 FUNCTION_LINES = 45
 
 
@@ -122,18 +122,38 @@ def packages():
 before, known = state(), packages()
 import minillama
 after = state()
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+operations = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("minillama::")]
 print(json.dumps({
     "changed": [key for key in before if before[key] != after[key]],
     "added": sorted(packages() - known - sys.stdlib_module_names),
+    "operations": operations, "on CUDA": [name for name in operations if has_kernel(name, "CUDA")],
+    "rungs": list(minillama.tensor_cores.RUNGS), "lower rungs": list(minillama.attention_kernels.LOWER_RUNGS),
+    "asked for": minillama.cuda.nvrtc.cache_info().currsize + minillama.cuda.driver.cache_info().currsize,
+    "compiled": minillama.attention_kernels.kernel.cache_info().currsize,
 }))
 """
 
 
-def test_import_changes_no_setting_and_brings_nothing_heavy():
+@pytest.fixture(scope="module")
+def fresh() -> dict:
+    """What a process finds that has imported minillama and nothing else of it."""
     done = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    found = json.loads(done.stdout)
-    assert found == {"changed": [], "added": ["minillama"]}  # beyond torch, numpy, regex and tqdm
+    return json.loads(done.stdout)
+
+
+def test_import_changes_no_setting_and_brings_nothing_heavy(fresh):
+    assert fresh["changed"] == [] and fresh["added"] == ["minillama"]  # beyond torch, numpy, regex and tqdm
+
+
+def test_import_registers_every_kernel_and_compiles_none(fresh):
+    """Whoever loads a model for CUDA finds our kernels there, whatever else is imported; no CUDA is needed for that."""
+    operations = {f"minillama::{name}" for name in ("attend", "norm", "rope", "swiglu")}
+    assert set(fresh["operations"]) == set(fresh["on CUDA"]) == operations
+    assert fresh["rungs"] == ["warp", "tiles", "tensor", "wide", "split", "combine"]
+    assert fresh["lower rungs"] == ["warp", "tiles"], "no module changes another's table"
+    assert fresh["asked for"] == fresh["compiled"] == 0
 
 
 def test_ruff_refuses_text_files_without_an_encoding():
