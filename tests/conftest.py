@@ -25,6 +25,15 @@ def fetched(name: str) -> Path:
         (pytest.fail if required else pytest.skip)(f"{name} is needed: {error}")
 
 
+@pytest.fixture
+def no_compiler():
+    """PyTorch finds no C++ compiler. subtle: setattr on its configuration, undone, would take the setting away."""
+    import torch._inductor.config
+
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        yield
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     return fetched("smollm2-135m-instruct")
