@@ -1,11 +1,18 @@
-"""What one rank does for test_parallel.py: python parallel_ranks.py TASK RANK RANKS FOLDER; it writes what it found."""
+"""What ranks do for test_parallel.py; each writes what it found into the folder.
+
+A process that has imported everything once forks the ranks of each line of its standard input, TASK RANKS SECONDS
+FOLDER. It says on standard output, a line each, their process numbers and, when one ends, RANK CODE; their standard
+errors are files.
+"""
 
 import contextlib
+import faulthandler
 import io
 import json
 import os
 import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,6 +242,7 @@ def memory(mesh, folder) -> dict:
     """How much more this process ever had in memory after loading than before, beside its share of the weights."""
     if not Path("/proc/self/clear_refs").exists():
         return {}
+    parallel.load(folder / "model", mesh)  # what a forked process shares with its parent until it uses it, it uses now
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew from what there is now
     before = high_water()
     model, _ = parallel.load(folder / "large", mesh)
@@ -349,19 +357,45 @@ def mourning(mesh, folder) -> dict:
         model(ids())
 
 
-def main(task, rank, count, folder):
-    folder = Path(folder)
-    seconds = float(os.environ.get("SECONDS_TO_WAIT", "60"))
-    where = dict(init_method=(folder / f"meet-{task}").as_uri(), rank=int(rank), world_size=int(count))
+def be_rank(task: str, rank: int, count: int, seconds: float, folder: Path) -> None:
+    where = dict(init_method=(folder / f"meet-{task}").as_uri(), rank=rank, world_size=count)
     try:
         with parallel.ranks(seconds, **where) as mesh:
             found = globals()[task](mesh, folder)
             (folder / f"{task}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     except parallel.ParallelError as error:
-        print(error, file=sys.stderr)
+        print(error, file=sys.stderr, flush=True)
         os._exit(2)
     assert not dist.is_initialized()
 
 
+def fork(task: str, rank: int, count: int, seconds: float, folder: Path) -> int:
+    """The process number of a new rank, which has half as long as a test may take."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        sys.stderr = open(folder / f"{task}-{rank}.err", "w", encoding="utf-8", buffering=1)
+        os.dup2(sys.stderr.fileno(), 2)
+        faulthandler.dump_traceback_later(240, exit=True)
+        be_rank(task, rank, count, seconds, folder)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        task, count, seconds, folder = line.rstrip("\n").split(" ", 3)
+        ranks = {fork(task, rank, int(count), float(seconds), Path(folder)): rank for rank in range(int(count))}
+        print(*ranks, flush=True)
+        for _ in range(int(count)):
+            pid, status = os.wait()
+            print(ranks[pid], os.waitstatus_to_exitcode(status), flush=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve()

@@ -83,10 +83,9 @@ GENERATION = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{%
 
 
 @pytest.mark.weights
-def test_smollm2_as_transformers_masks_it(ours, smollm2_path, tmp_path):
+def test_smollm2_as_transformers_masks_it(ours, their_tokenizer):
     """apply_chat_template with return_assistant_tokens_mask, over two of the committed orders in one conversation."""
-    (tmp_path / smollm2_path.name).symlink_to(smollm2_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path), gguf_file=smollm2_path.name)
+    theirs = their_tokenizer
     orders, _ = jsonl.read_jsonl(ROOT / "data" / "studies" / "orders.jsonl", dialog)
     for first, second in pairwise(orders[:40]):
         messages = [said("system", "Be brief."), *first, said("tool", "naïve 日本語"), *second, said("user", "Thanks!")]

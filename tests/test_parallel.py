@@ -1,6 +1,7 @@
 """parallel: ranks as processes of their own on this machine, beside a single process; 405B over pretended ranks."""
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import parallel_ranks as ranks
@@ -27,30 +29,53 @@ LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo's interfaces have other names there")
 
 
-def environment(**more) -> dict:
+def environment() -> dict:
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"GLOO_SOCKET_IFNAME": LOOPBACK, "OMP_NUM_THREADS": "1", "PYTHONPATH": path} | more
+    return os.environ | {"GLOO_SOCKET_IFNAME": LOOPBACK, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
-@contextlib.contextmanager
-def started(task: str, count: int, folder: Path, **more):
-    """The processes of a task's ranks; whatever happens, none is left."""
-    command = [sys.executable, str(HERE / "parallel_ranks.py"), task]
-    wanted = dict(stderr=subprocess.PIPE, encoding="utf-8", env=environment(**more))
-    processes = [subprocess.Popen([*command, str(rank), str(count), str(folder)], **wanted) for rank in range(count)]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+class Ranks:
+    """The processes of a task's ranks."""
+
+    def __init__(self, server, task: str, count: int, folder: Path, seconds=60):
+        self.server, self.task, self.folder, self.codes = server, task, folder, {}
+        server.stdin.write(f"{task} {count} {seconds} {folder}\n")
+        server.stdin.flush()
+        self.pids = [int(pid) for pid in server.stdout.readline().split()]
+
+    def code(self, rank: int) -> int:
+        """A rank's exit code, when it ends."""
+        while rank not in self.codes:
+            ended, code = map(int, self.server.stdout.readline().split())
+            self.codes[ended] = code
+        return self.codes[rank]
+
+    def said(self, rank: int) -> str:
+        return (self.folder / f"{self.task}-{rank}.err").read_text(encoding="utf-8")
+
+    def end(self) -> None:
+        for rank, pid in enumerate(self.pids):
+            if rank not in self.codes:
+                os.kill(pid, signal.SIGKILL)
+                self.code(rank)
 
 
-def findings(task: str, count: int, folder: Path) -> list[dict]:
+@pytest.fixture(scope="module")
+def server():
+    """The process that forks ranks; whatever happens, none is left."""
+    command, piped = [sys.executable, str(HERE / "parallel_ranks.py")], subprocess.PIPE
+    wanted = dict(stdin=piped, stdout=piped, encoding="utf-8", env=environment(), start_new_session=True)
+    with subprocess.Popen(command, **wanted) as process:
+        yield process
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def findings(server, task: str, count: int, folder: Path) -> list[dict]:
     """What each rank of a task found."""
-    with started(task, count, folder) as processes:
-        said = [process.communicate(timeout=240)[1] for process in processes]
-        assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
+    ranks = Ranks(server, task, count, folder)
+    codes = [ranks.code(rank) for rank in range(count)]
+    assert codes == [0] * count, "\n".join(map(ranks.said, range(count)))
     return [json.loads((folder / f"{task}-{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
 
 
@@ -70,13 +95,13 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(folder):
-    return findings("two", 2, folder)
+def two(server, folder):
+    return findings(server, "two", 2, folder)
 
 
 @pytest.fixture(scope="module")
-def four(two, folder):
-    return findings("four", 4, folder)
+def four(server, two, folder):
+    return findings(server, "four", 4, folder)
 
 
 @pytest.mark.parametrize("name", ["inference", "tied"])
@@ -148,19 +173,22 @@ def wait_for(path: Path, seconds=120):
         time.sleep(0.05)
 
 
-def last_words(task, folder, signal_, seconds) -> None:
-    """Rank 1 gets the signal when both are ready; rank 0 must say so in one line and end within 50 seconds."""
-    with started(task, 2, folder, SECONDS_TO_WAIT=str(seconds)) as (left, victim):
+def last_words(server, task, folder, signal_, seconds) -> None:
+    """Rank 1 gets the signal when both are ready; rank 0 must say so in one line and end."""
+    ranks = Ranks(server, task, 2, folder, seconds)
+    try:
         for rank in (0, 1):
             wait_for(folder / f"ready-{rank}")
-        os.kill(victim.pid, signal_)
-        said = left.communicate(timeout=50)[1]
+        os.kill(ranks.pids[1], signal_)
+        code, said = ranks.code(0), ranks.said(0)
+    finally:
+        ranks.end()
     lines = [line for line in said.splitlines() if line.startswith("rank 0 lost the others")]
-    assert left.returncode == 2 and len(lines) == 1 and "Traceback" not in said, said
+    assert code == 2 and len(lines) == 1 and "Traceback" not in said, said
 
 
-def test_a_rank_that_hangs_is_an_error_of_one_line(tmp_path):
-    last_words("mourning", tmp_path, signal.SIGSTOP, 12)
+def test_a_rank_that_hangs_is_an_error_of_one_line(server, tmp_path):
+    last_words(server, "mourning", tmp_path, signal.SIGSTOP, 8)
 
 
 def numbers(rows) -> list[list[float]]:
@@ -181,11 +209,11 @@ def test_a_run_on_two_ranks_is_a_run(two):
     assert "are not compiled" in two[0]["compiled"] and "holds a run with data theirs" in two[0]["other data"]
 
 
-def test_a_run_that_loses_a_rank_goes_on_from_its_state(two, tmp_path):
-    last_words("training_run", tmp_path, signal.SIGKILL, 60)  # a cut connection is noticed at once, silence is not
+def test_a_run_that_loses_a_rank_goes_on_from_its_state(server, two, tmp_path):
+    last_words(server, "training_run", tmp_path, signal.SIGKILL, 60)  # a cut connection is noticed at once, silence is not
     assert [path.name for path in parallel.states(tmp_path / "run")] == ["00000004"]
     (tmp_path / "meet-training_run").unlink()
-    for rows in findings("training_run", 2, tmp_path):
+    for rows in findings(server, "training_run", 2, tmp_path):
         assert numbers(rows) == numbers(two[0]["trained"][0])
     written = runs.read_metrics(tmp_path / "run" / "metrics.csv")
     assert numbers(written) == numbers(rows) and written[-1]["validation_loss"] == rows[-1]["validation_loss"]
@@ -275,13 +303,15 @@ def test_torchrun_starts_a_chat_and_ctrl_c_ends_it(folder, capsys, monkeypatch):
 
 
 @pytest.mark.weights
-def test_smollm2_on_three_ranks(ours, tmp_path):
-    model, tokenizer = ours
+def test_smollm2_on_three_ranks(server, ours, tmp_path):
+    """The first of its layers, which have nine heads and three kv heads as all of them have."""
+    (whole, tokenizer), model = ours, copy.copy(ours[0])
+    model.cfg, model._modules = replace(whole.cfg, n_layers=3), whole._modules | {"blocks": whole.blocks[:3]}
     ids = torch.tensor([tokenizer.encode("The ferry left at six, as it did every morning.")])
     with torch.inference_mode():
         torch.save({"ids": ids, "logits": model(ids)}, tmp_path / "asked.pt")
     hugging_face.save_hugging_face(model, tokenizer, tmp_path / "smollm2")
-    for found in findings("three", 3, tmp_path):
+    for found in findings(server, "three", 3, tmp_path):
         assert found["off"] < 2e-4 and found["ids"] == list(generate(model, ids[0].tolist(), 12))
     print("off by", found["off"])
 

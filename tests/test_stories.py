@@ -29,14 +29,15 @@ def reference():
 
 
 def test_the_command_makes_it(tiny):
-    """The same tokenizer, and the first losses of its curve; 1e-3: processors round bfloat16 products differently."""
+    """The same tokenizer, and the first steps of its curve: in float32, many times as fast as bfloat16 on a processor
+    that has only the former, hence 1e-3."""
     texts = [stories.story(number) for number in range(60_000)]
     tokenizer = stories.story_tokenizer(texts)
     assert tokenizer.vocab == tiny[1].vocab and tokenizer.specials == tiny[1].specials
     rows = stories.Rows(stories.encode_all(tokenizer, texts))
     model = attend_by_blocks(stories.initial(stories.CONFIG, seed=0))
     assert model.cfg == tiny[0].cfg
-    plan = replace(stories.SETTINGS, compiled=False)
+    plan = replace(stories.SETTINGS, compiled=False, dtype="float32")
 
     class Enough(Exception):
         pass
@@ -54,6 +55,7 @@ def test_the_command_makes_it(tiny):
     assert len(kept) == plan.steps and kept[-1]["step"] == plan.steps - 1
     for now, then in zip(seen, kept, strict=False):
         assert now["lr"] == then["lr"] and now["loss"] == pytest.approx(then["loss"], abs=1e-3)
+        assert now["gradient_norm"] == pytest.approx(then["gradient_norm"], rel=1e-2)
 
 
 def test_it_knows_what_its_curve_says(reference, tiny):

@@ -324,9 +324,7 @@ def test_a_setting_that_an_older_state_does_not_know_does_not_matter(tmp_path):
     assert len(whole_run(tmp_path)) == 12
 
 
-def test_a_machine_without_a_compiler_is_told_so_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+def test_a_machine_without_a_compiler_is_told_so_in_one_line(no_compiler, tmp_path):
     with pytest.raises(TrainingError, match=r"^this machine cannot compile the model \(.*\): do without$") as caught:
         whole_run(tmp_path, compiled=True)
     assert "\n" not in str(caught.value)
