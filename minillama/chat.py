@@ -219,15 +219,20 @@ def system_prompt(text="", builtin=(), functions=(), interpreter=False, form="js
     if functions:
         call = render({"name": "NAME", "arguments": {"PARAMETER": "VALUE"}}, form)
         parts += ["You can call these functions:"]
-        parts += [json.dumps({"type": "function", "function": function}, indent=4) for function in functions]
+        offers = [{"type": "function", "function": function} for function in functions]
+        parts += [json.dumps(offer, indent=4, ensure_ascii=False) for offer in offers]
         parts += [f"To call a function, answer with nothing but a line of this form:\n{call}"]
     return "\n\n".join(part for part in [*parts, text] if part)
 
 
 NAMES = "|".join(BUILTIN)
-QUERY = re.compile(rf'({NAMES})\.call\(query="(.*?)"\)(?=[\s;]*(?:\Z|({NAMES})\.call\())', re.DOTALL)  # quotes and all
+ASK = rf"(?:{NAMES}|code_interpreter)\.call\("
+QUERY = re.compile(  # quotes and all
+    rf'((?:{NAMES})\.call\(query|code_interpreter\.call\(code)="(.*?)"\)(?=[\s;]*(?:\Z|{ASK}))', re.DOTALL
+)
 FUNCTION = re.compile(r"<function=(.+?)>\s*(?=\{)")
-CALL = re.compile(rf'\s*(?:\{{\s*["\'](?:type|name|parameters)["\']\s*:|<function=|({NAMES})\.call\()')
+OBJECT = r"\{\s*[\"'](?:type|name|parameters|arguments)[\"']\s*:"
+CALL = re.compile(rf"\s*(?:{OBJECT}|<function=|{ASK})")
 
 
 def render(call: dict, form="json") -> str:
@@ -279,20 +284,21 @@ def parse(text: str) -> list[dict]:
 def parse_one(text: str) -> tuple[dict, int]:
     """The call at the start of the text and where it ends; ValueError says what is wrong with it."""
     if query := QUERY.match(text):
-        return {"name": query[1], "arguments": {"query": query[2]}}, query.end()
+        name, _, argument = query[1].partition(".call(")
+        return {"name": name, "arguments": {argument: query[2]}}, query.end()
     tag = FUNCTION.match(text)
     if not tag and not text.startswith("{"):
         raise ValueError('expected {"name": ..., "parameters": {...}}, <function=NAME>{...}</function> or a query')
     value, end = JSON.raw_decode(text, tag.end() if tag else 0)
     json.dumps(value, allow_nan=False)
     if tag:
-        if not text.startswith("</function>", end):
+        if not text.startswith("</function>", end) and text[end:].strip():
             raise ValueError("</function> is missing after the arguments")
-        value, end = {"name": tag[1], "parameters": value}, end + len("</function>")
-    name, arguments = value.get("name"), value.get("parameters")
-    if not isinstance(name, str) or not isinstance(arguments, dict):
+        value, end = {"name": tag[1], "parameters": value}, min(end + len("</function>"), len(text))
+    name, given = value.get("name"), [value[key] for key in ("parameters", "arguments") if key in value]
+    if not isinstance(name, str) or len(given) != 1 or not isinstance(given[0], dict):
         raise ValueError('a call needs a "name", which is a string, and "parameters", which are an object')
-    return {"name": name, "arguments": arguments}, end
+    return {"name": name, "arguments": given[0]}, end
 
 
 def unique(pairs: list[tuple]) -> dict:
@@ -305,11 +311,31 @@ def unique(pairs: list[tuple]) -> dict:
 JSON = json.JSONDecoder(object_pairs_hook=unique)
 
 
+def calls_among_words(text: str) -> tuple[str, list[dict]]:
+    """(words, calls) of a text without <|python_tag|>; a malformed call is an error and stays among the words."""
+    words, calls, found = "", [], CALL.match(text)
+    while found := found or INSIDE.search(text):
+        before, rest = text[: found.start()], text[found.start() :].lstrip("; \t\r\n")
+        try:
+            call, end = parse_one(rest)
+        except (ValueError, RecursionError) as error:
+            if before.strip() and rest.startswith("{"):  # an object within words that is none of a call's
+                break
+            return words + text, [*calls, {"error": f"malformed call: {error}", "text": ""}]
+        words, calls, text = words + before, [*calls, call], rest[end:]
+        text = text if text.strip("; \t\r\n") else ""
+        found = CALL.match(text.lstrip("; \t\r\n"))
+    return words + text, calls
+
+
+INSIDE = re.compile(rf'^<function=|(?<!":)(?<!": ){OBJECT}', re.MULTILINE)  # an object within another is data
+
+
 def parse_assistant(tokenizer: Tokenizer, ids, tools=True) -> dict:
     """The message that generated ids make: {"role", "content", "calls", "tag", "end"}.
 
     Control ids count, never their spelling. "tag": <|python_tag|> was there; what follows it are calls, without it
-    only what begins as a call does is one. tools=False: no text is a call. "end": "eot", "eom" or None (cut off).
+    those of `calls_among_words`. tools=False: no text is a call. "end": "eot", "eom" or None (cut off).
     """
     ends = dict.fromkeys([*tokenizer.stop_ids, *turn_ends(tokenizer)], "eot")
     ends |= {id: "eom" for id in ends if id == tokenizer.specials.get("<|eom_id|>")}
@@ -320,9 +346,8 @@ def parse_assistant(tokenizer: Tokenizer, ids, tools=True) -> dict:
         place = ids.index(mark)
         content, calls = tokenizer.decode(ids[:place]), parse(tokenizer.decode(ids[place + 1 :]))
     else:
-        content, calls = tokenizer.decode(ids), []
-        if tools and (found := CALL.match(content) or re.search(r"^<function=", content, re.MULTILINE)):
-            content, calls = content[: found.start()], parse(content[found.start() :])
+        content = tokenizer.decode(ids)
+        content, calls = calls_among_words(content) if tools else (content, [])
     return {"role": "assistant", "content": content, "calls": calls, "tag": tag, "end": end}
 
 
@@ -334,7 +359,7 @@ def run_tool(tools: dict, call: dict) -> str:
         return f"error: there is no tool {call['name']!r}; there are: {', '.join(tools) or 'none'}"
     try:
         result = tools[call["name"]](**call["arguments"])
-        text = result if isinstance(result, str) else json.dumps(result)
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
     except Exception as error:
         text = f"error: {type(error).__name__}: {error}"
     return text.encode("utf-8", "replace").decode()

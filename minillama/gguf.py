@@ -56,7 +56,11 @@ class GGUFHeader:
 
     SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
     STRING, ARRAY = 8, 9
-    KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16"}
+    TYPES = (  # by their numbers, all that GGUF has or had
+        "F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S "
+        "IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 Q4_0_4_4 Q4_0_4_8 Q4_0_8_8 TQ1_0 TQ2_0 "
+        "IQ4_NL_4_4 IQ4_NL_4_8 IQ4_NL_8_8 MXFP4 NVFP4 Q1_0"
+    ).split()
     BYTES, ITEMS = 16_000_000, 600_000  # Llama 3's header has about 8 million bytes, its lists 536,659 items
     TENSORS, KEYS = 2_000, 1_000  # 405B has 1,138 tensors
 
@@ -118,9 +122,10 @@ class GGUFHeader:
         if not 1 <= n_dims <= 4:
             raise CheckpointError(f"tensor {name!r} has {n_dims} dimensions")
         shape, [kind, offset] = tuple(self.numbers("Q", n_dims)[::-1]), self.numbers("IQ")
-        if kind not in self.KINDS:
-            raise CheckpointError(f"tensor {name!r} has type {kind}, which is not supported")
-        return name, shape, self.KINDS[kind], offset
+        kind = self.TYPES[kind] if kind < len(self.TYPES) else kind
+        if kind not in KINDS:
+            raise CheckpointError(f"tensor {name!r} has type {kind}, which is not supported; {', '.join(KINDS)} are")
+        return name, shape, kind, offset
 
 
 def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
@@ -165,6 +170,19 @@ def q6_k(block: torch.Tensor) -> torch.Tensor:
 
 
 KINDS |= {"Q4_K": (256, 144, q4_k_or_q5_k), "Q5_K": (256, 176, q4_k_or_q5_k), "Q6_K": (256, 210, q6_k)}
+
+
+IQ4_NL = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+KINDS |= {  # what llama-quantize falls back to
+    "Q5_0": (32, 22, lambda block: f16(block[:, :2]) * (five_bits(block[:, 2:]).view(torch.int8) - 16)),
+    "Q5_1": (32, 24, lambda block: f16(block[:, :2]) * five_bits(block[:, 4:]) + f16(block[:, 2:4])),
+    "IQ4_NL": (32, 18, lambda block: f16(block[:, :2]) * IQ4_NL[unpack(block[:, 2:], 4, 16).int()]),
+}
+
+
+def five_bits(data: torch.Tensor) -> torch.Tensor:
+    """(N, 20) bytes, highest bits and then nibbles -> (N, 32) levels, 0..31"""
+    return unpack(data[:, 4:], 4, 16) | unpack(data[:, :4], 1, 1) << 4
 
 
 def open_gguf(path: Path) -> Checkpoint:

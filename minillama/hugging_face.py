@@ -4,6 +4,7 @@ Written by notebooks/07a_hugging_face.ipynb: edit it there.
 """
 
 import json
+import re
 import warnings
 from dataclasses import asdict
 from functools import partial
@@ -76,12 +77,22 @@ def same_bytes(a: StoredTensor, b: StoredTensor | None, slice_bytes=2**24) -> bo
     return all(torch.equal(a.raw(start, start + slice_bytes), b.raw(start, start + slice_bytes)) for start in starts)
 
 
+BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+
+
 def safetensors_folder(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of model.safetensors, or of all the files that the index lists, which must agree with it."""
-    index, tensors = "model.safetensors.index.json", {}
-    if not (folder / index).exists():
-        return open_safetensors(inside(folder, "model.safetensors"))
-    listed = read_json(folder, index).get("weight_map")
+    """The folder's tensors, without buffers of the rotation, which follow from config.json."""
+    whole, index = "model.safetensors", "model.safetensors.index.json"
+    if (folder / whole).is_file() or not (folder / index).exists():  # subtle: beside a whole model, an index is old
+        tensors = open_safetensors(inside(folder, whole))
+    else:
+        tensors = sharded(folder, index)
+    return {name: tensor for name, tensor in tensors.items() if not BUFFERS.fullmatch(name)}
+
+
+def sharded(folder: Path, index: str) -> dict[str, StoredTensor]:
+    """The tensors of all the files that the index lists, which must agree with it."""
+    listed, tensors = read_json(folder, index).get("weight_map"), {}
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{index} has no weight_map from tensors to files")
     paths = {name: inside(folder, shard) for name, shard in listed.items()}
@@ -94,29 +105,43 @@ def safetensors_folder(folder: Path) -> dict[str, StoredTensor]:
 
 def hugging_face_config(config: dict) -> LlamaConfig:
     """LlamaConfig from config.json, as transformers 4 wrote it (rope_scaling) and 5 does (rope_parameters)."""
-    fixed = dict(model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False, partial_rotary_factor=1)
+    fixed = dict(model_type="llama", hidden_act="silu", attention_bias=False, mlp_bias=False)
     for key, value in fixed.items():
-        if config.get(key, value) != value:
+        if config.get(key) not in (None, value):
             raise CheckpointError(f"config.json has {key} = {config[key]!r}; a Llama has {value!r}")
     with reading("config.json"):
-        theta, scaling = hugging_face_rope(config)
+        theta, scaling = hugging_face_rope(rope_settings(config))
         defaults = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
-        tied = config.get("tie_word_embeddings", False)
+        tied = config.get("tie_word_embeddings")
         return LlamaConfig(
-            **sizes(1, config | {"rope_theta": theta}, defaults), rope_scaling=scaling, tied_embeddings=tied
+            **sizes(1, config | {"rope_theta": theta}, defaults),
+            rope_scaling=scaling,
+            tied_embeddings=False if tied is None else tied,
         )
 
 
-def hugging_face_rope(config: dict) -> tuple[float, RopeScaling | None]:
+def rope_settings(config: dict) -> dict:
+    """All that config.json says of the rotation, in up to three places; ValueError where it contradicts itself."""
+    rope = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if key in config}
+    for given in (config.get("rope_parameters") or {}, config.get("rope_scaling") or {}):
+        if not isinstance(given, dict):
+            raise ValueError(f"the rope settings are not an object but {given!r}")
+        for key, value in given.items():
+            key = "rope_type" if key == "type" else key
+            said = rope.get(key)
+            if value is not None and said not in (None, value):
+                raise ValueError(f"{key} is both {said!r} and {value!r}")
+            rope[key] = value if said is None else said
+    return rope
+
+
+def hugging_face_rope(rope: dict) -> tuple[float, RopeScaling | None]:
     """Theta and scaling; unknown kinds and keys are refused, never ignored."""
-    given = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
-    if len(given) > 1 or not all(isinstance(rope, dict) for rope in given):
-        raise ValueError(f"the rope settings are not one object but {', '.join(map(repr, given))}")
-    rope = dict(*given)
-    theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
-    if config.get("rope_theta", theta) != theta:
-        raise ValueError(f"rope_theta is both {theta!r} and {config['rope_theta']!r}")
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    theta = rope.pop("rope_theta", 10_000.0)
+    rope = {key: value for key, value in rope.items() if value is not None}
+    if (part := rope.pop("partial_rotary_factor", 1)) != 1:
+        raise ValueError(f"partial_rotary_factor = {part!r}; a Llama rotates whole heads")
+    kind = rope.pop("rope_type", "default")
     if kind == "default" and not rope:
         return theta, None
     known = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}

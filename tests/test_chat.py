@@ -188,6 +188,8 @@ programs = st.fixed_dictionaries(
 @example({"name": "code_interpreter", "arguments": {"code": '{"name": "f"}'}}, "json")
 @example({"name": "code_interpreter", "arguments": {"code": ""}}, "json")
 @example({"name": "a>{b", "arguments": {}}, "function_tag")
+@example({"name": "code_interpreter", "arguments": {"code": 'code_interpreter.call(code="1")'}}, "json")
+@example({"name": "code_interpreter", "arguments": {"code": '{"arguments": 1}'}}, "json")
 @settings(deadline=None)
 def test_parse_is_the_inverse_of_render(call, form):
     text = chat.render(call, form)
@@ -223,7 +225,12 @@ MALFORMED = {
     "infinite": ('{"name": "f", "parameters": {"a": 1e999}}', "not JSON compliant"),
     "too deep": ('{"name": ' + "[" * 100_000, "recursion"),
     "words behind it": ('{"name": "f", "parameters": {}} Done!', "expected"),
-    "no end tag": ('<function=f>{"a": 1}', "</function> is missing"),
+    "words for an end tag": ('<function=f>{"a": 1} Done!', "</function> is missing"),
+    "half an end tag": ('<function=f>{"a": 1}</func', "</function> is missing"),
+    "parameters and arguments": ('{"name": "f", "parameters": {"a": 1}, "arguments": {"a": 2}}', '"parameters"'),
+    "arguments in a string": ('{"name": "f", "arguments": "{}"}', '"parameters"'),
+    "arguments first, and no name": ('{"arguments": {}}', '"name"'),
+    "code without quotes": ("code_interpreter.call(code=print(1))", "expected"),
     "no object": ("<function=f>5</function>", "expected"),
     "query without quotes": ("brave_search.call(query=gold)", "expected"),
     "query not closed": ('brave_search.call(query="gold', "expected"),
@@ -237,6 +244,17 @@ def test_a_malformed_call_is_reported_and_kept(toy, text, words):
     assert all("error" not in call for call in good)
     assert chat.render(last) == last["text"]
     assert chat.run_tool({"f": print}, last).startswith("error: malformed call")
+
+
+@pytest.mark.parametrize("text", [text for name, (text, _) in MALFORMED.items() if name != "words behind it"])
+def test_a_malformed_call_stays_readable(toy, text):
+    """Without <|python_tag|> it is content, as at vLLM; it is reported as well, and written back once."""
+    ids = ids_of(toy, f"{text}<|eot_id|>")
+    message = chat.parse_assistant(toy, ids)
+    (call,) = message["calls"]
+    assert message["content"] == text and "malformed" in chat.run_tool({"f": print}, call)
+    header = chat.encode_dialog(toy, [])[1:]
+    assert chat.encode_dialog(toy, [message]) == [chat.encode_dialog(toy, [])[0], *header, *ids, *header]
 
 
 @pytest.mark.parametrize(
@@ -279,9 +297,29 @@ REPLIES = {  # what the model emits -> content, calls, tag, end
         ('I would write <function=songs>{"n": 10}</function>', [], False, "eot"),
     '{"city": "Paris"}<|eot_id|>': ('{"city": "Paris"}', [], False, "eot"),
 }  # fmt: skip
+SPELLINGS = {  # as others take them: Meta's reader (no end tag), the template in its repository (code), vLLM (the rest)
+    '<function=songs>{"n": 10}<|eot_id|>': ("", [SONGS], False, "eot"),
+    '<|python_tag|><function=songs>{"n": 10}\n<|eom_id|>': ("", [SONGS], True, "eom"),
+    '<|python_tag|>code_interpreter.call(code="print(1)\n")<|eom_id|>': ("", [CODE], True, "eom"),
+    'code_interpreter.call(code="print(1)\n"); code_interpreter.call(code="print(1)\n")':
+        ("", [CODE, CODE], False, None),
+    '{"name": "songs", "arguments": {"n": 10}}<|eot_id|>': ("", [SONGS], False, "eot"),
+    '{"arguments": {"n": 10}, "name": "songs"}\n<|eot_id|>': ("", [SONGS], False, "eot"),
+    'Here: {"name": "songs", "parameters": {"n": 10}} More?<|eot_id|>': ("Here:  More?", [SONGS], False, "eot"),
+    'Both: {"name": "songs", "parameters": {"n": 10}} ; {"name": "songs", "arguments": {"n": 10}} More?<|eot_id|>':
+        ("Both:  More?", [SONGS, SONGS], False, "eot"),
+    'One {"name": "songs", "parameters": {"n": 10}} or two {"name": "songs", "parameters": {"n": 10}}<|eot_id|>':
+        ("One  or two ", [SONGS, SONGS], False, "eot"),
+    '{"name": "songs", "parameters": {"n": 10}} Done!<|eot_id|>': (" Done!", [SONGS], False, "eot"),
+    'Say {"name": "songs", "parameters": {n}} so<|eot_id|>':
+        ('Say {"name": "songs", "parameters": {n}} so', [], False, "eot"),
+    'He is {"name": "Bob"}.<|eot_id|>': ('He is {"name": "Bob"}.', [], False, "eot"),
+    'As in {"call": {"name": "songs", "parameters": {}}}<|eot_id|>':
+        ('As in {"call": {"name": "songs", "parameters": {}}}', [], False, "eot"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("text, want", REPLIES.items(), ids=REPLIES)
+@pytest.mark.parametrize("text, want", (REPLIES | SPELLINGS).items(), ids=REPLIES | SPELLINGS)
 def test_replies_are_read_from_ids(toy, text, want):
     message = chat.parse_assistant(toy, ids_of(toy, text))
     assert tuple(message[key] for key in ("content", "calls", "tag", "end")) == want and message["role"] == "assistant"
@@ -418,8 +456,29 @@ def test_malformed_replies_are_reported_where_metas_reader_guesses(llama3, repli
     for kind, guess in MALFORMED_AT_META.items():
         for ids, reply in replies[kind]:
             assert made_of_it(reply["meta"]) == guess[not reply["tag"]], kind
-            (call,) = chat.parse_assistant(llama3, ids)["calls"]
-            assert call.keys() == {"error", "text"} and call["text"], (kind, call)
+            message = chat.parse_assistant(llama3, ids)
+            (call,) = message["calls"]
+            if kind == "no end of the function":  # nothing is guessed: the arguments are whole
+                assert [call] == reply["meta"]["calls"]
+            else:
+                assert call.keys() == {"error", "text"} and (call["text"] or message["content"]), (kind, call)
+
+
+TOOLS = {"name": "погода", "description": "Погода в городе Zürich 🦙", "parameters": {"город": {"type": "string"}}}
+
+
+def test_definitions_and_results_keep_their_letters():
+    """As transformers' chat templates write them (`tojson`)."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    tools = [{"type": "function", "function": TOOLS}]
+    template = "{% for tool in tools %}{{ tool | tojson(indent=4) }}{% endfor %}"
+    rendered, _ = render_jinja_template([[user()]], tools=tools, chat_template=template)
+    assert rendered[0] in chat.system_prompt(functions=[TOOLS]) and "погода" in rendered[0]
+    template = "{{ messages[0].content | tojson }}"
+    rendered, _ = render_jinja_template([[user({"небо": "снег", "°C": -3})]], chat_template=template)
+    call = {"name": "f", "arguments": {}}
+    assert chat.run_tool({"f": lambda: {"небо": "снег", "°C": -3}}, call) == rendered[0]
 
 
 # The loop.

@@ -19,13 +19,13 @@ from tiktoken.load import load_tiktoken_bpe
 from minillama import Llama, LlamaConfig, RopeScaling, Tokenizer, checkpoints
 from minillama.chat import encode_dialog
 from minillama.checkpoints import GGUF, HUGGING_FACE, KINDS, CheckpointError
-from minillama.gguf import open_gguf
+from minillama.gguf import GGUFHeader, open_gguf
 from minillama.hub import load
 from minillama.tokenizer import LLAMA3_PATTERN, gpt2_bytes
 
 
 Q, T = gguf.GGMLQuantizationType, gguf.GGUFValueType
-QUANTIZED = [Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q4_K, Q.Q5_K, Q.Q6_K]
+QUANTIZED = [Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.IQ4_NL, Q.Q4_K, Q.Q5_K, Q.Q6_K]
 KEYS = {  # of a model of one block
     "llama.embedding_length": (T.UINT32, 64),
     "llama.block_count": (T.UINT32, 1),
@@ -70,7 +70,9 @@ def tiny_tensors(kind=None):
 # Numbers
 
 
-@pytest.mark.parametrize("kind", [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q4_1], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1], ids=lambda kind: kind.name
+)
 def test_a_model_dequantized_as_gguf_does(tmp_path, kind):
     tensors = tiny_tensors(kind)
     model, tokenizer = load(write_gguf(tmp_path / "tiny.gguf", tensors))
@@ -86,7 +88,7 @@ def blocks(kind, count=600):
     """Blocks of random bytes; among them scales that are infinite, not a number, tiny, or zero."""
     numbers, size = gguf.GGML_QUANT_SIZES[kind]
     raw = np.random.default_rng(kind).integers(0, 256, (count, size), dtype=np.uint8)
-    places = {Q.Q6_K: [208], Q.Q8_0: [0], Q.Q4_0: [0]}.get(kind, [0, 2])  # of the float16 scales
+    places = {Q.Q6_K: [208], Q.Q4_1: [0, 2], Q.Q5_1: [0, 2], Q.Q4_K: [0, 2], Q.Q5_K: [0, 2]}.get(kind, [0])  # of scales
     special = np.array([0x7C00, 0xFC00, 0x7E01, 0xFE02, 0x0001, 0x8001, 0x0000, 0x8000, 0x7BFF], dtype="<u2")
     for i, value in enumerate(special):
         raw[i, places[0] : places[0] + 2] = raw[i + 9, places[-1] : places[-1] + 2] = value[None].view(np.uint8)
@@ -149,6 +151,12 @@ def test_a_large_tensor_needs_little_more_than_its_numbers(tmp_path):
 def test_the_sizes_of_blocks():
     for name, (numbers, size, _) in KINDS.items():
         assert (numbers, size) == gguf.GGML_QUANT_SIZES[Q[name]], name
+
+
+def test_the_names_of_types():
+    """All that the format has, so that a file can be refused by name."""
+    known = {kind.value: kind.name for kind in Q if kind < len(GGUFHeader.TYPES)}
+    assert len(known) > 30 and all(GGUFHeader.TYPES[number] == name for number, name in known.items())
 
 
 @torch.inference_mode()
@@ -384,8 +392,11 @@ FIT = {
     "transposed": (lambda t: t.update({"output.weight": vector(64, 128)}), {}, "shape"),
     "three dimensions": (lambda t: t.update({"output.weight": vector(2, 64, 64)}), {}, "shape"),
     "a head of 0 rows": (lambda t: t.update({"output.weight": vector(0, 64)}), {}, "shape"),
-    "unsupported type": (lambda t: t.update({"output.weight": (np.ones((128, 64), np.float32), Q.Q5_0)}), {}, "type"),
-    "whole numbers": (lambda t: t.update({"output_norm.weight": (np.ones(64, np.int32), None)}), {}, "type"),
+    "unsupported type": (
+        lambda t: t.update({"output.weight": (np.ones((128, 110), np.uint8), Q.Q3_K)}), {},
+        "'output.weight' has type Q3_K, which is not supported; F32, .*Q4_K, .*Q5_0, .* are$",
+    ),
+    "whole numbers": (lambda t: t.update({"output_norm.weight": (np.ones(64, np.int32), None)}), {}, "type I32"),
     "another scaling": (lambda t: t.update({"rope_freqs.weight": vector(8, value=3)}), {}, "rope_freqs"),
     "a scaling that is no number": (
         lambda t: t.update({"rope_freqs.weight": vector(8, value=np.nan)}), {}, "rope_freqs"
@@ -545,7 +556,9 @@ BROKEN = {
     "dimension 2^64 - 1": (header(infos=[info(dims=(2**64 - 1,))]), "ends at"),
     "product overflows to 0": (header(infos=[info(dims=(2**32, 2**32))]), "ends at"),
     "product of four overflows": (header(infos=[info(dims=(2**63,) * 4, kind=8)]), "ends at"),
-    "unknown tensor type": (header(infos=[info(kind=99)]), "type 99"),
+    "unknown tensor type": (header(infos=[info(kind=99)]), "type 99,"),
+    "tensor type 2^32 - 1": (header(infos=[info(kind=2**32 - 1)]), "type 4294967295,"),
+    "tensor type that was given up": (header(infos=[info(kind=4)]), "type Q4_2,"),
     "part of a block": (header(infos=[info(dims=(33,), kind=8)]), "blocks"),
     "part of a super-block": (header(infos=[info(dims=(128, 2), kind=12)]), "blocks"),
     "offset outside": (header(infos=[info(offset=4096)]), "ends at"),

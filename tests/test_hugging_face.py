@@ -72,6 +72,70 @@ def test_sharded(tmp_path, tie):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("shards", ["gone", "still there"])
+def test_an_old_index_beside_a_newer_model(tmp_path, shards):
+    """transformers saves a model over a sharded one, leaves the index, and reads the whole file; so do we."""
+    tiny_hugging_face(seed=1).save_pretrained(tmp_path, max_shard_size="60KB")
+    old = {path: path.read_bytes() for path in tmp_path.glob("model-*.safetensors")}
+    tiny_hugging_face(seed=2).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").exists() and not [*tmp_path.glob("model-*.safetensors")]
+    for path, data in old.items() if shards == "still there" else ():
+        path.write_bytes(data)
+    tokens, reference = random_ids(20), transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(load(tmp_path)[0](tokens), reference(tokens).logits, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shard_size", ["1GB", "60KB"])
+def test_buffers_of_the_rotation_are_skipped(tmp_path, shard_size):
+    """As old versions of transformers wrote them, in each layer or once; config.json says how to rotate."""
+    reference = tiny_hugging_face(rope=SCALED)
+    state = reference.state_dict()
+    for layer in range(2):
+        for name in ("inv_freq", "cos_cached", "sin_cached"):
+            state[f"model.layers.{layer}.self_attn.rotary_emb.{name}"] = torch.ones(8)
+    state["model.rotary_emb.inv_freq"] = torch.ones(8, dtype=torch.float16)
+    reference.save_pretrained(tmp_path, state_dict=state, max_shard_size=shard_size)
+    stored = {name for path in tmp_path.glob("*.safetensors") for name in load_file(path)}
+    assert "model.layers.1.self_attn.rotary_emb.inv_freq" in stored and "model.rotary_emb.inv_freq" in stored
+    tokens = random_ids(20)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(load(tmp_path)[0](tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
+
+
+THETA = {"rope_theta": SCALED["rope_theta"]}
+INSIDE = {key: value for key, value in SCALED.items() if key != "rope_theta"}
+SPELLINGS = {
+    "both names": {"rope_parameters": SCALED, "rope_scaling": INSIDE, **THETA},
+    "both names, theta in both": {"rope_parameters": SCALED, "rope_scaling": SCALED},
+    "both names, theta in the old one": {"rope_parameters": INSIDE, "rope_scaling": SCALED},
+    "theta alone in the new one": {"rope_parameters": THETA, "rope_scaling": INSIDE, **THETA},
+    "theta only inside": {"rope_scaling": SCALED},
+    "type and rope_type": {"rope_scaling": INSIDE | {"type": "llama3"}, **THETA},
+    "whole heads, said inside": {"rope_parameters": SCALED | {"partial_rotary_factor": 1.0}},
+    "whole heads, said outside": {"rope_parameters": SCALED, "partial_rotary_factor": 1.0},
+    "nothing, said outside": {"rope_parameters": SCALED, "rope_theta": None, "partial_rotary_factor": None},
+    "nothing, said inside": {"rope_parameters": SCALED | {"attention_factor": None, "beta_fast": None}},
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS.keys())
+def test_the_rotation_wherever_it_is_said(tmp_path, spelling):
+    tiny_hugging_face(rope=SCALED).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", lambda c: (c.pop("rope_parameters"), c.update(spelling)))
+    theirs, tokens = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval(), random_ids(20)
+    torch.testing.assert_close(load(tmp_path)[0](tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
+    assert load(tmp_path)[0].cfg.rope_scaling == RopeScaling()
+
+
+@pytest.mark.parametrize("key", ["attention_bias", "mlp_bias", "hidden_act", "model_type", "tie_word_embeddings"])
+def test_null_says_nothing(folder, key):
+    edit_json(folder / "config.json", lambda c: c.update({key: None}))
+    assert load(folder)[0].cfg == LlamaConfig(64, 2, 4, 2, 16, 96, 128, rope_theta=1e4, max_seq_len=16_384)
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights(tmp_path, dtype):
     """The weights are rounded when they are saved; both then compute in float32."""
@@ -110,7 +174,13 @@ CONFIGS = {
     "scaling by a text": (lambda c: c.update(rope_parameters=SCALED | {"factor": "8"}), "factor"),
     "scaling that is no object": (lambda c: c.update(rope_parameters=[8.0]), "rope"),
     "theta given twice": (lambda c: c.update(rope_theta=5.0), "rope_theta"),
-    "scaling given twice": (lambda c: c.update(rope_scaling=SCALED), "not one object"),
+    "scaling given twice": (lambda c: c.update(rope_scaling=SCALED), "is both"),
+    "two kinds in one place": (lambda c: c.update(rope_parameters=SCALED | {"type": "linear"}), "rope_type is both"),
+    "two factors": (lambda c: c.update(rope_parameters=SCALED, rope_scaling=SCALED | {"factor": 9}), "factor is both"),
+    "scaled and not": (
+        lambda c: c.update(rope_parameters=SCALED, rope_scaling={"rope_type": "default"}), "rope_type is both",
+    ),
+    "half of each head, said inside": (set_rope(partial_rotary_factor=0.5), "partial_rotary_factor"),
     "theta of nothing": (set_rope(rope_theta=None), "rope_theta"),
     "theta below 0": (set_rope(rope_theta=-1.0), "rope_theta"),
     "an eps that is no number": (lambda c: c.update(rms_norm_eps=float("nan")), "norm_eps"),
@@ -121,7 +191,7 @@ CONFIGS = {
     "tied by a word": (lambda c: c.update(tie_word_embeddings="yes"), "tied"),
     "half of each head rotated": (lambda c: c.update(partial_rotary_factor=0.5), "partial_rotary_factor"),
     "a list for an object": (lambda c: c.update(rope_parameters=None, rope_scaling=["llama3"]), "rope"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("change, message", CONFIGS.values(), ids=CONFIGS.keys())
@@ -133,19 +203,28 @@ def test_configs_that_do_not_fit(folder, change, message):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"a": 1, "a": 2}', b"[" * 100_000])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 def test_files_that_are_no_json(folder, name, content):
+    as_shard(folder)
     (folder / name).write_bytes(content)
     refused(folder, name)
 
 
+SHARD = "model-00001-of-00001.safetensors"
+
+
+def as_shard(folder) -> Path:
+    """Rename the model's file: beside one of its usual name, no index is read."""
+    return (folder / "model.safetensors").rename(folder / SHARD)
+
+
 NORM, OTHER = "model.norm.weight", "model.layers.7.mlp.up_proj.weight"
 INDEXES = {
-    "parent folder": ({NORM: "../model.safetensors"}, "inside"),
+    "parent folder": ({NORM: f"../{SHARD}"}, "inside"),
     "absolute path": ({NORM: "/etc/passwd"}, "inside"),
-    "hidden parent": ({NORM: "x/../../model.safetensors"}, "inside"),
-    "backslash": ({NORM: "..\\model.safetensors"}, "inside"),
+    "hidden parent": ({NORM: f"x/../../{SHARD}"}, "inside"),
+    "backslash": ({NORM: f"..\\{SHARD}"}, "inside"),
     "no text": ({NORM: 3}, "inside"),
     "missing shard": ({NORM: "model-2.safetensors"}, "No such file"),
-    "a tensor that is absent": ({OTHER: "model.safetensors"}, OTHER),
+    "a tensor that is absent": ({OTHER: SHARD}, OTHER),
     "an unlisted tensor": ({NORM: None}, NORM),
     "the folder itself": ({NORM: "."}, "inside"),
     "nothing": ({NORM: ""}, "inside"),
@@ -158,7 +237,7 @@ INDEXES = {
 @pytest.mark.parametrize("changes, message", INDEXES.values(), ids=INDEXES.keys())
 def test_indexes_that_do_not_fit(folder, changes, message):
     """The index lists what the file holds, but for one tensor."""
-    files = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors") | changes
+    files = dict.fromkeys(load_file(as_shard(folder)), SHARD) | changes
     weight_map = {name: file for name, file in files.items() if file is not None}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
     refused(folder, message)
@@ -166,6 +245,7 @@ def test_indexes_that_do_not_fit(folder, changes, message):
 
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": "model"}'])
 def test_an_index_of_nothing(folder, content):
+    as_shard(folder)
     (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
     refused(folder, "weight_map")
 
@@ -876,7 +956,7 @@ def hostile(folder):
     good, paths = folder / "good", {}
     tiny_hugging_face().save_pretrained(good)
     save_hugging_face(tiny_llama(), train(), folder / "ours")
-    whole = dict.fromkeys(load_file(good / "model.safetensors"), "model.safetensors")
+    whole = dict.fromkeys(load_file(good / "model.safetensors"), SHARD)
 
     def broken(name, source=good) -> Path:
         paths[name] = folder / str(len(paths))
@@ -886,7 +966,7 @@ def hostile(folder):
         edit_json(broken(f"config: {name}") / "config.json", change)
     for name, (changes, _) in INDEXES.items():
         listed = {tensor: file for tensor, file in (whole | changes).items() if file is not None}
-        index = broken(f"index: {name}") / "model.safetensors.index.json"
+        index = as_shard(broken(f"index: {name}")).with_name("model.safetensors.index.json")
         index.write_text(json.dumps({"weight_map": listed}), encoding="utf-8")
     for name, (change, _) in TENSORS.items():
         tensors = load_file(good / "model.safetensors")
@@ -898,7 +978,7 @@ def hostile(folder):
         edit_json(broken(f"settings: {name}", folder / "ours") / "tokenizer_config.json", change)
     for name, content in LARGE.items():
         for file in ("config.json", "model.safetensors.index.json", "tokenizer.json"):
-            (broken(f"{name} in {file}") / file).write_bytes(content)
+            as_shard(broken(f"{name} in {file}")).with_name(file).write_bytes(content)
         (broken(f"{name} in the settings", folder / "ours") / "tokenizer_config.json").write_bytes(content)
     return good, paths
 

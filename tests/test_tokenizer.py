@@ -10,7 +10,6 @@ import pytest
 import regex
 import tiktoken
 import tokenizers
-import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
