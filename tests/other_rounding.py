@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-SUMS = "mm addmm bmm baddbmm mv dot sum mean cumsum var std linalg_vector_norm nll_loss_forward".split()
+SUMS = "mm addmm bmm baddbmm mv dot sum mean var std linalg_vector_norm nll_loss_forward".split()
 SUMS += ["_scaled_dot_product_flash_attention_for_cpu", "_weight_int4pack_mm_for_cpu", "_weight_int8pack_mm"]
 FUNCTIONS = "_softmax _log_softmax logsumexp exp log sin cos rsqrt pow silu silu_backward sigmoid tanh".split()
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
