@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError
 
 from course.assign import chapters
 from course.execute import fetch_what_it_names
@@ -26,6 +27,7 @@ from minillama import hub
 
 KINDS = "ok", "stub", "follow-up", "wrong"
 WITHOUT_FIGURES = "from figures import style\n\nstyle.show = lambda figure, alt: style.plt.close(figure)"
+LONGEST = 1800  # seconds for a cell
 ELSEWHERE = "ImportError", "ModuleNotFoundError", "FetchError"  # no task of a chapter's own leads there
 
 
@@ -39,15 +41,18 @@ class Result:
 
 
 def rehearse(folder: Path, chapter: Chapter, fast: bool = False) -> list[Result]:
-    """Run one notebook of a students' repository, in its folder, in a kernel with its package. hub.FetchError."""
+    """Run one notebook of a students' repository, in its folder, in a kernel with its package. FetchError, ExportError."""
     fetch_what_it_names(chapter.path)
     notebook = nbformat.read(folder / "notebooks" / chapter.path.name, as_version=4)
     if fast:
         notebook.cells.insert(0, nbformat.v4.new_code_cell(WITHOUT_FIGURES))
     place = {"metadata": {"path": folder / "notebooks"}}
-    client = NotebookClient(notebook, timeout=600, allow_errors=True, kernel_name="python3", resources=place)
+    client = NotebookClient(notebook, timeout=LONGEST, allow_errors=True, kernel_name="python3", resources=place)
     own = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "MINILLAMA_CACHE": str(hub.cache_dir().resolve())}
-    client.execute(env=os.environ | own)
+    try:
+        client.execute(env=os.environ | own)
+    except CellTimeoutError:
+        raise ExportError(f"{chapter.path.name}: a cell took more than {LONGEST} seconds") from None
     return [result(chapter, cell) for cell in notebook.cells[fast:] if cell.cell_type == "code"]
 
 
