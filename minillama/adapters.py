@@ -23,27 +23,34 @@ from minillama.checkpoints import (
     reading,
     rename,
 )
-from minillama.finetuning import TARGETS, adapted, add_lora, plain
+from minillama.finetuning import TARGETS, adapted, add_lora, lora_layers, plain
 from minillama.hugging_face import heads_of, interleave, to_halves, write_safetensors
 from minillama.model import Llama
 
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FILES = re.compile(r"adapter_(config\.json|model\.safetensors)")
+UNCHANGED = (True, False, "gaussian", "orthogonal", "eva", "mica")  # ways to begin that leave the model's weights alone
 KNOWN = {  # what adapter_config.json may say, None for anything; all else must say no
     "peft_type": ("LORA",), "task_type": ("CAUSAL_LM", None), "bias": ("none",), "r": None, "lora_alpha": None,
-    "target_modules": None, "init_lora_weights": (True, False, "gaussian"), "lora_dropout": None, "revision": None,
-    "base_model_name_or_path": None, "inference_mode": None, "peft_version": None, "auto_mapping": None,
-    "megatron_core": None, "qalora_group_size": None,
+    "use_rslora": (True, False, None), "target_modules": None, "exclude_modules": None, "layers_to_transform": None,
+    "layers_pattern": ("layers", ["layers"], [], None), "init_lora_weights": UNCHANGED, "eva_config": None,
+    "lora_dropout": None, "revision": None, "base_model_name_or_path": None, "inference_mode": None,
+    "peft_version": None, "auto_mapping": None, "megatron_core": None, "qalora_group_size": None,
+    "ensure_weight_tying": None,
 }  # fmt: skip
 MOST = 2**31  # above any rank and alpha that can be meant
 THEIRS = {ours: theirs for theirs, ours in HUGGING_FACE.items()}
 
 
+def module_path(layer: str) -> str:
+    """Hugging Face's name of a layer."""
+    return rename(f"{layer}.weight", THEIRS).removesuffix(".weight")
+
+
 def peft_name(layer: str, part: str) -> str:
     """peft's name of the part a or b of a layer's adapter."""
-    weight = rename(f"{layer}.weight", THEIRS)
-    return f"base_model.model.{weight.removesuffix('weight')}lora_{part.upper()}.weight"
+    return f"base_model.model.{module_path(layer)}.lora_{part.upper()}.weight"
 
 
 def save_adapter(model: nn.Module, folder) -> None:
@@ -59,42 +66,57 @@ def save_adapter(model: nn.Module, folder) -> None:
             value = value.float().cpu().contiguous()
             tensors[peft_name(name, part)] = StoredTensor(tuple(value.shape), partial(torch.clone, value), "F32")
     first = next(iter(layers.values()))
-    modules = sorted({rename(f"{name}.weight", THEIRS).split(".")[-2] for name in layers})
+    modules = {module_path(name).split(".")[-1] for name in layers}
+    if len(layers) < len(modules) * model.cfg.n_layers:  # only in some blocks
+        modules = map(module_path, layers)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True}
     config |= {"r": first.rank, "lora_alpha": first.alpha, "lora_dropout": 0.0, "bias": "none"}
     with new_folder(folder, replaces=FILES) as new:
         write_safetensors(new / WEIGHTS, tensors)
-        (new / CONFIG).write_text(json.dumps(config | {"target_modules": modules}, indent=1), encoding="utf-8")
+        (new / CONFIG).write_text(json.dumps(config | {"target_modules": sorted(modules)}, indent=1), encoding="utf-8")
 
 
-def adapter_config(folder: Path) -> tuple[int, float, set[str] | None]:
-    """(rank, alpha, targets) from adapter_config.json; targets are None where they are a pattern. CheckpointError."""
+def adapter_config(folder: Path) -> tuple[int, float, dict]:
+    """(rank, alpha, all of it) from adapter_config.json; alpha as if it were divided by the rank. CheckpointError."""
     config = read_json(folder, CONFIG)
     for key, value in ({"peft_type": None} | config).items():
         allowed = KNOWN.get(key, (None, False, [], {}))
         if allowed is not None and value not in allowed:
             raise CheckpointError(f"{CONFIG} has {key} = {value!r}, which is not known here")
-    rank, alpha, modules = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
+    rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank < MOST or type(alpha) not in (int, float) or not 0 < alpha < MOST:
         raise CheckpointError(f"{CONFIG} has r = {rank!r} and lora_alpha = {alpha!r}")
-    if isinstance(modules, str):
-        return rank, alpha, None
-    ours = {theirs.split(".")[-2]: name.split(".")[-2] for theirs, name in HUGGING_FACE.items() if ".N." in name}
+    return rank, alpha * rank**0.5 if config.get("use_rslora") else alpha, config
+
+
+def targets(config: dict, layers) -> set[str] | None:
+    """Those of the layers that the config names, by the end of their path; None where it has a pattern instead."""
+    modules, without, blocks = (config.get(key) for key in ("target_modules", "exclude_modules", "layers_to_transform"))
+    if isinstance(modules, str) or isinstance(without, str):
+        return None
     with reading(f"target_modules of {CONFIG}"):
-        return rank, alpha, {ours[module] for module in modules}
+        modules, without = set(modules), set(without or ())
+        blocks = {blocks} if type(blocks) is int else set(blocks or ())
+        paths = {name: module_path(name).split(".") for name in layers}
+        ends = {name: {".".join(path[i:]) for i in range(len(path))} for name, path in paths.items()}
+        if unknown := modules.difference(*ends.values()):
+            raise CheckpointError(f"{CONFIG} has {min(unknown)!r} in target_modules, which is no layer of this model")
+        chosen = {name for name in layers if modules & ends[name] and not without & ends[name]}
+        return {name for name in chosen if not blocks or int(name.split(".")[1]) in blocks}
 
 
 def read_adapter(llama: Llama, folder: Path) -> tuple[int, float, dict[str, torch.Tensor]]:
     """(rank, alpha, parts): every part under the name that it will have in the model. CheckpointError."""
-    rank, alpha, targets = adapter_config(folder)
+    rank, alpha, config = adapter_config(folder)
     stored = open_safetensors(inside(folder, WEIGHTS))
     layers = {name: layer for name, layer in llama.named_modules() if name.split(".")[-1] in TARGETS}
     names = {peft_name(name, part): f"{name}.{part}" for name in layers for part in "ab"}
     if unknown := sorted(stored.keys() - names.keys()):
         raise CheckpointError(f"{len(unknown)} tensors are not those of an adapter for this model: {unknown[0]}")
-    if targets is None:
-        targets = {names[theirs].split(".")[-2] for theirs in stored}
-    wanted = {theirs for theirs, ours in names.items() if ours.split(".")[-2] in targets}
+    chosen = targets(config, layers)
+    if chosen is None:
+        chosen = {names[theirs].rpartition(".")[0] for theirs in stored}
+    wanted = {peft_name(name, part) for name in chosen for part in "ab"}
     if odd := sorted(wanted ^ stored.keys()):
         raise CheckpointError(f"{odd[0]} is {'missing' if odd[0] in wanted else f'no target of {CONFIG}'}")
     if not wanted:
@@ -121,6 +143,9 @@ def load_adapter(model: nn.Module, folder) -> nn.Module:
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{folder}: {getattr(error, 'strerror', None) or error}") from None
     add_lora(model, rank, alpha, {name.split(".")[-2] for name in parts})
+    for name, layer in lora_layers(model).items():
+        if f"{name}.a" not in parts:  # an adapter for some of the blocks
+            plain(model).set_submodule(name, layer.base)
     with torch.no_grad():
         for name, value in parts.items():
             plain(model).get_parameter(name).copy_(value)

@@ -25,13 +25,13 @@ CHOICES = pytest.mark.parametrize("targets", [tuple(PEFT), ("wq", "wk"), ("wv",)
 
 def made_by_peft(reference, folder, targets=tuple(PEFT), rank=4, alpha=6, **settings):
     """A peft model whose adapter has no part that is zero, and its files."""
-    modules = [PEFT[name] for name in targets]
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, task_type="CAUSAL_LM", **settings)
+    settings = {"target_modules": [PEFT[name] for name in targets], "task_type": "CAUSAL_LM"} | settings
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, **settings)
     model = peft.get_peft_model(copy.deepcopy(reference), config).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or ("lora_A" in name and not parameter.any()):
                 parameter.normal_(std=0.1, generator=generator)
     model.save_pretrained(folder)
     return model
@@ -76,6 +76,44 @@ def test_our_adapter_in_pefts_model(tmp_path, merged, targets, kv_heads):
         if merged:
             ours, theirs = fuse(ours), theirs.merge_and_unload()
         same(theirs(ids).logits, ours(ids), base)
+
+
+SETTINGS = {  # that are plain LoRA, as peft writes them
+    "rslora": dict(use_rslora=True),
+    "orthogonal": dict(init_lora_weights="orthogonal"),
+    "orthogonal, rslora, every linear layer": dict(
+        init_lora_weights="orthogonal", use_rslora=True, target_modules="all-linear"
+    ),
+    "gaussian": dict(init_lora_weights="gaussian"),
+    "mica": dict(init_lora_weights="mica"),
+    "every linear layer": dict(target_modules="all-linear"),
+    "all but one kind": dict(target_modules="all-linear", exclude_modules=["up_proj", "self_attn.k_proj"]),
+    "all but a pattern": dict(target_modules=["v_proj", "o_proj"], exclude_modules=r".*\.0\..*o_proj"),
+    "by paths": dict(target_modules=["model.layers.0.self_attn.q_proj", "layers.1.mlp.down_proj", "v_proj"]),
+    "one block": dict(layers_to_transform=1),
+    "blocks": dict(layers_to_transform=[0], layers_pattern="layers"),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@MERGED
+def test_settings_that_are_plain_lora(tmp_path, merged, settings):
+    """peft's adapter in our model; and written again by us, in peft's: the same logits each time."""
+    reference, ours = tiny_pair(tmp_path / "model")
+    theirs, ids = made_by_peft(reference, tmp_path / "adapter", **settings), random_ids(20)
+    adapted = {name for name, module in theirs.named_modules() if name.endswith("lora_A")}
+    with torch.no_grad():
+        base = ours(ids)
+        load_adapter(ours, tmp_path / "adapter")
+        assert len(lora_layers(ours)) == len(adapted)
+        save_adapter(ours, tmp_path / "again")
+        again = peft.PeftModel.from_pretrained(copy.deepcopy(reference), tmp_path / "again").eval()
+        assert {name for name, module in again.named_modules() if name.endswith("lora_A")} == adapted
+        if merged:
+            ours, theirs, again = fuse(ours), theirs.merge_and_unload(), again.merge_and_unload()
+        same(ours(ids), theirs(ids).logits)
+        same(again(ids).logits, ours(ids))
+        assert (theirs(ids).logits - base).abs().max() > 0.01 * base.abs().max()
 
 
 def test_what_is_saved_is_what_is_read_bit_for_bit(tmp_path):
@@ -187,13 +225,20 @@ REFUSED = {
     "no type": (lambda folder: edit_json(folder / CONFIG, lambda c: c.pop("peft_type")), "peft_type = None"),
     "a classifier": (config(task_type="SEQ_CLS"), "task_type = 'SEQ_CLS'"),
     "dora": (config(use_dora=True), "use_dora = True"),
-    "rslora": (config(use_rslora=True), "use_rslora = True"),
+    "rslora perhaps": (config(use_rslora="yes"), "use_rslora = 'yes'"),
     "pissa": (config(init_lora_weights="pissa"), "init_lora_weights = 'pissa'"),
+    "olora": (config(init_lora_weights="olora"), "init_lora_weights = 'olora'"),
+    "loftq": (config(init_lora_weights="loftq"), "init_lora_weights = 'loftq'"),
     "ranks by layer": (config(rank_pattern={"q_proj": 2}), "rank_pattern = "),
     "alphas by layer": (config(alpha_pattern={"q_proj": 2}), "alpha_pattern = "),
     "biases": (config(bias="all"), "bias = 'all'"),
     "more modules": (config(modules_to_save=["lm_head"]), "modules_to_save = "),
-    "some blocks": (config(layers_to_transform=[0]), "layers_to_transform = "),
+    "some blocks": (config(layers_to_transform=[0]), "layers.1.self_attn.k_proj.lora_A.weight is no target"),
+    "blocks in words": (config(layers_to_transform="0"), "is no target"),
+    "blocks that are none": (config(layers_to_transform={"a": 1.5}), "is no target"),
+    "blocks of another name": (config(layers_to_transform=[0, 1], layers_pattern="h"), "layers_pattern = 'h'"),
+    "all but some": (config(exclude_modules=["k_proj"]), "k_proj.lora_A.weight is no target"),
+    "all but a number": (config(exclude_modules=7), "target_modules of adapter_config.json is malformed"),
     "transposed": (config(fan_in_fan_out=True), "fan_in_fan_out = True"),
     "from tomorrow": (config(use_something=1), "use_something = 1"),
     "a list as type": (config(peft_type=["LORA"]), "peft_type = "),
@@ -206,7 +251,19 @@ REFUSED = {
     "alpha huge": (config(lora_alpha=10**400), "lora_alpha = 1000"),
     "rank huge": (config(r=2**31), "r = 2147483648 and"),
     "alpha 0": (config(lora_alpha=0), "lora_alpha = 0"),
-    "targets unknown": (config(target_modules=["c_attn"]), "target_modules of adapter_config.json has no 'c_attn'"),
+    "targets unknown": (
+        config(target_modules=["c_attn"]),
+        "'c_attn' in target_modules, which is no layer of this model",
+    ),
+    "targets by half a name": (config(target_modules=["proj"]), "'proj' in target_modules, which is no layer"),
+    "targets in another block": (
+        config(target_modules=["q_proj", "model.layers.2.self_attn.k_proj"]),
+        "layers.2.self_attn.k_proj' in target",
+    ),
+    "targets in one block": (
+        config(target_modules=["q_proj", "model.layers.1.self_attn.k_proj"]),
+        "layers.0.self_attn.k_proj.lora_A.weight is no target",
+    ),
     "targets a number": (config(target_modules=7), "target_modules"),
     "no targets": (config(target_modules=None), "target_modules"),
     "targets empty": (config(target_modules=[]), "no target"),
