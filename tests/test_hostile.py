@@ -23,6 +23,7 @@ from minillama.meta import save_meta
 
 TABLES = {"safetensors": test_checkpoints, "hugging face": test_hugging_face, "meta": test_meta, "gguf": test_gguf}
 BYTES, SECONDS = 200e6, 1
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def open_all(good, paths: dict) -> dict[str, dict]:
@@ -89,7 +90,7 @@ def tiny(tmp_path_factory):
     save_hugging_face(test_hugging_face.tiny_llama(), test_hugging_face.trained.__wrapped__(), folder)
     return {
         "gguf": (one_file, [one_file]),
-        "hugging face": (folder, [folder / name for name in ("config.json", "model.safetensors", "tokenizer.json")]),
+        "hugging face": (folder, [folder / name for name in ("config.json", "model.safetensors", *TOKENIZER)]),
         "meta": (meta, [meta / "params.json", meta / "consolidated.01.pth"]),
         "shards": (shards, [shards / "model.safetensors.index.json", *sorted(shards.glob("*.safetensors"))[:1]]),
     }

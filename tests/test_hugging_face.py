@@ -468,8 +468,8 @@ def published(folder, bpe, config=None, **settings):
 
 
 def test_added_tokens_that_belong_to_text_come_back(tmp_path):
-    """Read, written and read again; "fox" is an ordinary token of the vocabulary as well."""
-    text, names = "the [ECHR-5A] fox<think>tea", ["[ECHR-5A]", "<think>", "fox"]
+    """Read, written and read again; "the" is an ordinary token, of which others are made, as well."""
+    text, names = "the [ECHR-5A] the<think>tea", ["[ECHR-5A]", "<think>", "the"]
     theirs, ours = published(tmp_path / "theirs", bpe(plain=names))
     ids = theirs.encode(text, add_special_tokens=False)
     assert ours.encode(text) == ids and ours.decode(ids) == text and {ours.specials[name] for name in names} < {*ids}
@@ -979,7 +979,9 @@ def hostile(folder):
     for name, content in LARGE.items():
         for file in ("config.json", "model.safetensors.index.json", "tokenizer.json"):
             as_shard(broken(f"{name} in {file}")).with_name(file).write_bytes(content)
-        (broken(f"{name} in the settings", folder / "ours") / "tokenizer_config.json").write_bytes(content)
+        if name != "wide characters":  # a template of any length is a text
+            content = content.replace(b'"a"', b'"chat_template"', 1)
+            (broken(f"{name} in the settings", folder / "ours") / "tokenizer_config.json").write_bytes(content)
     return good, paths
 
 
