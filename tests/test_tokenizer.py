@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import regex
 import tiktoken
-import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
