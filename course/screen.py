@@ -137,7 +137,7 @@ def private_names() -> frozenset:
             owners = [module, *(vars(module).values() if name in ("enum", "typing") else ())]
             found = [pair for owner in owners if isinstance(owner, ModuleType | type) for pair in vars(owner).items()]
             kept |= {name for name, value in found if name[0] == "_" and isinstance(value, FUNCTIONS)}
-    for module in list(sys.modules.values()):
+    for module in filter(None, list(sys.modules.values())):
         kept |= {name for name, value in dict(vars(module)).items() if name[0] == "_" and isinstance(value, ModuleType)}
     return frozenset(kept)
 

@@ -1,8 +1,12 @@
-"""Tiny random models: transformers writes them, our loader reads them back."""
+"""Tiny random models: transformers writes them, our loader reads them back; tables of cases in one test."""
 
+import contextlib
 import json
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,3 +64,46 @@ def refused(path, match="") -> None:
     assert time.process_time() - start < 1
     file, _, message = str(caught.value).partition(": ")
     assert file == str(path) and re.search(match, message) and "\n" not in message
+
+
+@contextlib.contextmanager
+def table():
+    """`with row(name):` around the checks of each row of a table: all rows run, those that fail are told together."""
+    failed = {}
+
+    @contextlib.contextmanager
+    def row(*name):
+        try:
+            yield
+        except (Exception, pytest.fail.Exception) as error:
+            failed[" ".join(map(str, name))] = error
+
+    yield row
+    if failed:
+        told = [f"{name}: {type(error).__name__}: {error}"[:1000] for name, error in failed.items()]
+        raise AssertionError("\n".join([f"{len(failed)} rows", *told[:20]])) from next(iter(failed.values()))
+
+
+BYTES, SECONDS = 200e6, 1
+
+
+def all_refused(good: Path, broken: dict[str, tuple[Path, str]]) -> None:
+    """Each is refused in one line that begins with its path and holds these words, costs little and touches nothing
+    else: open_all.py, a process of its own, loads the good one and then all of them."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("open_all.py"))],
+        input="\n".join([str(good), *(str(path) for path, _ in broken.values())]), capture_output=True,
+        encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    with table() as row:
+        for (name, (path, words)), line in zip(broken.items(), done.stdout.splitlines(), strict=True):
+            with row(name):
+                found = json.loads(line)
+                file, _, message = found["text"].partition(": ")
+                assert found["known"] and file == str(path) and "\n" not in message, found["text"]
+                assert re.search(words, message), message
+                assert found["seconds"] < SECONDS and found["bytes"] < BYTES, found
+                for event, touched, *how in found["touched"]:
+                    reads = (event == "open" and how[0] in ("r", "rb")) or event == "os.scandir"
+                    assert reads and Path(touched).is_relative_to(good.parent), (event, touched, how)

@@ -1,4 +1,4 @@
-"""Loads every checkpoint whose path stands on standard input; a JSON line for each. test_hostile.py runs it.
+"""Loads every checkpoint whose path stands on standard input; a JSON line for each. helpers.py runs it.
 
 A process of its own, so that memory can be measured and everything that is touched can be seen.
 """
@@ -14,6 +14,7 @@ from minillama.hub import load
 
 
 WATCHED = ("open", "os.", "shutil.", "subprocess.", "socket.", "ctypes.", "exec", "compile", "pickle.find_class")
+RESET = Path("/proc/self/clear_refs")
 events = []
 
 
@@ -23,14 +24,17 @@ def watch(event: str, arguments: tuple) -> None:
 
 
 def memory(field: str) -> int:
-    """Bytes: VmHWM is the most since it was last reset, VmRSS what is in use now."""
+    """Bytes: VmHWM is the most since it was last reset, VmRSS what is in use now; 0 where the system is not Linux."""
+    if not RESET.exists():
+        return 0
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.split(field + ":")[1].split()[0])
 
 
 def attempt(path: str) -> dict:
     """What loading it did: the error's type and text (None if it loaded), seconds, extra bytes, what was touched."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+    if RESET.exists():
+        RESET.write_text("5", encoding="utf-8")  # the peak starts anew
     before, start = memory("VmRSS"), time.process_time()
     events.clear()
     try:

@@ -95,7 +95,7 @@ def test_everything_is_still_missing_and_nothing_else_is_wrong(mine):
 def test_with_the_solutions_put_back_everything_passes(mine):
     for name in CHAPTERS:
         solve(mine, name)
-    names = [name for name in CHAPTERS if name.startswith(("02", "03", "06", "07b", "07d", "09_", "12_"))]
+    names = [name for name in CHAPTERS if name.startswith(("02", "03", "06", "07d"))]
     done = python(mine, "-c", ASK, *names)
     assert done.returncode == 0, done.stderr
     wrong, said = json.loads(done.stdout)

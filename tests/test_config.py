@@ -1,8 +1,10 @@
 """LlamaConfig: the published sizes, and what it refuses."""
 
 import dataclasses
+import itertools
 
 import pytest
+from helpers import table
 
 from minillama import LlamaConfig, RopeScaling
 
@@ -32,24 +34,29 @@ def test_published_sizes(name, dim, layers, heads, rule):
     assert cfg.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192) and not cfg.tied_embeddings
 
 
-@pytest.mark.parametrize("name", ["llama-3.1-8B", "8b", "", "llama-3.1", None])
-def test_only_exact_names(name):
-    with pytest.raises(ValueError, match="llama-3.1-8b, llama-3.1-70b"):
-        LlamaConfig.named(name)
+def test_only_exact_names():
+    with table() as row:
+        for name in ("llama-3.1-8B", "8b", "", "llama-3.1", None):
+            with row(name), pytest.raises(ValueError, match="llama-3.1-8b, llama-3.1-70b"):
+                LlamaConfig.named(name)
 
 
-@pytest.mark.parametrize("field", ["dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "vocab_size"])
-@pytest.mark.parametrize("value", [0, -1, True, 2.0, "8", None, float("nan")])
-def test_sizes_are_positive_whole_numbers(field, value):
-    with pytest.raises(ValueError, match=field):
-        LlamaConfig(**GOOD | {field: value})
+SIZES = ["dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "vocab_size"]
+SCALING = ["factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"]
+NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("field", ["norm_eps", "rope_theta"])
-@pytest.mark.parametrize("value", [0.0, -1.0, True, "1", float("nan"), float("inf")])
-def test_settings_are_positive_numbers(field, value):
-    with pytest.raises(ValueError, match=field):
-        LlamaConfig(**GOOD | {field: value})
+def test_sizes_are_positive_whole_numbers_and_settings_positive_ones():
+    kinds = [
+        (SIZES, lambda **changes: LlamaConfig(**GOOD | changes), [0, -1, True, 2.0, "8", None, NAN]),
+        (["norm_eps", "rope_theta"], lambda **changes: LlamaConfig(**GOOD | changes), [0.0, -1.0, True, "1", NAN, INF]),
+        (SCALING, RopeScaling, [0, -1.0, True, "8", NAN, INF]),
+    ]
+    with table() as row:
+        for fields, make, values in kinds:
+            for field, value in itertools.product(fields, values):
+                with row(field, repr(value)), pytest.raises(ValueError, match=field):
+                    make(**{field: value})
 
 
 @pytest.mark.parametrize(
@@ -59,13 +66,6 @@ def test_settings_are_positive_numbers(field, value):
 def test_settings_that_do_not_fit_together(changes, message):
     with pytest.raises(ValueError, match=message):
         LlamaConfig(**GOOD | changes)
-
-
-@pytest.mark.parametrize("field", ["factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"])
-@pytest.mark.parametrize("value", [0, -1.0, True, "8", float("nan"), float("inf")])
-def test_scaling_takes_positive_numbers(field, value):
-    with pytest.raises(ValueError, match=field):
-        RopeScaling(**{field: value})
 
 
 def test_scaling_bounds_are_in_order():

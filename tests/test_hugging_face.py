@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from helpers import PLAIN, SCALED, edit_json, random_ids, refused, tiny_hugging_face, tiny_pair
+from helpers import PLAIN, SCALED, all_refused, edit_json, random_ids, refused, tiny_hugging_face, tiny_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -194,12 +194,6 @@ CONFIGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("change, message", CONFIGS.values(), ids=CONFIGS.keys())
-def test_configs_that_do_not_fit(folder, change, message):
-    edit_json(folder / "config.json", change)
-    refused(folder, message)
-
-
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"a": 1, "a": 2}', b"[" * 100_000])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 def test_files_that_are_no_json(folder, name, content):
@@ -232,15 +226,6 @@ INDEXES = {
     "a very long name": ({NORM: "m" * 5000}, "inside"),
     "another kind of file": ({NORM: "config.json"}, "config.json"),
 }
-
-
-@pytest.mark.parametrize("changes, message", INDEXES.values(), ids=INDEXES.keys())
-def test_indexes_that_do_not_fit(folder, changes, message):
-    """The index lists what the file holds, but for one tensor."""
-    files = dict.fromkeys(load_file(as_shard(folder)), SHARD) | changes
-    weight_map = {name: file for name, file in files.items() if file is not None}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
-    refused(folder, message)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": "model"}'])
@@ -333,14 +318,6 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize("change, message", TENSORS.values(), ids=TENSORS.keys())
-def test_tensors_that_do_not_fit(folder, change, message):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-    refused(folder, message)
-
-
 # tokenizer.json
 
 TOKENIZERS = {
@@ -406,20 +383,6 @@ def trained() -> Tokenizer:
 
 def tiny_llama(vocab_size=310, **changes) -> Llama:
     return Llama(replace(LlamaConfig(16, 2, 4, 2, 6, 24, vocab_size), **changes)).eval()
-
-
-@pytest.mark.parametrize("change, message", TOKENIZERS.values(), ids=TOKENIZERS.keys())
-def test_tokenizers_that_do_not_fit(tmp_path, trained, change, message):
-    save_hugging_face(tiny_llama(), trained, tmp_path)
-    edit_json(tmp_path / "tokenizer.json", change)
-    refused(tmp_path, message)
-
-
-@pytest.mark.parametrize("change, message", SETTINGS.values(), ids=SETTINGS.keys())
-def test_settings_that_do_not_fit(tmp_path, trained, change, message):
-    save_hugging_face(tiny_llama(), trained, tmp_path)
-    edit_json(tmp_path / "tokenizer_config.json", change)
-    refused(tmp_path, message)
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
@@ -951,48 +914,53 @@ def test_memory_of_reading_and_writing(tmp_path, tied):
     assert saved < 1.1 * largest + 40e6, (saved, largest)
 
 
-def hostile(folder):
-    """For test_hostile.py: a good folder, and {name: path} of all the broken ones above."""
-    good, paths = folder / "good", {}
+# Folders that do not fit, and what is as large as it may be
+
+
+def large() -> dict[str, bytes]:
+    """As much as a few megabytes can ask for."""
+    return {
+        "lists": b'{"a": [' + b"[]," * 5_000_000 + b"[]]}",
+        "objects": b'{"a": [' + b"{}," * 5_000_000 + b"{}]}",
+        "full objects": b'{"a": [' + b'{"a":0},' * 95_000 + b"{}]}",
+        "numbers": b'{"a": [' + b"1234567," * 1_100_000 + b"0]}",
+        "words": b'{"a": [' + b",".join(b'"%d"' % n for n in range(10**6, 10**6 + 1_100_000)) + b"]}",
+        "wide characters": b'{"a": "' + "\U0001f999".encode() * 7_000_000 + b'"}',
+        "nesting": b'{"a": ' + b"[" * 9_000_000,
+        "one number": b'{"a": ' + b"9" * 9_000_000 + b"}",
+        "too large": b'{"a": "' + b"x" * 40_000_000 + b'"}',
+    }
+
+
+def test_folders_that_do_not_fit(tmp_path, trained):
+    """All of the above; an index lists what the file holds, but for one tensor."""
+    good, broken = tmp_path / "good", {}
     tiny_hugging_face().save_pretrained(good)
-    save_hugging_face(tiny_llama(), train(), folder / "ours")
+    save_hugging_face(tiny_llama(), trained, tmp_path / "ours")
     whole = dict.fromkeys(load_file(good / "model.safetensors"), SHARD)
 
-    def broken(name, source=good) -> Path:
-        paths[name] = folder / str(len(paths))
-        return shutil.copytree(source, paths[name])
+    def copy(name, words, source=good) -> Path:
+        broken[name] = tmp_path / str(len(broken)), words
+        return shutil.copytree(source, broken[name][0])
 
-    for name, (change, _) in CONFIGS.items():
-        edit_json(broken(f"config: {name}") / "config.json", change)
-    for name, (changes, _) in INDEXES.items():
+    for name, (change, words) in CONFIGS.items():
+        edit_json(copy(f"config: {name}", words) / "config.json", change)
+    for name, (changes, words) in INDEXES.items():
         listed = {tensor: file for tensor, file in (whole | changes).items() if file is not None}
-        index = as_shard(broken(f"index: {name}")).with_name("model.safetensors.index.json")
+        index = as_shard(copy(f"index: {name}", words)).with_name("model.safetensors.index.json")
         index.write_text(json.dumps({"weight_map": listed}), encoding="utf-8")
-    for name, (change, _) in TENSORS.items():
+    for name, (change, words) in TENSORS.items():
         tensors = load_file(good / "model.safetensors")
         change(tensors)
-        save_file(tensors, broken(f"tensors: {name}") / "model.safetensors")
-    for name, (change, _) in TOKENIZERS.items():
-        edit_json(broken(f"tokenizer: {name}", folder / "ours") / "tokenizer.json", change)
-    for name, (change, _) in SETTINGS.items():
-        edit_json(broken(f"settings: {name}", folder / "ours") / "tokenizer_config.json", change)
-    for name, content in LARGE.items():
+        save_file(tensors, copy(f"tensors: {name}", words) / "model.safetensors")
+    for name, (change, words) in TOKENIZERS.items():
+        edit_json(copy(f"tokenizer: {name}", words, tmp_path / "ours") / "tokenizer.json", change)
+    for name, (change, words) in SETTINGS.items():
+        edit_json(copy(f"settings: {name}", words, tmp_path / "ours") / "tokenizer_config.json", change)
+    for name, content in large().items():
         for file in ("config.json", "model.safetensors.index.json", "tokenizer.json"):
-            as_shard(broken(f"{name} in {file}")).with_name(file).write_bytes(content)
+            as_shard(copy(f"{name} in {file}", "")).with_name(file).write_bytes(content)
         if name != "wide characters":  # a template of any length is a text
             content = content.replace(b'"a"', b'"chat_template"', 1)
-            (broken(f"{name} in the settings", folder / "ours") / "tokenizer_config.json").write_bytes(content)
-    return good, paths
-
-
-LARGE = {  # as much as a few megabytes can ask for
-    "lists": b'{"a": [' + b"[]," * 5_000_000 + b"[]]}",
-    "objects": b'{"a": [' + b"{}," * 5_000_000 + b"{}]}",
-    "full objects": b'{"a": [' + b'{"a":0},' * 95_000 + b"{}]}",
-    "numbers": b'{"a": [' + b"1234567," * 1_100_000 + b"0]}",
-    "words": b'{"a": [' + b",".join(b'"%d"' % n for n in range(10**6, 10**6 + 1_100_000)) + b"]}",
-    "wide characters": b'{"a": "' + "\U0001f999".encode() * 7_000_000 + b'"}',
-    "nesting": b'{"a": ' + b"[" * 9_000_000,
-    "one number": b'{"a": ' + b"9" * 9_000_000 + b"}",
-    "too large": b'{"a": "' + b"x" * 40_000_000 + b'"}',
-}
+            (copy(f"{name} in the settings", "", tmp_path / "ours") / "tokenizer_config.json").write_bytes(content)
+    all_refused(good, broken)

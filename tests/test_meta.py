@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_pth
 import torch
-from helpers import PLAIN, SCALED, edit_json, random_ids, refused, tiny_hugging_face
+from helpers import PLAIN, SCALED, all_refused, edit_json, random_ids, tiny_hugging_face
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_reference import maker
@@ -390,7 +389,7 @@ def test_one_piece_in_memory_at_a_time(along):
     assert torch.equal(joined.read(), whole) and len(alive) == 4
 
 
-# Folders that do not add up; test_hostile.py opens each in a process of its own
+# Folders that do not add up
 
 
 def lost(rank):
@@ -530,32 +529,11 @@ FOLDERS = {  # four ranks of random_model(), kv heads twice
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def four_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("four") / "x"
-    save_meta(random_model(), None, folder, 4)
-    return folder
-
-
-@pytest.mark.parametrize("change, message", FOLDERS.values(), ids=FOLDERS.keys())
-def test_folders_that_do_not_add_up(tmp_path, four_ranks, change, message):
-    shutil.copytree(four_ranks, tmp_path / "x")
-    change(tmp_path / "x")
-    refused(tmp_path / "x", message)
-
-
-def hostile(tmp_path):
-    """(a sound folder, {what is wrong: folder}): this table, and that of single files as the only one of a folder."""
-    good, paths = tmp_path / "good", {}
+def test_folders_that_do_not_add_up(tmp_path):
+    good, broken = tmp_path / "good", {}
     save_meta(random_model(), None, good, 4)
-    for i, (name, (change, _)) in enumerate(FOLDERS.items()):
-        paths[name] = Path(shutil.copytree(good, tmp_path / f"folder{i}"))
-        change(paths[name])
-    files = {name: test_pth.archive(program) for name, (program, _) in test_pth.PROGRAMS.items()}
-    files |= {name: data for name, (data, _) in test_pth.ARCHIVES.items()}
-    for i, (name, data) in enumerate(files.items()):
-        paths[name] = tmp_path / f"file{i}"
-        paths[name].mkdir()
-        (paths[name] / "params.json").write_bytes((good / "params.json").read_bytes())
-        (paths[name] / "consolidated.00.pth").write_bytes(data)
-    return good, paths
+    for name, (change, words) in FOLDERS.items():
+        path = Path(shutil.copytree(good, tmp_path / str(len(broken))))
+        change(path)
+        broken[name] = path, words
+    all_refused(good, broken)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from helpers import table
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course import execute, export
@@ -110,10 +111,12 @@ FAULTS += [invalid, ids, metadata, markers, title]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_chapter_is_clean(path, fault):
-    found = fault(read(path), path)
-    assert not found, f"{path.name}: {fault.__name__.replace('_', ' ')}: {found}"
+def test_every_chapter_is_clean(fault):
+    with table() as row:
+        for path in NOTEBOOKS:
+            with row(path.name, fault.__name__.replace("_", " ")):
+                found = fault(read(path), path)
+                assert not found, found
 
 
 TO_COME = {"15", "16"}

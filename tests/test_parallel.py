@@ -210,8 +210,7 @@ def test_a_run_on_two_ranks_is_a_run(two):
 
 
 def test_a_run_that_loses_a_rank_goes_on_from_its_state(server, two, tmp_path):
-    # a cut connection is noticed at once, silence is not
-    last_words(server, "training_run", tmp_path, signal.SIGKILL, 60)
+    last_words(server, "training_run", tmp_path, signal.SIGKILL, 60)  # a cut connection is noticed at once
     assert [path.name for path in parallel.states(tmp_path / "run")] == ["00000004"]
     (tmp_path / "meet-training_run").unlink()
     for rows in findings(server, "training_run", 2, tmp_path):

@@ -12,10 +12,12 @@ import zipfile
 
 import pytest
 import torch
+from helpers import all_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillama import CheckpointError
+from minillama import CheckpointError, Llama, LlamaConfig
+from minillama.meta import save_meta
 from minillama.pth import DESCRIPTION, STEPS, open_pth, run_pickle
 
 
@@ -238,42 +240,45 @@ def many_entries(count: int) -> bytes:
     return archive(extra=[(f"x/data/{n}", b"") for n in range(1, count)])
 
 
-ARCHIVES = {
-    "empty": (b"", "empty"),
-    "no archive": (bytes(1000), "no zip"),
-    "a pickle, as before PyTorch 1.6": (pickle.dumps({"a": 1}, 2), "1.6"),
-    "an archive of nothing": (b"PK\x05\x06" + bytes(18), "has no"),
-    "cut in the middle": (archive()[:300], "no zip"),
-    "cut at the end": (archive()[:-1], "no zip"),
-    "begins too late": (archive()[100:], "no zip|overlap|fit|malformed|has no|packs"),
-    "no program": (edited(b"data.pkl", b"data.pkm"), "data.pkl"),
-    "compressed": (archive(compression=zipfile.ZIP_DEFLATED), "compressed"),
-    "a bomb": (archive(numbers=bytes(10**7), compression=zipfile.ZIP_DEFLATED), "compressed"),
-    "a bomb of a program": (archive(b"}" * 10**7, compression=zipfile.ZIP_LZMA), "compressed"),
-    "an entry twice": (archive(extra=[("x/data/0", bytes(256))]), "twice"),
-    "two programs": (archive(extra=[("y/data.pkl", TENSOR)]), "twice"),
-    "big-endian": (archive(extra=[("x/byteorder", b"big")]), "big-endian"),
-    "encrypted": (directory(1, 8, 1, 2), "encrypted"),
-    "an unknown compression": (directory(1, 10, 99, 2), "compressed"),
-    "a size beyond the file": (directory(1, 24, 10**6), "compressed|truncated"),
-    "sizes beyond the file": (edited(struct.pack("<II", 256, 256), struct.pack("<II", 10**6, 10**6)), "overlap|trunc"),
-    "entries at one place": (directory(1, 42, 0), "overlap"),
-    "an entry in the directory": (directory(1, 42, len(archive()) - 60), "truncated|fit"),
-    "an entry behind the file": (directory(1, 42, 2**31), "truncated|should have"),
-    "an entry that ends the file": (directory(1, 42, len(archive()) - 10), "truncated|should have"),
-    "needs a newer zip": (directory(1, 6, 255, 2), "no zip"),
-    "a directory of 4 GB": (tail(12, 2**32 - 2), "no zip"),
-    "a directory elsewhere": (tail(16, 2**31), "no zip|overlap"),
-    "too many entries": (many_entries(5_000), "more than"),
-    "a directory of a million bytes": (many_entries(30_000), "no zip"),
-    "a huge byteorder": (archive(extra=[("x/byteorder", bytes(33_000_000))]), "describes"),
-    "tensors that share bytes": (
-        archive(program_of({"a": (both := torch.ones(64)), "b": both})), "share",
-    ),
-    "rows that two tensors share": (
-        archive(program_of({"a": (both := torch.ones(8, 8))[:5], "b": both[4:]})), "share",
-    ),
-}  # fmt: skip
+def archives() -> dict[str, tuple[bytes, str]]:
+    return {
+        "empty": (b"", "empty"),
+        "no archive": (bytes(1000), "no zip"),
+        "a pickle, as before PyTorch 1.6": (pickle.dumps({"a": 1}, 2), "1.6"),
+        "an archive of nothing": (b"PK\x05\x06" + bytes(18), "has no"),
+        "cut in the middle": (archive()[:300], "no zip"),
+        "cut at the end": (archive()[:-1], "no zip"),
+        "begins too late": (archive()[100:], "no zip|overlap|fit|malformed|has no|packs"),
+        "no program": (edited(b"data.pkl", b"data.pkm"), "data.pkl"),
+        "compressed": (archive(compression=zipfile.ZIP_DEFLATED), "compressed"),
+        "a bomb": (archive(numbers=bytes(10**7), compression=zipfile.ZIP_DEFLATED), "compressed"),
+        "a bomb of a program": (archive(b"}" * 10**7, compression=zipfile.ZIP_LZMA), "compressed"),
+        "an entry twice": (archive(extra=[("x/data/0", bytes(256))]), "twice"),
+        "two programs": (archive(extra=[("y/data.pkl", TENSOR)]), "twice"),
+        "big-endian": (archive(extra=[("x/byteorder", b"big")]), "big-endian"),
+        "encrypted": (directory(1, 8, 1, 2), "encrypted"),
+        "an unknown compression": (directory(1, 10, 99, 2), "compressed"),
+        "a size beyond the file": (directory(1, 24, 10**6), "compressed|truncated"),
+        "sizes beyond the file": (
+            edited(struct.pack("<II", 256, 256), struct.pack("<II", 10**6, 10**6)), "overlap|trunc",
+        ),
+        "entries at one place": (directory(1, 42, 0), "overlap"),
+        "an entry in the directory": (directory(1, 42, len(archive()) - 60), "truncated|fit"),
+        "an entry behind the file": (directory(1, 42, 2**31), "truncated|should have"),
+        "an entry that ends the file": (directory(1, 42, len(archive()) - 10), "truncated|should have"),
+        "needs a newer zip": (directory(1, 6, 255, 2), "no zip"),
+        "a directory of 4 GB": (tail(12, 2**32 - 2), "no zip"),
+        "a directory elsewhere": (tail(16, 2**31), "no zip|overlap"),
+        "too many entries": (many_entries(5_000), "more than"),
+        "a directory of a million bytes": (many_entries(30_000), "no zip"),
+        "a huge byteorder": (archive(extra=[("x/byteorder", bytes(33_000_000))]), "describes"),
+        "tensors that share bytes": (
+            archive(program_of({"a": (both := torch.ones(64)), "b": both})), "share",
+        ),
+        "rows that two tensors share": (
+            archive(program_of({"a": (both := torch.ones(8, 8))[:5], "b": both[4:]})), "share",
+        ),
+    }  # fmt: skip
 
 
 def refused(path, message) -> None:
@@ -290,18 +295,18 @@ def test_the_archive_itself_is_sound(tmp_path):
         assert torch.equal(open_pth(tmp_path / name)["norm.weight"].read(), torch.zeros(64))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_programs_that_no_weights_need(tmp_path, name):
-    program, message = PROGRAMS[name]
-    (tmp_path / "x.pth").write_bytes(archive(program))
-    refused(tmp_path / "x.pth", message)
-
-
-@pytest.mark.parametrize("name", ARCHIVES)
-def test_archives_that_no_one_writes(tmp_path, name):
-    data, message = ARCHIVES[name]
-    (tmp_path / "x.pth").write_bytes(data)
-    refused(tmp_path / "x.pth", message)
+def test_files_that_no_weights_need(tmp_path):
+    """Each as the only file of a folder."""
+    good, broken = tmp_path / "good", {}
+    save_meta(Llama(LlamaConfig(32, 1, 4, 2, 8, 48, 64)), None, good)
+    programs = {f"program, {name}": (archive(program), words) for name, (program, words) in PROGRAMS.items()}
+    for name, (data, words) in (programs | archives()).items():
+        path = tmp_path / str(len(broken))
+        path.mkdir()
+        (path / "params.json").write_bytes((good / "params.json").read_bytes())
+        (path / "consolidated.00.pth").write_bytes(data)
+        broken[name] = path, words
+    all_refused(good, broken)
 
 
 def test_every_byte(tmp_path):

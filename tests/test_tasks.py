@@ -4,16 +4,15 @@ import ast
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+from helpers import table
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course import points, tasks
+from course import grade, points, tasks
 from course.run_tasks import run_task
 from course.slices import needed, statements
 from minillama import checkpoints
@@ -23,30 +22,25 @@ ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = [tasks.Chapter(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
+@pytest.fixture(scope="module")
+def alone():
+    """A new process for every call, forked from one that has loaded everything, where the system can."""
+    with grade.context(grade.Settings(())).Pool(1, maxtasksperchild=1) as pool:
+        yield lambda function, *arguments: pool.apply(function, arguments)
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.path.stem)
-def test_every_task_passes_in_its_slice(chapter):
+def test_every_task_passes_in_its_slice(chapter, alone):
     if any(mark in cell.source for cell in chapter.cells for mark in ("custom_op(", ".register_")):
-        done = subprocess.run(
-            [sys.executable, "-c", ALONE, str(chapter.path)], cwd=ROOT, capture_output=True, text=True
-        )
-        assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
-        return
-    assert not failures(chapter)
+        # subtle: a cell that defines an operation anew takes away the package's own, for the rest of the process
+        assert not alone(failures, chapter.path)
+    else:
+        assert not failures(chapter.path)
 
 
-def failures(chapter) -> list[tuple[str, str]]:
-    outcomes = [run_task(task, task.reference) for task in chapter.tasks]
+def failures(path: Path) -> list[tuple[str, str]]:
+    outcomes = [run_task(task, task.reference) for task in tasks.tasks_of(path)]
     return [(outcome.task, outcome.message) for outcome in outcomes if not outcome.passed]
-
-
-# subtle: a cell that defines a PyTorch operation anew takes away the package's own, for the rest of the process
-ALONE = """
-import sys
-from pathlib import Path
-sys.path.insert(0, "tests")
-from test_tasks import failures, tasks
-print(failures(tasks.Chapter(Path(sys.argv[1]))))
-"""
 
 
 def test_every_solution_belongs_to_one_task_with_a_name_of_its_own():
@@ -238,8 +232,14 @@ def graded(chapter, kind: str) -> dict[str, dict]:
     return {id: each for id, each in found.items() if each[kind]}
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.path.stem)
-def test_grading_metadata(chapter):
+def test_grading_metadata():
+    with table() as row:
+        for chapter in CHAPTERS:
+            with row(chapter.path.name):
+                check_metadata(chapter)
+
+
+def check_metadata(chapter):
     """It is up to date, names all solutions and checks, and their points are the tasks'."""
     text = chapter.path.read_text(encoding="utf-8")
     assert points.numbered(chapter) == text, f"{chapter.path.name}: its grading metadata is stale; run: make export"

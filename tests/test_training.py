@@ -258,12 +258,20 @@ def test_settings_without_meaning(change):
 # Runs
 
 PLAN = dict(steps=12, peak_lr=5e-3, warmup=3, save_every=4, eval_every=5)
+KILLED_AT = (2, 6, 11)
 PROGRAM = """
-import sys
+import os, signal, sys
 sys.path.insert(0, {tests!r})
-from test_training import PLAN, Settings, batch_at, fit, loss_of, small
-plan = Settings(**PLAN)
-fit(small(), loss_of, batch_at, plan, {folder!r}, validate=lambda m: loss_of(m, batch_at(99)), progress=print_row)
+from test_training import KILLED_AT, PLAN, Settings, batch_at, fit, loss_of, small
+for at in KILLED_AT:
+    if not os.fork():
+        def die(row):
+            if row["step"] == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+        folder = os.path.join({folder!r}, str(at))
+        fit(small(), loss_of, batch_at, Settings(**PLAN), folder, lambda m: loss_of(m, batch_at(99)), progress=die)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
@@ -285,19 +293,25 @@ def whole_run(folder, model=None, **changes):
     )  # fmt: skip
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
-@pytest.mark.parametrize("at", [2, 6, 11])
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, at):
-    whole_run(tmp_path / "whole")
-    program = PROGRAM.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"))
-    die = f"import os, signal\ndef print_row(row):\n    if row['step'] == {at}: os.kill(os.getpid(), signal.SIGKILL)\n"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder with a run for every step at which one was killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    program = PROGRAM.format(tests=str(Path(__file__).parent), folder=str(folder))
     env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run([sys.executable, "-c", die + program], env=env, capture_output=True, timeout=100)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert len(losses(tmp_path / "killed")) == at + 1
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, encoding="utf-8", timeout=200)
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(KILLED_AT), done.stderr
+    return folder
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("at", KILLED_AT)
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, killed, at):
+    whole_run(tmp_path / "whole")
+    assert len(losses(killed / str(at))) == at + 1
     model = small()
-    rows = whole_run(tmp_path / "killed", model)
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(rows) == 12
+    rows = whole_run(killed / str(at), model)
+    assert losses(killed / str(at)) == losses(tmp_path / "whole") and len(rows) == 12
     again = small()
     whole_run(tmp_path / "whole", again)  # a finished run has nothing left to do
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
