@@ -203,12 +203,12 @@ class Tokenizer:
         if (bos and self.bos_id is None) or (eos and self.eos_id is None):
             raise ValueError("this tokenizer has no such token: encode without bos=True or eos=True")
         allowed = set(self.specials if allowed_special == "all" else allowed_special)
-        if unknown := allowed - set(self.specials):
+        if unknown := allowed - self.specials.keys():
             raise ValueError(f'{min(unknown)!r} is no special token; allowed_special takes a list of names, or "all"')
-        late = {name for name, last in self.plain.items() if last}
         parts = cut_long(text) if self.merges is None else [text]
-        for names in ((allowed | self.plain.keys()) - late, late):
-            parts = self.find(names, parts) if names else parts
+        if allowed or self.plain:
+            late = {name for name, last in self.plain.items() if last}
+            parts = self.find(late, self.find((allowed | self.plain.keys()) - late, parts))
         ids = [self.bos_id] if bos else []
         for part in parts:
             ids += self.encode_plain(part) if isinstance(part, str) else [part]
@@ -216,9 +216,10 @@ class Tokenizer:
 
     def find(self, names: set[str], parts):
         """Yield the parts, texts and ids, with the id of each of the names that a text holds; the longest name wins."""
-        pattern = name_pattern(frozenset(names))
+        names = frozenset(names) - {""}
+        pattern = name_pattern(names)
         for part in parts:
-            pieces = pattern.split(part) if isinstance(part, str) else [part]
+            pieces = pattern.split(part) if names and isinstance(part, str) else [part]
             yield from (self.specials[piece] if i % 2 else piece for i, piece in enumerate(pieces))  # text, name, text
 
     def encode_plain(self, text: str) -> list[int]:
@@ -266,7 +267,7 @@ class Tokenizer:
 @lru_cache
 def name_pattern(names: frozenset[str]) -> regex.Pattern:
     """Finds each of the names, as a group; of two that begin at one place, the longer."""
-    return regex.compile(r"(\L<names>)", names=[name for name in names if name])
+    return regex.compile(r"(\L<names>)", names=names)
 
 
 def llama3_special_names() -> list[str]:

@@ -337,6 +337,11 @@ def test_control_tokens_beside_tokens_that_belong_to_text():
     assert plain[0] == 258 and 257 not in plain and plain[-1] == 259 and ours.decode(plain) == text
 
 
+def test_an_added_token_without_a_name_is_found_nowhere():
+    nameless = Tokenizer({bytes([byte]): byte for byte in range(256)}, {"": 256}, plain={"": False})
+    assert nameless.encode("ab", allowed_special="all") == [97, 98]
+
+
 def test_special_names_at_meta_and_at_hugging_face():
     """The full table. Hugging Face calls the two unused names reserved, which moves the numbers of all that follow."""
     purpose = {
