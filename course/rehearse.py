@@ -41,7 +41,7 @@ class Result:
 
 
 def rehearse(folder: Path, chapter: Chapter, fast: bool = False) -> list[Result]:
-    """Run one notebook of a students' repository, in a kernel with its package. FetchError, ExportError."""
+    """Run a notebook of a students' repository, in a kernel with its package. FetchError, ExportError."""
     fetch_what_it_names(chapter.path)
     notebook = nbformat.read(folder / "notebooks" / chapter.path.name, as_version=4)
     if fast:
