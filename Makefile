@@ -32,7 +32,7 @@ test: .venv/test  ## ruff, exporter, pytest, then every notebook re-run and comp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m course.export --check
-	$(BIN)/python -m pytest $(TWO)
+	$(BIN)/python -m pytest -p no:nbval $(TWO) --no-loadscope-reorder
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=120 notebooks $(TWO)
 
 lab: .venv/test  ## JupyterLab on chapter 0
