@@ -1,19 +1,122 @@
-"""Fetched files and loaded models, once per session."""
+"""Fetched files and loaded models, once per session; the order of tests, what they leave behind, and what they skip."""
 
 import contextlib
 import functools
+import logging
 import os
+import random
+import signal
+import sys
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+import torch
+from allowed_skips import is_allowed
 
 from minillama import hub
 from minillama.hub import load
 
 
 GOLDEN = Path(__file__).resolve().parent.parent / "data" / "golden"
+
+
+# The order: the longest files first, so that two workers end together; or any order, for no test may need another one
+
+LONGEST = """parallel compilation cuda assign tasks stories adapters fused_attention hugging_face exploits gguf
+instructions training generation reference mutations grade hub repository""".split()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="files, and the tests of a file, in a random order")
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest itself then puts together again what shares an expensive fixture
+def pytest_collection_modifyitems(config, items):
+    place = {f"test_{name}.py": n for n, name in enumerate(LONGEST)}
+    if (seed := config.getoption("shuffle")) is not None:
+        drawn = random.Random(seed)
+        place = {name: drawn.random() for name in sorted({item.path.name for item in items})}
+        drawn.shuffle(items)
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+# What tests leave behind
+
+
+def settings() -> dict:
+    """What holds for a whole process."""
+    os.umask(mask := os.umask(0))
+    root = logging.getLogger()
+    return {
+        "default dtype": torch.get_default_dtype(), "threads": torch.get_num_threads(),
+        "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(), "folder": os.getcwd(), "umask": mask,
+        "precision": torch.get_float32_matmul_precision(), "print": dict(vars(torch._tensor_str.PRINT_OPTS)),
+        "process group": torch.distributed.is_available() and torch.distributed.is_initialized(),
+        "path": sys.path[:], "logging": (root.level, root.disabled, logging.root.manager.disable),
+        "signals": [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)], "hook": sys.excepthook,
+        "environment": {name: value for name, value in os.environ.items() if not name.startswith(WRITTEN)},
+        "figures": sys.modules["matplotlib"].get_backend() if "matplotlib" in sys.modules else None,
+        "replaced": [name for name, module in kept.items() if sys.modules.get(name) is not module],
+    }  # fmt: skip
+
+
+# pytest's own variable, the one of the grader's first process, and what PyTorch and transformers set for themselves
+WRITTEN = ("PYTEST_", "MINILLAMA_GRADES", "TORCHINDUCTOR_", "KINETO", "TRITON", "KMP_", "TORCH")
+kept = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_trace():
+    """A file's tests leave a process as they found it: whichever files share one must not matter."""
+    kept.update({name: module for name, module in sys.modules.items() if name.startswith(("minillama", "course"))})
+    before = settings()
+    yield
+    after = settings()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    if changed.get("figures", (0, 0))[0] is None:  # it was not yet imported
+        del changed["figures"]
+    assert not changed, "left behind"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers for a test, whatever ran before it."""
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+
+
+# What is skipped must not be there
+
+skipped = {}  # reason -> the first test
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        skipped.setdefault(report.longrepr[2].removeprefix("Skipped: "), report.nodeid)
+
+
+def pytest_collectreport(report):
+    if report.skipped:
+        skipped.setdefault(str(report.longrepr[2]).removeprefix("Skipped: "), report.nodeid)
+
+
+def pytest_sessionfinish(session):
+    if not hasattr(session.config, "workerinput") and not all(map(is_allowed, skipped)):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    for reason, test in skipped.items():
+        if not is_allowed(reason):
+            terminalreporter.line(f"SKIPPED BUT NEEDED: {test}: {reason} (see tests/allowed_skips.py)", red=True)
+
+
+# Fetched files and loaded models
 
 
 def fetched(name: str) -> Path:

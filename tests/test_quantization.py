@@ -61,11 +61,10 @@ def test_four_bits_few_and_many(rows, group, dtype):
         assert (y - exact).abs().max() <= exact.abs().max() * (2**-8 if kernel else 2**-6)
 
 
-@pytest.mark.parametrize("tile", [None, 32, 64])
-def test_the_weight_with_and_without_knowing_the_order(monkeypatch, tile):
+@pytest.mark.parametrize("known", [False, True])
+def test_the_weight_with_and_without_knowing_the_order(monkeypatch, known):
     """An unknown processor multiplies by the identity; both give the stored numbers."""
-    if tile not in (None, quantization.tile_rows()):
-        pytest.skip("another processor's order")
+    tile = quantization.tile_rows() if known else None
     parts = to_levels(normal(70, 96), 4, 32)
     monkeypatch.setattr(quantization, "tile_rows", lambda: tile)
     weight, exact = Int4Linear(*parts).weight, stored_4(*parts)
