@@ -18,8 +18,8 @@ import nbformat
 
 
 ROOT = Path(__file__).resolve().parent.parent
-HAND_WRITTEN = {"__init__", "__main__", "adapters", "atomic", "cli", "commands", "hub", "jsonl"}
-HAND_WRITTEN |= {"repository", "runs", "verify"}
+HAND_WRITTEN = {"__init__", "__main__", "adapters", "atomic", "chat_formats", "cli", "commands", "hub"}
+HAND_WRITTEN |= {"jsonl", "repository", "runs", "verify"}
 DIRECTIVE = re.compile(r"^#\| *(\w+) *(.*?) *$\n?", re.MULTILINE)
 MARKER = re.compile(r" *# (BEGIN|END) (SOLUTION|HIDDEN TESTS)")
 LIKE_MARKER = re.compile(r"\s*#.*\b(BEGIN|END)\W+(SOLUTION|HIDDEN)", re.IGNORECASE)

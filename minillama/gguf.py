@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from minillama.chat import set_chat_format
+from minillama.chat_formats import set_chat_format
 from minillama.checkpoints import (
     GGUF,
     KINDS,

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from minillama.atomic import new_folder
-from minillama.chat import chat_format, set_chat_format
+from minillama.chat_formats import CHAT_TEMPLATES, chat_format, set_chat_format
 from minillama.checkpoints import (
     HUGGING_FACE,
     SIZES,
@@ -212,9 +212,9 @@ def tokenizer_of(file: dict, stop: list) -> Tokenizer | None:
         return None
     plain = {token["content"]: token.get("normalized") is True for token in added if token.get("special") is False}
     for token in added:
-        wants = [key for key in ("lstrip", "rstrip", "single_word") if token["content"] in plain and token.get(key)]
-        if wants:
-            raise ValueError(f"its added token {token['content']!r} asks for {wants[0]}, which is not done here")
+        wishes = [key for key in ("lstrip", "rstrip", "single_word") if token["content"] in plain and token.get(key)]
+        if wishes:
+            raise ValueError(f"its added token {token['content']!r} asks for {wishes[0]}, which is not done here")
     first = first_ids(file.get("post_processor"))
     if len(first) > 1:
         raise ValueError(f"it puts {len(first)} tokens before a text; more than one is not done here")
@@ -243,10 +243,8 @@ def chat_template(folder: Path, settings: dict) -> str | None:
         file = RawFile(inside(folder, "chat_template.jinja"))
         return file.text(0, file.size).decode("utf-8")
     given = settings.get("chat_template")
-    if isinstance(given, list):
-        named = {each["name"]: each["template"] for each in given}
-        return named.get("default", next(iter(named.values()), None))
-    return given
+    named = {each["name"]: each["template"] for each in given} if isinstance(given, list) else {"default": given}
+    return named.get("default", next(iter(named.values()), None))
 
 
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -335,20 +333,6 @@ def merges_of(tokenizer: Tokenizer) -> list[tuple[bytes, bytes]]:
     vocab = tokenizer.vocab
     cuts = ((token[:i], token[i:]) for token in sorted(vocab, key=vocab.get) for i in range(1, len(token)))
     return [(left, right) for left, right in cuts if left in vocab and right in vocab]
-
-
-CHAT_TEMPLATES = {  # for a tokenizer that came without one; plain messages only
-    "llama3": "{{ '<|begin_of_text|>' }}{% for message in messages %}"
-    "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% endif %}"
-    "{{ '<|start_header_id|>' + ('ipython' if message.role == 'tool' else message.role) + '<|end_header_id|>' }}"
-    "{{ '\\n\\n' + message.content + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
-    "chatml": "{% for message in messages %}"
-    "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% endif %}"
-    "{{ '<|im_start|>' + ('tool' if message.role == 'ipython' else message.role) + '\\n' }}"
-    "{{ message.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
-}
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict:

@@ -5,7 +5,8 @@ Written by notebooks/14a_instructions.ipynb: edit it there.
 
 import torch
 
-from minillama.chat import MARKS, encode_dialog, format_of, role_of, turn_ends
+from minillama.chat import encode_dialog, role_of
+from minillama.chat_formats import MARKS, format_of, turn_ends
 from minillama.finetuning import lora_layers
 from minillama.model import Llama
 from minillama.runs import fingerprint

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minillama.chat import encode_dialog, turn_ends
+from minillama.chat import encode_dialog
+from minillama.chat_formats import turn_ends
 from minillama.finetuning import lora_layers, plain, without_lora
 from minillama.instructions import Asked, check_messages
 from minillama.jsonl import read_jsonl

@@ -217,7 +217,7 @@ class Tokenizer:
     def find(self, names: set[str], parts):
         """Yield the parts, texts and ids, with the id of each of the names that a text holds; the longest name wins."""
         names = frozenset(names) - {""}
-        pattern = name_pattern(names)
+        pattern = regex.compile(r"(\L<names>)", names=names)  # which regex keeps for the next time
         for part in parts:
             pieces = pattern.split(part) if names and isinstance(part, str) else [part]
             yield from (self.specials[piece] if i % 2 else piece for i, piece in enumerate(pieces))  # text, name, text
@@ -262,12 +262,6 @@ class Tokenizer:
         if (token := self.token_bytes.get(operator.index(id))) is None:
             raise ValueError(f"id {id} is outside the vocabulary of {self.vocab_size}")
         return token
-
-
-@lru_cache
-def name_pattern(names: frozenset[str]) -> regex.Pattern:
-    """Finds each of the names, as a group; of two that begin at one place, the longer."""
-    return regex.compile(r"(\L<names>)", names=names)
 
 
 def llama3_special_names() -> list[str]:

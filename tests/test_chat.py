@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minillama import Tokenizer, chat
+from minillama.chat_formats import chat_format
 from minillama.tokenizer import llama3_special_names, train_bpe
 
 
@@ -373,7 +374,7 @@ def test_a_long_template_takes_no_long_time():
         "'<|im_start|>system\n\\'",
     ):
         start = time.process_time()
-        chat.chat_format(tokenizer, "<|im_start|>" + part * (99_000 // len(part)))
+        chat_format(tokenizer, "<|im_start|>" + part * (99_000 // len(part)))
         assert time.process_time() - start < 1, part
 
 

@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from test_tokenizer import TEXTS
 
 from minillama import CheckpointError, Llama, LlamaConfig, RopeScaling, Tokenizer, chat
+from minillama.chat_formats import CHAT_TEMPLATES
 from minillama.checkpoints import StoredTensor
 from minillama.hub import load
-from minillama.hugging_face import CHAT_TEMPLATES, merges_of, same_bytes, save_hugging_face, shards
+from minillama.hugging_face import merges_of, same_bytes, save_hugging_face, shards
 from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, SMOLLM_SPLIT, train_bpe
 
 

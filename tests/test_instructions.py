@@ -23,7 +23,8 @@ from test_cli import CHATML, LLAMA3, write_model
 import minillama
 from minillama import Tokenizer, cli, jsonl, training
 from minillama.adapters import load_adapter
-from minillama.chat import encode_dialog, set_chat_format
+from minillama.chat import encode_dialog
+from minillama.chat_formats import set_chat_format
 from minillama.commands import finetune as command
 from minillama.finetuning import add_lora
 from minillama.instructions import Dialogs, answer_loss, answers, dialog, finetune, mean_answer_loss, pack_whole

@@ -2,7 +2,7 @@
 
 from minillama import hub
 from minillama.adapters import load_adapter
-from minillama.chat import format_of
+from minillama.chat_formats import format_of
 from minillama.checkpoints import CheckpointError
 from minillama.finetuning import fuse
 from minillama.fused_attention import ATTENTIONS
@@ -74,7 +74,7 @@ def training_dtype(args) -> str:
 
 
 def chat_layout(args, tokenizer, hint=""):
-    """The `chat.ChatFormat` of the model's conversations; CheckpointError, with the hint, says why there is none."""
+    """The `ChatFormat` of the model's conversations; CheckpointError, with the hint, says why there is none."""
     try:
         if tokenizer is not None:
             return format_of(tokenizer)
