@@ -1,7 +1,8 @@
 """Plausible wrong solutions, as small edits of the reference, and right ones that look different.
 
 WRONG: task -> rows (old text, new text, words that the message must contain). RIGHT: task -> rows (old text, new text).
-The old text stands once in the task's solution cells; None replaces all between BEGIN SOLUTION and END SOLUTION.
+The old code stands once in the task's solution cells, however these are formatted; None replaces all between BEGIN
+SOLUTION and END SOLUTION.
 """
 
 WRONG = {
@@ -359,8 +360,8 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("view(heads, 2, -1, weight.shape[-1])", "view(heads, -1, 2, weight.shape[-1])", "the other direction"),
         ("view(heads, 2, -1, weight.shape[-1])", "view(1, 2, -1, weight.shape[-1])", "every head by itself"),
         (
-            "return weight.view(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)",
-            "return weight",
+            "weight.view(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)",
+            "weight",
             "forget to permute",
         ),
     ],
@@ -391,7 +392,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             'return 0 if name.endswith(("wo.weight", "down.weight", "head.weight")) else 1',
             "wq and gate make outputs",
         ),
-        ("return 0 if shape[-1] == dim else 1", "return 0", "Llama 2 is cut by columns"),
+        ("0 if shape[-1] == dim else 1", "0", "Llama 2 is cut by columns"),
     ],
     "meta-read_joined": [
         ("zip(pieces, whole", "zip(pieces[::-1], whole", "rank 0 comes first"),
