@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellTimeoutError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from course.assign import chapters
 from course.execute import fetch_what_it_names
@@ -51,8 +51,12 @@ def rehearse(folder: Path, chapter: Chapter, fast: bool = False) -> list[Result]
     own = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "MINILLAMA_CACHE": str(hub.cache_dir().resolve())}
     try:
         client.execute(env=os.environ | own)
-    except CellTimeoutError:
-        raise ExportError(f"{chapter.path.name}: a cell took more than {LONGEST} seconds") from None
+    except (
+        CellTimeoutError,
+        DeadKernelError,
+        AssertionError,
+    ):  # subtle: nbclient asserts when it tidies up after death
+        raise ExportError(f"{chapter.path.name}: its kernel died, or a cell took more than {LONGEST} seconds") from None
     return [result(chapter, cell) for cell in notebook.cells[fast:] if cell.cell_type == "code"]
 
 
