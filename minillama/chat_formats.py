@@ -39,6 +39,7 @@ def format_of(tokenizer: Tokenizer) -> ChatFormat:
 def chat_format(tokenizer: Tokenizer, template: str | None = None, bos_id: int | None = None) -> ChatFormat:
     """What the text of a chat template shows or, without one, the vocabulary. bos_id: what it calls bos_token."""
     name, system, why, begin = None, "", "", tokenizer.specials.get("<|begin_of_text|>")
+    bos_id = bos_id if type(bos_id) is int and bos_id in tokenizer.token_bytes else None
     try:
         found = format_name(tokenizer, template or "")
         name, system = found, default_system(found, template or "")

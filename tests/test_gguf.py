@@ -311,6 +311,17 @@ def test_the_chat_template_of_the_file(tmp_path, bpe, before, kind):
     assert not {ours.specials[name] for name in names} & {*ours.encode("".join(names))}
 
 
+@pytest.mark.parametrize("bos", [(T.UINT32, 2**31), (T.FLOAT32, 5.0), (T.ARRAY, [1]), (T.BOOL, True), None], ids=str)
+def test_a_first_token_that_is_none_comes_before_no_conversation(tmp_path, bpe, bos):
+    _, tokens, merges = bpe
+    more = {"add_bos_token": (T.BOOL, False)} | ({"bos_token_id": bos} if bos else {})
+    keys = tokenizer_keys(tokens, merges, "gpt-2", ["<|im_start|>", "<|im_end|>"], **more)
+    ours = open_tokenizer(
+        tmp_path / "t.gguf", keys | {"tokenizer.chat_template": (T.STRING, "{{ bos_token }}" + CHATML)}
+    )
+    assert encode_dialog(ours, [{"role": "user", "content": "x"}])[0] == ours.specials["<|im_start|>"]
+
+
 @pytest.mark.parametrize("template, why", [(None, "marks of Llama 3's"), ("{{ '<|user|>' }}", "<.user.>.*neither")])
 def test_a_chat_format_that_is_not_known(tmp_path, bpe, template, why):
     _, tokens, merges = bpe
