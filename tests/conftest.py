@@ -55,10 +55,10 @@ def settings() -> dict:
         "deterministic": torch.are_deterministic_algorithms_enabled(), "folder": os.getcwd(), "umask": mask,
         "precision": torch.get_float32_matmul_precision(), "print": dict(vars(torch._tensor_str.PRINT_OPTS)),
         "process group": torch.distributed.is_available() and torch.distributed.is_initialized(),
-        "path": sys.path[:], "logging": (root.level, root.disabled, logging.root.manager.disable),
+        "path": [entry for entry in sys.path if "site-packages" not in entry],
+        "logging": (root.level, root.disabled, root.manager.disable),
         "signals": [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)], "hook": sys.excepthook,
         "environment": {name: value for name, value in os.environ.items() if not name.startswith(WRITTEN)},
-        "figures": sys.modules["matplotlib"].get_backend() if "matplotlib" in sys.modules else None,
         "replaced": [name for name, module in kept.items() if sys.modules.get(name) is not module],
     }  # fmt: skip
 
@@ -77,10 +77,8 @@ def no_trace():
     after = settings()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
-    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
-    if changed.get("figures", (0, 0))[0] is None:  # it was not yet imported
-        del changed["figures"]
-    assert not changed, "left behind"
+    changed = [f"{name}: {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
+    assert not changed, "left behind: " + "; ".join(changed)
 
 
 @pytest.fixture(autouse=True)
