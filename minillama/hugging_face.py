@@ -12,7 +12,6 @@ from itertools import takewhile
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minillama.atomic import new_folder
 from minillama.chat_formats import CHAT_TEMPLATES, chat_format, set_chat_format
@@ -27,6 +26,7 @@ from minillama.checkpoints import (
     inside,
     n_bytes,
     open_safetensors,
+    progress_bar,
     read_json,
     reading,
     rename,
@@ -261,7 +261,7 @@ def write_safetensors(path: Path, tensors: dict[str, StoredTensor]) -> None:
     text += b" " * (-len(text) % 8)
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tqdm(tensors.values(), f"writing {path.name}", unit="tensor", disable=None, leave=False):
+        for tensor in progress_bar(tensors.values(), f"writing {path.name}", unit="tensor"):
             file.write(tensor.read().view(torch.uint8).numpy())
 
 

@@ -52,7 +52,7 @@ def huggingface_hub():
     except ImportError:
         raise FetchError("ORG/NAME needs another package: python -m pip install 'huggingface_hub>=2.4'") from None
     hub.utils.logging.set_verbosity_error()  # what goes wrong is our one line
-    if not sys.stderr.isatty():
+    if getattr(sys.stderr, "closed", True) or not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
     return hub
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
 from minillama.attention import attend, causal_mask
+from minillama.checkpoints import progress_bar
 from minillama.config import LlamaConfig
 from minillama.model import Llama
 from minillama.rope import rope_table
@@ -251,7 +251,7 @@ def fit(
     compute = compiled(loss_of) if settings.compiled else loss_of
     compute = partial(compute, recompute=True) if settings.recompute else compute
     model.train()
-    bar = tqdm(total=settings.steps, initial=first, unit="step", disable=None if progress is True else True)
+    bar = progress_bar(total=settings.steps, initial=first, unit="step", shown=progress is True, leave=True)
     with bar, torch.random.fork_rng():
         for step in range(first, settings.steps):
             start, lr = time.perf_counter(), learning_rate(step, settings)

@@ -1,8 +1,10 @@
 """The command line: the answer alone on stdout, every mistake one line and exit code 2, prompts arrive untouched."""
 
+import contextlib
 import io
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -244,6 +246,61 @@ def test_a_saved_chat_goes_on(talk, tmp_path):
     assert told == [(each["role"], each["content"]) for each in saved] + [("user", "more")]
 
 
+def test_a_tilde_is_the_home_folder(talk, tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    talk("one", "/save ~/talk.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["talk.json"]
+    assert talk("/load ~/talk.json", "two")[3][-1][0] == ("user", "one")
+    assert "No such file" in talk("/load ~/../nothing.json", "/save ~nobody-of-that-name/x")[2]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """The other end of a terminal that is standard input."""
+    pty = pytest.importorskip("pty", reason="Windows has none")
+    ours, theirs = pty.openpty()
+    with open(theirs, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield lambda text: os.write(ours, text.encode())
+    os.close(ours)
+
+
+def test_lines_that_come_at_once_are_one_message(terminal, capsys):
+    for typed in ("first\nsecond\n\nthird 🦙\n", "alone\n", "/reset\n"):
+        terminal(typed)
+        assert commands.chat.read_message() == typed.strip()
+    terminal("/system x\nnext\n")  # a command is a line
+    assert [commands.chat.read_message() for _ in range(2)] == ["/system x", "next"]
+    terminal("\x04")
+    with pytest.raises(EOFError):
+        commands.chat.read_message()
+    assert capsys.readouterr().out == "> " * 6
+
+
+def test_a_paste_into_a_real_terminal(models, tmp_path):
+    """Readline asks the terminal to mark a paste, in which Enter is only a line's end."""
+    pty = pytest.importorskip("pty", reason="Windows has none")
+    if "GNU" not in pytest.importorskip("readline").__doc__:
+        pytest.skip("libedit marks no paste")
+    ours, theirs = pty.openpty()
+    env = os.environ | {"TERM": "xterm", "HOME": str(tmp_path), "INPUTRC": os.devnull}
+    ask = command("chat", "--model", models / "chat", "--max-new-tokens", 1)
+    lines = [b"\x1b[200~one\rtwo\r\x1b[201~\r", b"/save ~/talk.json\r", b"\x04"]
+    with subprocess.Popen(ask, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # as Linux says that the other end is closed
+            while select.select([ours], [], [], 120)[0] and (data := os.read(ours, 1000)):
+                said += data
+                if said.endswith(b"\x1b[?2004h> ") and lines:
+                    os.write(ours, lines.pop(0))
+        process.kill()
+    os.close(ours)
+    assert not lines, said
+    assert json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))[0]["content"] == "one\ntwo"
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "{}x", "[[]]", "5", '[{"role": "user"}]', '[{"role": "boss", "content": "x"}]', "[" * 100_000,
@@ -372,6 +429,82 @@ def test_a_reader_who_has_enough_ends_it_quietly(models):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("stream", [None, "closed"])
+def test_without_standard_error_it_goes_on(models, generate, monkeypatch, tmp_path, stream):
+    """A program without a console has None. No bar and no message, for commands and for the library."""
+    said = generate("Hello")
+    if stream:
+        stream = io.StringIO()
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    model, tokenizer = minillama.load(models / "chat")
+    minillama.save(model, tokenizer, tmp_path / "again")
+    with hub.waiting("waiting"), hub.progress(3, "fetching") as bar:
+        bar.update()
+    assert generate("Hello")[:2] == said[:2] and not sys.stderr.closed
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert generate("")[0] == 2
+
+
+def test_without_standard_input_and_output(generate, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "the prompt is empty" in generate("-")[2]
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["plan", "llama-3.1-8b"]) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows closes no standard stream")
+def test_standard_error_closed_by_a_shell(models):
+    """No file that is opened later may get its number, or messages would land there."""
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command("generate", "--model", models / "chat", "x")]
+    done = subprocess.run(shell, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0 and done.stdout.endswith("\n") and done.stderr == ""
+
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+PRINTING = {
+    "help": ["--help"],
+    "help of a command": ["plan", "--help"],
+    "version": ["--version"],
+    "plan": ["plan", "llama-3.1-8b"],
+    "plan, for programs": ["plan", "llama-3.1-8b", "--json"],
+    "verify": ["verify", "chat"],
+    "convert": ["convert", "chat", "converted"],
+    "generate": ["generate", "--model", "chat", "x"],
+    "chat": ["chat", "--model", "chat"],
+}
+
+
+@FULL
+@pytest.mark.parametrize("argv", PRINTING.values(), ids=PRINTING)
+def test_standard_output_that_is_full_is_one_line(models, capsys, monkeypatch, argv):
+    monkeypatch.chdir(models)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(argv) == 2
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last == "minillama: [Errno 28] No space left on device"
+    assert before in ([], [commands.chat.CHAT_HELP])
+
+
+@FULL
+def test_standard_error_that_is_full_too_ends_quietly(generate, monkeypatch):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "stderr", full)
+        assert cli.main(["plan", "llama-3.1-8b"]) == cli.main(["plan", "llama-9"]) == 2
+
+
+@FULL
+def test_standard_output_that_is_full_ends_python_quietly():
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        how = dict(stdout=full, stderr=subprocess.PIPE, encoding="utf-8", env=env)
+        done = subprocess.run(command("plan", "llama-3.1-8b"), **how)
+    assert (done.returncode, done.stderr) == (2, "minillama: [Errno 28] No space left on device\n")
 
 
 PROMPTS = ["", "-n", "--help", "it's \"quoted\"", "$HOME ${HOME} $(HOME) $$", "`touch x`; touch y", "$(shell touch z)",

@@ -172,6 +172,12 @@ def test_one_batch_is_learnt_by_heart():
     assert rows[-1]["loss"] < 0.02 < 3 < rows[0]["loss"]
 
 
+def test_without_standard_error_there_is_no_bar(monkeypatch):
+    """As in a program without a console."""
+    monkeypatch.setattr("sys.stderr", None)
+    assert len(fit(small(), loss_of, batch_at, Settings(**PLAN | {"steps": 2}))) == 2
+
+
 def test_accumulated_batches_are_one_large_batch():
     batches = [batch_at(i) for i in range(3)]
     large = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import sys
 import tempfile
 from argparse import RawDescriptionHelpFormatter
@@ -21,7 +22,8 @@ TOOLS_HELP = "let a Llama 3.1 model run Python on this computer, each time after
 def add(commands) -> None:
     parser = commands.add_parser(
         "chat", help="talk with the model, turn by turn",
-        epilog=f"{CHAT_HELP}\n\n{TORCHRUN.format('chat')}", formatter_class=RawDescriptionHelpFormatter,
+        epilog=f"{CHAT_HELP}\npasted lines are one message\n\n{TORCHRUN.format('chat')}",
+        formatter_class=RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--system", default="", metavar="TEXT", help="the system message")
     parser.add_argument("--tools", choices=["python"], help=TOOLS_HELP)
@@ -38,12 +40,11 @@ def run(args) -> int:
         raise CheckpointError(f"{args.model} was not trained to call tools; --tools wants Llama 3.1")
     tools = {"code_interpreter": ask_and_run} if args.tools else {}
     messages = obey(f"/system {args.system}", [], tokenizer, tools)
-    with contextlib.suppress(ImportError):  # arrow keys and a history of lines, where the system has them
-        import readline  # noqa: F401
+    edit_lines()
     print(CHAT_HELP + (" (on several ranks Ctrl-C does, too)" if args.lead else ""), file=sys.stderr)
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
+            line = read_message()
             if line.startswith("/"):
                 messages = obey(line, messages, tokenizer, tools)
             elif line:
@@ -55,6 +56,31 @@ def run(args) -> int:
             print("\n[Ctrl-D ends the chat]", file=sys.stderr)
         except ValueError as error:  # the chat goes on as it was
             print(f"minillama: {error}", file=sys.stderr)
+
+
+def edit_lines() -> None:
+    """Arrow keys, a history of lines, and pasted lines marked as one text, where the system and the terminal can."""
+    with contextlib.suppress(ImportError):
+        import readline
+
+        if os.environ.get("TERM", "dumb") != "dumb":
+            readline.parse_and_bind("set enable-bracketed-paste on")
+
+
+def read_message() -> str:
+    """What was typed or, at a terminal, pasted: lines that come at once are one message. EOFError at the end."""
+    lines = [input("> " if sys.stdin.isatty() else "")]
+    while sys.stdin.isatty() and not lines[0].startswith("/") and more_is_waiting():
+        lines.append(input())
+    return "\n".join(lines).strip()
+
+
+def more_is_waiting() -> bool:
+    """Whether a terminal has more to read, as it has in the middle of a paste."""
+    try:
+        return bool(select.select([sys.stdin], [], [], 0.05)[0])
+    except (OSError, ValueError):  # Windows cannot say
+        return False
 
 
 def ask_and_run(code: str) -> str:
@@ -110,8 +136,9 @@ def obey(line: str, messages: list[dict], tokenizer, tools: dict) -> list[dict]:
         return system
     if command not in ("/save", "/load") or not rest:
         raise ValueError(f"{line[:40]!r} is none of: {CHAT_HELP}")
+    path = Path(os.path.expanduser(rest))
     try:
-        return save_chat(Path(rest), messages) if command == "/save" else load_chat(Path(rest), tokenizer)
+        return save_chat(path, messages) if command == "/save" else load_chat(path, tokenizer)
     except OSError as error:
         raise ValueError(f"{rest}: {error.strerror}") from None
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minillama import stories
+from minillama.checkpoints import progress_bar
 from minillama.commands.options import add_training_dtype, training_dtype
 from minillama.hugging_face import save_hugging_face
 from minillama.model import Llama
@@ -67,7 +67,7 @@ def read(args) -> tuple:
     if args.text is None:
         if args.stories < 100:
             raise ValueError(f"--stories must be at least 100, not {args.stories}")
-        texts = [stories.story(n) for n in tqdm(range(args.stories), desc="stories", leave=False, disable=None)]
+        texts = [stories.story(n) for n in progress_bar(range(args.stories), "stories")]
         return texts, [stories.story(number, validation=True) for number in range(500)], stories.story_tokenizer(texts)
     try:
         documents = re.split(r"\n\s*\n", Path(args.text).read_text(encoding="utf-8").strip())
