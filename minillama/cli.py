@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"minillama: {message}\n"
     try:
         code = run(build_parser().parse_args(argv))
-        pass
+        sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read our output has enough: `| head -1`
         return 0
