@@ -55,7 +55,7 @@ def rehearse(folder: Path, chapter: Chapter, fast: bool = False) -> list[Result]
         CellTimeoutError,
         DeadKernelError,
         AssertionError,
-    ):  # subtle: nbclient asserts when it tidies up after death
+    ):  # subtle: nbclient asserts after a death
         raise ExportError(f"{chapter.path.name}: its kernel died, or a cell took more than {LONGEST} seconds") from None
     return [result(chapter, cell) for cell in notebook.cells[fast:] if cell.cell_type == "code"]
 
