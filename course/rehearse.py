@@ -51,11 +51,7 @@ def rehearse(folder: Path, chapter: Chapter, fast: bool = False) -> list[Result]
     own = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "MINILLAMA_CACHE": str(hub.cache_dir().resolve())}
     try:
         client.execute(env=os.environ | own)
-    except (
-        CellTimeoutError,
-        DeadKernelError,
-        AssertionError,
-    ):  # subtle: nbclient asserts after a death
+    except (CellTimeoutError, DeadKernelError, AssertionError):  # nbclient asserts after a death
         raise ExportError(f"{chapter.path.name}: its kernel died, or a cell took more than {LONGEST} seconds") from None
     return [result(chapter, cell) for cell in notebook.cells[fast:] if cell.cell_type == "code"]
 
