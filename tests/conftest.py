@@ -57,7 +57,7 @@ def settings() -> dict:
         "process group": torch.distributed.is_available() and torch.distributed.is_initialized(),
         "path": [entry for entry in sys.path if "site-packages" not in entry],
         "logging": (root.level, root.disabled, root.manager.disable),
-        "signals": [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)],
+        "signals": signal.getsignal(signal.SIGTERM),  # nbclient sets that of SIGINT anew where a parent had it ignored
         "environment": {name: value for name, value in os.environ.items() if not name.startswith(WRITTEN)},
         "replaced": [name for name, module in kept.items() if sys.modules.get(name) is not module],
     }  # fmt: skip

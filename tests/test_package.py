@@ -28,7 +28,7 @@ commands.files commands.generate commands.chat commands.train commands.finetune 
 commands.ranks cli""".split()
 LINES = 300
 # one refuses what it does not know, one goes both ways, one cuts for answers and for training, one has three kernels
-LONGER = {"checkpoints": 330, "hugging_face": 420, "parallel": 380, "cuda": 320}
+LONGER = {"checkpoints": 340, "hugging_face": 420, "parallel": 380, "cuda": 320, "chat": 330, "hub": 310}
 FUNCTION_LINES = 45
 
 
