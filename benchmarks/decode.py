@@ -10,6 +10,7 @@ what a plain sum over a buffer of the int4 weights' size reads per second, divid
 """
 
 import argparse
+import copy
 import ctypes
 import json
 import os
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 import minillama
 from minillama import hub
-from minillama.compilation import CompiledLlama
+from minillama.compilation import CompiledStep
 from minillama.generation import next_logits
 from minillama.quantization import Int4Linear, Int8Linear, model_bytes
 
@@ -42,7 +43,7 @@ class Ours:
 
     def __init__(self, model, rows=1, capacity=8192):
         self.model, self.bytes = model, model_bytes(model)
-        self.cache = minillama.KVCache(model.cfg, rows, capacity, model.norm.weight.dtype)
+        self.cache = minillama.KVCache(model.cfg, rows, capacity, model.dtype)
         self.token = torch.full((rows, 1), 5)
         self.bytes_per_slot = 2 * self.cache.keys[:, 0, :, 0].nbytes
 
@@ -138,6 +139,13 @@ class LlamaCpp:
         self.model.scores[0].argmax()  # it reads the logits out, as we do
 
 
+def compiled(model, packages: Path, whole=False) -> minillama.Llama:
+    """A model with the same weights whose decode step is compiled."""
+    model = copy.copy(model)
+    model.decode_step = CompiledStep(model, packages, whole)
+    return model
+
+
 def engines(path: Path, threads: int, longest: int, quick: bool) -> dict:
     """Name -> engine. Compiled modes share their weights with the plain ones."""
     packages, made = hub.cache_dir() / "compiled", {}
@@ -145,9 +153,9 @@ def engines(path: Path, threads: int, longest: int, quick: bool) -> dict:
     modes += (("int8", torch.bfloat16, "int8"), ("int4", torch.bfloat16, "int4"))
     for name, dtype, quantize in tqdm(modes[-1:] if quick else modes, desc="load and compile", leave=False):
         model, _ = minillama.load(path, dtype=dtype, quantize=quantize)
-        made[name], made[f"{name}, compiled"] = Ours(model), Ours(CompiledLlama(model, packages))
+        made[name], made[f"{name}, compiled"] = Ours(model), Ours(compiled(model, packages))
         if name == "int4" and not quick:
-            made["int4, compiled max"] = Ours(CompiledLlama(model, packages, whole=True))
+            made["int4, compiled max"] = Ours(compiled(model, packages, whole=True))
     if not quick:
         made["transformers float32"] = Transformers(path, torch.float32)
         made["transformers bfloat16"] = Transformers(path, torch.bfloat16)
@@ -237,7 +245,7 @@ def eight_billion(repeats: int) -> dict:
     model.norm.weight = torch.nn.Parameter(torch.ones(cfg.dim, dtype=torch.bfloat16), requires_grad=False)
     table = torch.empty(cfg.vocab_size, cfg.dim, dtype=torch.bfloat16).normal_(std=0.02)
     model.embedding.weight, model.head = torch.nn.Parameter(table, requires_grad=False), Int8Linear(table)
-    side = Ours(CompiledLlama(model, hub.cache_dir() / "compiled"), capacity=256)
+    side = Ours(compiled(model, hub.cache_dir() / "compiled"), capacity=256)
     side.read([1, 2, 3, 4, 5, 6, 7, 8])
     side.at(128)
     each = statistics.median(seconds(side.step) for _ in range(repeats + 3))

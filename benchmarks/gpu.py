@@ -24,9 +24,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 import minillama
+from minillama.attention import AttentionMask
 from minillama.attention_kernels import FEW, climb
-from minillama.decode_graph import GraphLlama, Step, through_block
-from minillama.fused_attention import ATTENTIONS, ChosenAttention
+from minillama.decode_graph import GraphStep, Step, through_block
+from minillama.fused_attention import BACKENDS, use_attention
 from minillama.tensor_cores import RUNGS
 
 
@@ -111,13 +112,22 @@ def cudnn(q, k, v, length):
 
 def attention_ways(T: int, S: int, device: str) -> dict[str, Callable]:
     """Name -> f(q, k, v, length on the device), all with the same answer."""
-    ways = {"sdpa": lambda q, k, v, n: ATTENTIONS["sdpa"](q, k, v, S)}
+    positions = torch.arange(S - T, S, device=device)
+
+    def known(name):
+        """The backend, when the length is a number."""
+        return lambda q, k, v, n: BACKENDS[name].attend(q, k, v, AttentionMask(positions, S))
+
+    def on_device(name):
+        return lambda q, k, v, n: BACKENDS[name].attend(q, k, v, AttentionMask(positions, n))
+
+    ways = {"sdpa": known("sdpa")}
     if T == 1 or T <= 2048:
-        ways["naive"] = lambda q, k, v, n: ATTENTIONS["naive"](q, k, v, S)
+        ways["naive"] = known("naive")
     if device == "cpu":
-        return ways | {"fused": ATTENTIONS["fused"]}
+        return ways | {"fused": on_device("fused")}
     if T == 1:
-        ways["flash, length on the device"] = ATTENTIONS["sdpa"]
+        ways["flash, length on the device"] = on_device("sdpa")
     ways["cudnn"] = cudnn
     for name, rung in RUNGS.items():
         if name != "combine" and (rung.rows or T * HEADS // KV_HEADS <= FEW):
@@ -151,13 +161,13 @@ class WholeStep(Step):
         return self.compiled()
 
 
-class ThroughInductor(GraphLlama):
-    """GraphLlama with WholeStep for a step."""
+class ThroughInductor(GraphStep):
+    """GraphStep with WholeStep for a step."""
 
-    def hidden(self, tokens, cache=None):
-        if tokens.shape == (1, 1) and cache is not None and cache not in self.steps:
+    def __call__(self, token, cache):
+        if cache not in self.steps:
             self.steps[cache] = WholeStep(self.model, through_block, cache)
-        return super().hidden(tokens, cache)
+        return super().__call__(token, cache)
 
 
 def random_model(cfg: minillama.LlamaConfig, device: str) -> minillama.Llama:
@@ -171,11 +181,19 @@ def random_model(cfg: minillama.LlamaConfig, device: str) -> minillama.Llama:
 
 
 def writers(model: minillama.Llama, device: str) -> dict[str, Callable]:
-    """The same weights behind each way to take a step; made one after the other, since they share their blocks."""
-    sides = {f"{name}, launched one by one": lambda n=name: ChosenAttention(model, n) for name in ATTENTIONS}
-    sides |= {f"{name}, one graph": lambda n=name: GraphLlama(ChosenAttention(model, n)) for name in ("sdpa", "fused")}
+    """Name -> a function that gives the model this way to take a step."""
+
+    def using(name: str, step=None):
+        def use() -> None:
+            use_attention(model, name)
+            model.decode_step = step(model) if step else None
+
+        return use
+
+    sides = {f"{name}, launched one by one": using(name) for name in ("naive", "sdpa", "fused")}
+    sides |= {f"{name}, one graph": using(name, GraphStep) for name in ("sdpa", "fused")}
     if device == "cpu" or importlib.util.find_spec("triton"):
-        sides["sdpa, torch.compile"] = lambda: ThroughInductor(ChosenAttention(model, "sdpa"))
+        sides["sdpa, torch.compile"] = using("sdpa", ThroughInductor)
     return sides
 
 
@@ -188,15 +206,15 @@ def measure_model(cfg, device: str, repeats: int, contexts, prompt: int) -> dict
     cache = minillama.KVCache(cfg, 1, max(max(contexts) + 64, prompt), torch.bfloat16, device)
     token = torch.full((1, 1), 5, device=device)
 
-    def run(side, tokens, context):
+    def run(tokens, context):
         cache.length = context
-        return side.head(side.hidden(tokens, cache)[:, -1:])
+        return model(tokens, cache, last=1)
 
-    for name, make in tqdm(writers(model, device).items(), desc="steps of a model", leave=False):
+    for name, use in tqdm(writers(model, device).items(), desc="steps of a model", leave=False):
         try:
-            side = make()
+            use()
             for context in contexts:
-                took = settled(lambda s=side, c=context: run(s, token, c), device, repeats)
+                took = settled(lambda c=context: run(token, c), device, repeats)
                 slots = 2 * cache.keys[:, :, :, :1].nbytes * (context + 1)
                 result["steps"].append({"way": name, "context": context, "seconds": took, "bytes": weights + slots})
         except Exception as error:  # torch.compile raises its own kinds
@@ -206,8 +224,8 @@ def measure_model(cfg, device: str, repeats: int, contexts, prompt: int) -> dict
     flops = 2 * blocks * prompt + 2 * cfg.n_layers * cfg.n_heads * cfg.head_dim * prompt * (prompt + 1)
     for name in ("sdpa", "fused"):
         try:
-            side = ChosenAttention(model, name)
-            took = settled(lambda s=side: run(s, ids, 0), device, repeats)
+            use_attention(model, name)
+            took = settled(lambda: run(ids, 0), device, repeats)
             result["prompt"].append({"way": name, "tokens": prompt, "seconds": took, "flops": flops})
         except (RuntimeError, ValueError) as error:
             missing[f"{name}, a prompt"] = reason(error)

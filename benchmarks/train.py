@@ -48,9 +48,10 @@ def ids(rows: int, vocab_size: int) -> torch.Tensor:
 def scratch_ours(rows: int, attention: str):
     """A step as `fit` makes it with the settings of `minillama train`, which attends in blocks."""
     from minillama import LlamaConfig, stories, training
+    from minillama.fused_attention import use_attention
 
     model = stories.initial(LlamaConfig(**SHAPE, tied_embeddings=True, max_seq_len=2048), 0)
-    {"blocks": training.attend_by_blocks, "sdpa": training.attend_by_sdpa}[attention](model)
+    use_attention(model, attention)
     return our_step(model, training.compiled(stories.batch_loss), rows, SHAPE["vocab_size"], stories.SETTINGS)
 
 
@@ -93,9 +94,10 @@ def their_step(model, call, rows, vocab_size, autocast):
 def lora_ours(rows: int):
     import minillama
     from minillama import finetuning, stories, training
+    from minillama.fused_attention import use_attention
 
     model, tokenizer = minillama.load(NAME, dtype=torch.bfloat16)
-    model = finetuning.add_lora(training.attend_by_sdpa(model), rank=8, alpha=16)
+    model = finetuning.add_lora(use_attention(model, "sdpa"), rank=8, alpha=16)
     settings = training.Settings(dtype="bfloat16")
     return our_step(model, stories.batch_loss, rows, model.cfg.vocab_size, settings)
 

@@ -23,7 +23,7 @@ from minillama.checkpoints import (
     reading,
     rename,
 )
-from minillama.finetuning import TARGETS, adapted, add_lora, lora_layers, plain
+from minillama.finetuning import TARGETS, adapted, add_lora, lora_layers
 from minillama.hugging_face import heads_of, interleave, to_halves, write_safetensors
 from minillama.model import Llama
 
@@ -139,14 +139,14 @@ def load_adapter(model: nn.Module, folder) -> nn.Module:
     CheckpointError, with the model as it was, for a folder that does not fit; ValueError as `add_lora`.
     """
     try:
-        rank, alpha, parts = read_adapter(plain(model), Path(folder))
+        rank, alpha, parts = read_adapter(model, Path(folder))
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{folder}: {getattr(error, 'strerror', None) or error}") from None
     add_lora(model, rank, alpha, {name.split(".")[-2] for name in parts})
     for name, layer in lora_layers(model).items():
         if f"{name}.a" not in parts:  # an adapter for some of the blocks
-            plain(model).set_submodule(name, layer.base)
+            model.set_submodule(name, layer.base)
     with torch.no_grad():
         for name, value in parts.items():
-            plain(model).get_parameter(name).copy_(value)
+            model.get_parameter(name).copy_(value)
     return model

@@ -9,10 +9,11 @@ import zlib
 import torch
 
 from minillama.config import LlamaConfig
+from minillama.fused_attention import use_attention
 from minillama.generation import generate_batch
 from minillama.model import Llama
 from minillama.stories import initial
-from minillama.training import IGNORE, Settings, attend_by_sdpa, fit, logits, token_loss
+from minillama.training import IGNORE, Settings, fit, logits, token_loss
 
 
 ALPHABET = "0123456789+=,\n"  # one token each; a line ends a problem
@@ -147,7 +148,7 @@ def accuracy(model: Llama, target, length: int, count: int = 200) -> float:
 def train(batches: Problems, n_steps: int, cfg: LlamaConfig = CONFIG, validate=None, progress=False):
     """(model, metrics) of a Llama trained on batches from nothing; validate(model) is asked ten times on the way."""
     settings = Settings(steps=n_steps, peak_lr=0.64 / cfg.dim, warmup=n_steps // 10, eval_every=max(1, n_steps // 10))
-    model = attend_by_sdpa(initial(cfg, batches.seed))
+    model = use_attention(initial(cfg, batches.seed), "sdpa")
     return model, fit(model, loss_of, batches, settings, None, validate, progress)
 
 

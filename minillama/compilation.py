@@ -9,7 +9,6 @@ import math
 import os
 import tempfile
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -159,7 +158,7 @@ def build(steps: Steps, example: tuple, path: Path) -> None:
 
 def package_name(steps: Steps, dtype: torch.dtype) -> str:
     """A file name, another one wherever the code may be: sources, PyTorch, processor, threads, types, shapes."""
-    sources = [path.read_bytes() for path in sorted(Path(minillama.__file__).parent.glob("*.*"))]
+    sources = [path.read_bytes() for path in sorted(Path(minillama.__file__).parent.rglob("*.py"))]
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     flags = [line for line in lines if line.startswith(("flags", "Features"))][:1]
@@ -168,18 +167,16 @@ def package_name(steps: Steps, dtype: torch.dtype) -> str:
     return hashlib.sha256(repr((machine, dtype, steps.cfg, forms, sources)).encode()).hexdigest()[:24] + ".pt2"
 
 
-class CompiledLlama(nn.Module):
-    """A model whose steps of one token run compiled, all else as in the model itself. It is called like the model."""
+class CompiledStep:
+    """A model's decode step, compiled for the processor."""
 
     def __init__(self, model: Llama, folder: Path, whole: bool = False):
         """Compile one block, to serve as every block, or all blocks as one function (`whole`).
 
         What lies compiled in the folder is not compiled again. CompileError; the model works as before.
         """
-        super().__init__()
-        self.model, self.dtype = model, model.norm.weight.dtype
-        self.ran = getattr(model, "ran", Counter())  # passes by what they ran
-        if model.norm.weight.device.type != "cpu":
+        self.model, self.dtype = model, model.dtype
+        if model.device.type != "cpu":
             raise CompileError("only models on the CPU are compiled")
         steps = [Step(block) for block in model.blocks]
         self.size = len(steps) if whole else 1
@@ -192,7 +189,7 @@ class CompiledLlama(nn.Module):
 
     def load(self, path: Path, steps: Steps):
         """The compiled function of a package, which is made if it is not there or damaged."""
-        cache = KVCache(self.cfg, 1, 64, self.dtype)
+        cache = KVCache(self.model.cfg, 1, 64, self.dtype)
         example = self.model.embedding(torch.tensor([0])).detach(), torch.tensor([9])
         past = [t[: self.size, 0] for t in (cache.keys, cache.values)]
         for fresh in (False, True):
@@ -204,27 +201,18 @@ class CompiledLlama(nn.Module):
                 reason = str(error).partition("\n")[0]
         raise CompileError(f"{path} cannot be loaded: {reason}")
 
-    cfg = property(lambda self: self.model.cfg)
-    norm = property(lambda self: self.model.norm)
-    head = property(lambda self: self.model.head)
+    def takes(self, cache: KVCache) -> bool:
+        """Whether compiled code can read it: one row without padding, a past, the type, the order in memory."""
+        keys, plain = cache.keys, cache.keys.shape[1] == 1 and cache.padding is None
+        return plain and cache.length > 0 and keys.dtype == self.dtype and keys.is_contiguous()
 
-    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        return self.head(self.hidden(tokens, cache)).float()
-
-    def hidden(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """As the model's; one token behind a past, (1, 1) -> (1, 1, D), takes the compiled way, all else the usual."""
-        if cache is None or tokens.shape != (1, 1) or not self.fits(cache):
-            return self.model.hidden(tokens, cache)
+    def __call__(self, token: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """One token behind a past: (1, 1) -> (1, 1, D)"""
         cache.reserve(1, 1)
-        x, length = self.model.embedding(tokens[0]), torch.tensor([cache.length])
+        x, length = self.model.embedding(token[0]), torch.tensor([cache.length])
         keys, values = cache.keys[:, 0], cache.values[:, 0]  # (L, K, capacity, W)
         for weights, k, v in zip(self.weights, keys.split(self.size), values.split(self.size), strict=True):
             x, k[:, :, cache.length], v[:, :, cache.length] = self.run([*weights, x, length, k, v])
         cache.length += 1
-        self.ran["compiled"] += 1
-        return self.norm(x)[None]
-
-    def fits(self, cache: KVCache) -> bool:
-        """Whether compiled code can read the cache: one row without filler, a past, the type, the order in memory."""
-        keys, plain = cache.keys, cache.keys.shape[1] == 1 and cache.padding is None
-        return plain and cache.length > 0 and keys.dtype == self.dtype and keys.is_contiguous()
+        self.model.ran["compiled"] += 1
+        return self.model.norm(x)[None]

@@ -14,30 +14,31 @@ from torch import nn
 from torch.fx.subgraph_rewriter import replace_pattern
 
 import minillama.cuda as kernels
+from minillama.attention import AttentionMask
 from minillama.compilation import CompileError
-from minillama.fused_attention import ChosenAttention
 from minillama.kv_cache import KVCache
+from minillama.model import Llama
 from minillama.rmsnorm import RMSNorm
 from minillama.rope import apply_rope, rope_table
 
 
 class Slots:
-    """One layer of a cache, whole, for a step that reads its own slot from the device; to a block, a KVCache."""
+    """One layer of a cache, whole, for a step that reads its own slot from the device; to a block, a LayerCache."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor):
         """keys and values (1, K, S, W), slot (1,) int64"""
         self.keys, self.values, self.slot = keys, values, slot
 
-    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write (1, K, 1, W) into the slot, in place; return all slots, used or not."""
         self.keys.index_copy_(2, self.slot, k)
         self.values.index_copy_(2, self.slot, v)
         return self.keys, self.values
 
 
-def through_block(block, x, cos, sin, slot, length, keys, values) -> torch.Tensor:
-    """The chapters' block for one token, x (1, 1, D); only its cache and what it calls a mask are others."""
-    return block(x, (cos, sin), length, Slots(keys, values, slot))
+def through_block(block, attend, x, cos, sin, slot, length, keys, values) -> torch.Tensor:
+    """The chapters' block for one token, x (1, 1, D), with a backend; where the token stands is on the device."""
+    return block(x, (cos, sin), AttentionMask(slot, length), Slots(keys, values, slot), attend)
 
 
 def compile_apart(f, backend):
@@ -98,19 +99,19 @@ def aside(device: int) -> "torch.cuda.Stream":
 class Step:
     """One token through a model whose cache stays where it is in memory: on CUDA one graph, launched as a whole."""
 
-    def __init__(self, model: ChosenAttention, block, cache: KVCache):
+    def __init__(self, model: Llama, block, cache: KVCache):
         """block: through_block, compiled."""
-        weight = model.norm.weight
+        device, self.attend = model.device, model.attention_backend.attend
         self.model, self.block, self.keys = model, block, cache.keys
         self.layers = list(zip(model.blocks, cache.keys, cache.values, strict=True))
         for _, *tensors in self.layers:
             for each in tensors:
                 torch._dynamo.maybe_mark_dynamic(each, 2)  # compiled once for caches of all sizes
-        self.cos, self.sin = rope_table(model.cfg, torch.arange(cache.max_seq_len, device=weight.device))
-        self.token = torch.zeros(1, 1, dtype=torch.int64, device=weight.device)
-        self.slot = torch.full((1,), cache.length, dtype=torch.int64, device=weight.device)
+        self.cos, self.sin = rope_table(model.cfg, torch.arange(cache.max_seq_len, device=device))
+        self.token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        self.slot = torch.full((1,), cache.length, dtype=torch.int64, device=device)
         self.graph = None
-        if weight.is_cuda:
+        if model.norm.weight.is_cuda:
             self.capture()
 
     def once(self) -> torch.Tensor:
@@ -118,7 +119,7 @@ class Step:
         length, x = (self.slot + 1).to(torch.int32), self.model.embedding(self.token)
         cos, sin = self.cos[self.slot], self.sin[self.slot]  # (1, W/2)
         for block, keys, values in self.layers:
-            x = self.block(block, x, cos, sin, self.slot, length, keys, values)
+            x = self.block(block, self.attend, x, cos, sin, self.slot, length, keys, values)
         return self.model.norm(x)
 
     def capture(self) -> None:
@@ -144,20 +145,16 @@ class Step:
         return self.out.clone()
 
 
-class GraphLlama(nn.Module):
-    """A model whose steps of one token run as one compiled graph; no Triton is written, generated or needed.
+class GraphStep:
+    """A model's decode step as one compiled graph; no Triton is written, generated or needed."""
 
-    It is called like the model. Prompts and rows of a batch go through ChosenAttention, uncompiled.
-    """
-
-    def __init__(self, model: ChosenAttention):
-        super().__init__()
-        self.model, self.steps = model, weakref.WeakKeyDictionary()
+    def __init__(self, model: Llama):
+        """The model's attention backend goes into the graph. CompileError if there can be none."""
+        self.model, self.steps, self.rewritten = model, weakref.WeakKeyDictionary(), Counter()
         kinds = {type(layer) for block in model.blocks for layer in block.modules() if hasattr(layer, "weight")}
         if not kinds <= {nn.Linear, RMSNorm}:
             raise CompileError("only models that are not quantized run as one graph")
-        dtype, eps = model.norm.weight.dtype, model.cfg.norm_eps
-        self.rewritten = Counter()
+        dtype, eps = model.dtype, model.cfg.norm_eps
 
         def backend(graph, inputs):
             self.rewritten.update(compiled=1)
@@ -169,32 +166,26 @@ class GraphLlama(nn.Module):
 
     def try_out(self) -> None:
         """A step on a cache of its own, thrown away: what is missing for a graph is a CompileError now, not later."""
-        weight = self.norm.weight
-        cache = KVCache(self.cfg, 1, 40, weight.dtype, weight.device)
+        model, weight = self.model, self.model.norm.weight
+        cache = KVCache(model.cfg, 1, 40, model.dtype, model.device)
         try:
-            with torch.inference_mode():
-                kernels.norm(weight, weight, self.cfg.norm_eps)  # what no kernel can do without is missed here already
-                Step(self.model, self.block, cache)(torch.zeros(1, 1, dtype=torch.int64, device=weight.device), 0)
+            with torch.no_grad():
+                kernels.norm(weight, weight, model.cfg.norm_eps)  # what no kernel can do without is missed here already
+                Step(model, self.block, cache)(torch.zeros(1, 1, dtype=torch.int64, device=model.device), 0)
         except Exception as error:  # the compilers' errors have no type in common
             raise CompileError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
 
-    cfg = property(lambda self: self.model.cfg)
-    norm = property(lambda self: self.model.norm)
-    head = property(lambda self: self.model.head)
-    ran = property(lambda self: self.model.ran)
+    def takes(self, cache: KVCache) -> bool:
+        """One row without padding."""
+        return cache.keys.shape[1] == 1 and cache.padding is None
 
-    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        return self.head(self.hidden(tokens, cache)).float()
-
-    def hidden(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """As the model's; one token of one row, (1, 1) -> (1, 1, D), runs as the graph."""
-        if cache is None or tokens.shape != (1, 1) or cache.keys.shape[1] != 1 or cache.padding is not None:
-            return self.model.hidden(tokens, cache)
+    def __call__(self, token: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """token (1, 1) -> (1, 1, D)"""
         cache.reserve(1, 1)
         step = self.steps.get(cache)
         if step is None or step.keys is not cache.keys:  # a cache that lost rows has other tensors
             step = self.steps[cache] = Step(self.model, self.block, cache)
-        x = step(tokens, cache.length)
+        x = step(token, cache.length)
         cache.length += 1
-        self.ran[f"{self.model.name}, as one graph"] += 1
+        self.model.ran[f"{self.model.attention_backend.name}, as one graph"] += 1
         return x

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minillama.fused_attention import ChosenAttention
-from minillama.model import Llama
 from minillama.quantization import Int4Linear, Int8Linear, linear_bfloat16
 
 
@@ -71,17 +69,9 @@ class LoRALinear(nn.Module):
 TARGETS = ("wq", "wk", "wv", "wo", "gate", "up", "down")
 
 
-def plain(model: nn.Module) -> Llama:
-    """The Llama in what `load` returns; ValueError for one that is compiled."""
-    model = model.model if isinstance(model, ChosenAttention) else model
-    if not isinstance(model, Llama):
-        raise ValueError(f"a {type(model).__name__} takes no adapter: load the model without compiled")
-    return model
-
-
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """The layers that have an adapter, by name."""
-    return {name: layer for name, layer in plain(model).named_modules() if isinstance(layer, LoRALinear)}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
 
 
 def adapted(model: nn.Module) -> dict[str, LoRALinear]:
@@ -96,7 +86,9 @@ def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16, targets=TARGETS
 
     Any model of `load` but a compiled one; ValueError for that, for a second adapter, and for what cannot be meant.
     """
-    llama, targets = plain(model), set(targets)
+    targets = set(targets)
+    if model.decode_step is not None:
+        raise ValueError("a compiled model takes no adapter: load the model without compiled")
     if not targets or targets - set(TARGETS):
         odd = ", ".join(sorted(targets - set(TARGETS)))
         raise ValueError(f"targets must be some of {', '.join(TARGETS)}, not {odd or 'none'}")
@@ -106,11 +98,11 @@ def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16, targets=TARGETS
         raise ValueError("the model has an adapter already: fuse it, or load the model anew")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    for name, layer in list(llama.named_modules()):
+    for name, layer in list(model.named_modules()):
         if name.split(".")[-1] in targets:
-            llama.set_submodule(name, LoRALinear(layer, rank, alpha, generator))
+            model.set_submodule(name, LoRALinear(layer, rank, alpha, generator))
         elif with_gradient(layer) is not layer:
-            llama.set_submodule(name, Frozen(layer))
+            model.set_submodule(name, Frozen(layer))
     return model
 
 
@@ -139,5 +131,5 @@ def fuse(model: nn.Module) -> nn.Module:
         raise ValueError("quantized layers take no update: load the model without quantize, then load_adapter and fuse")
     for name, layer in layers.items():
         layer.base.weight += layer.alpha / layer.rank * (layer.b @ layer.a)
-        plain(model).set_submodule(name, layer.base)
+        model.set_submodule(name, layer.base)
     return model.requires_grad_(True)

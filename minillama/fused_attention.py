@@ -4,17 +4,13 @@ Written by notebooks/11_fused_attention.ipynb: edit it there.
 """
 
 import math
-from collections import Counter
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from minillama.attention import attend
-from minillama.kv_cache import KVCache
+from minillama.attention import NAIVE, AttentionBackend, AttentionMask, attend
 from minillama.model import Llama
-from minillama.rope import rope_table
 
 
 def attend_in_tiles(q, k, v, length: int, tile=256) -> torch.Tensor:
@@ -41,39 +37,37 @@ def attend_in_tiles(q, k, v, length: int, tile=256) -> torch.Tensor:
     return (summed / total.clamp(min=1e-30)).flatten(1, 2).to(q.dtype)
 
 
-def visible(T: int, S: int, length, device=None) -> torch.Tensor:
-    """True where a query may look: (T, S), the last query in the last of `length` used slots."""
-    own = length - T + torch.arange(T, device=device)
-    return torch.arange(S, device=device) <= own[:, None]
+def attend_in_blocks(q, k, v, mask: AttentionMask, size: int = 128) -> torch.Tensor:
+    """Attention backend: `size` queries at a time, with the keys up to the last of them (chapter 13)."""
+    table = mask.table(k.shape[2])
+    if table is None or isinstance(mask.length, torch.Tensor):
+        return attend(q, k, v, table)
+    T, S, parts = q.shape[2], k.shape[2], []
+    for start in range(0, T, size):
+        stop = min(start + size, T)
+        seen = S - T + stop  # the last query stands at the last key
+        parts.append(attend(q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], table[..., start:stop, :seen]))
+    return torch.cat(parts, dim=2)
 
 
-def attend_naive(q, k, v, length) -> torch.Tensor:
-    """Chapter 4's attention: all scores at once."""
-    if isinstance(length, int):
-        k, v = k[:, :, :length], v[:, :, :length]
-    return attend(q, k, v, visible(q.shape[2], k.shape[2], length, q.device))
-
-
-def attend_sdpa(q, k, v, length) -> torch.Tensor:
-    """PyTorch's scaled_dot_product_attention, in a fused kernel or not at all.
+def attend_sdpa(q, k, v, mask: AttentionMask) -> torch.Tensor:
+    """Attention backend: PyTorch's scaled_dot_product_attention; causal attention in a fused kernel or not at all.
 
     RuntimeError where there is none for this device, type and form; nothing slower takes its place.
     """
-    T, grouped = q.shape[2], {"enable_gqa": q.shape[1] != k.shape[1]}
-    if not isinstance(length, int):
-        if q.is_cuda:
-            return attend_flash(q, k, v, length)
-        return F.scaled_dot_product_attention(q, k, v, visible(T, k.shape[2], length, q.device), **grouped)
-    k, v = k[:, :, :length], v[:, :, :length]
+    T, S, grouped = q.shape[2], k.shape[2], {"enable_gqa": q.shape[1] != k.shape[1]}
+    if isinstance(mask.length, torch.Tensor) and q.is_cuda:
+        return attend_flash(q, k, v, mask.length)
+    if mask.allowed is not None or isinstance(mask.length, torch.Tensor):
+        return F.scaled_dot_product_attention(q, k, v, mask.table(S), **grouped)
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION], set_priority=True):
-        if T in (1, length):
+        if T in (1, S):
             return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, **grouped)
         if q.is_cuda:  # its own way to say that the last query meets the last key; importing it takes long
             from torch.nn.attention.bias import causal_lower_right
 
-            return F.scaled_dot_product_attention(q, k, v, causal_lower_right(T, length), **grouped)
-        mask = visible(T, length, length)
-        return F.scaled_dot_product_attention(q, k, v, mask, **grouped)
+            return F.scaled_dot_product_attention(q, k, v, causal_lower_right(T, S), **grouped)
+        return F.scaled_dot_product_attention(q, k, v, mask.table(S), **grouped)
 
 
 def attend_flash(q, k, v, length) -> torch.Tensor:
@@ -102,83 +96,58 @@ def empty_answer(q, k=None, v=None, length=None) -> torch.Tensor:
     return q.new_empty(B, T, H, W).transpose(1, 2)
 
 
-def attend_fused(q, k, v, length) -> torch.Tensor:
-    """All of attention in one kernel, ours."""
+def attend_fused(q, k, v, mask: AttentionMask) -> torch.Tensor:
+    """Attention backend: all of causal attention in one kernel, ours. It cannot use a table."""
+    length = mask.length
     if isinstance(length, int):
         length = torch.full((1,), length, dtype=torch.int32, device=q.device)
     return fused(q, k, v, length)
 
 
-ATTENTIONS = {"naive": attend_naive, "sdpa": attend_sdpa, "fused": attend_fused}
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        NAIVE,
+        AttentionBackend("blocks", attend_in_blocks),
+        AttentionBackend("sdpa", attend_sdpa),
+        AttentionBackend("fused", attend_fused, takes_tables=False),
+    )
+}
 
 
 class AttentionError(ValueError):
-    """A way of attending that this machine or this model does not have; one line that says why."""
+    """An attention backend that this machine or this model does not have; one line that says why."""
 
 
-class ChosenAttention(nn.Module):
-    """A model whose layers attend in a chosen way. Called like the model; `ran` counts passes by what they ran."""
-
-    def __init__(self, model: Llama, name: str):
-        """name: of ATTENTIONS. The way is tried, on a step and a short prompt: AttentionError says what is missing."""
-        super().__init__()
-        if name not in ATTENTIONS:
-            raise AttentionError(f"attention must be one of {', '.join(ATTENTIONS)}, not {name!r}")
-        self.model, self.name, self.ran = model, name, Counter()
-        self.try_out()
-        for block in model.blocks:
-            block.attention.attend = self.attend
-
-    cfg = property(lambda self: self.model.cfg)
-    embedding = property(lambda self: self.model.embedding)
-    blocks = property(lambda self: self.model.blocks)
-    norm = property(lambda self: self.model.norm)
-    head = property(lambda self: self.model.head)
-
-    def try_out(self) -> None:
-        weight, heads = self.norm.weight, (self.cfg.n_heads, self.cfg.n_kv_heads)
-        q, k = (torch.randn(1, n, 17, self.cfg.head_dim, device=weight.device).to(weight.dtype) for n in heads)
-        try:
-            with torch.inference_mode():
-                for T in (1, 17):  # of 17 keys; to our kernels 17 queries are many, and one is few
-                    ATTENTIONS[self.name](q[:, :, :T], k, k, 17)
-        except RuntimeError as error:
-            raise AttentionError(f"no {self.name} attention here: {str(error).strip().splitlines()[0]}") from error
-
-    def attend(self, q, k, v, mask) -> torch.Tensor:
-        """In the chosen way where `mask` is a length; where it is a mask, only chapter 4's knows what to do."""
-        plain = mask is None or (isinstance(mask, torch.Tensor) and mask.dtype == torch.bool)
-        return attend(q, k, v, mask) if plain else ATTENTIONS[self.name](q, k, v, mask)
-
-    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        return self.head(self.hidden(tokens, cache)).float()
-
-    def hidden(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """As the model's, (B, T) -> (B, T, D). Rows with filler need a mask, so they go the model's own way."""
-        if cache is not None and cache.padding is not None:
-            self.ran["naive"] += 1
-            return self.model.hidden(tokens, cache)
-        start = 0
-        if cache is not None:
-            cache.reserve(*tokens.shape)
-            start = cache.length
-        length = start + tokens.shape[1]
-        rope = rope_table(self.cfg, torch.arange(start, length, device=tokens.device))
-        x = self.embedding(tokens)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rope, length, cache, layer)
-        if cache is not None:
-            cache.length = length
-        self.ran[self.name] += 1
-        return self.norm(x)
+def use_attention(model: Llama, name: str) -> Llama:
+    """Let all layers attend with this backend of BACKENDS, in place. AttentionError if it does not work here."""
+    if name not in BACKENDS:
+        raise AttentionError(f"attention must be one of {', '.join(BACKENDS)}, not {name!r}")
+    try_backend(model, BACKENDS[name])
+    model.attention_backend = BACKENDS[name]
+    return model
 
 
-def attend_fast(model: Llama) -> tuple[ChosenAttention, list[str]]:
-    """The model with the fastest attention that works here, and why faster ones do not: to be said, not swallowed."""
+def try_backend(model: Llama, backend: AttentionBackend) -> None:
+    """A decode step and a short prompt of random numbers: what is missing is an AttentionError now, not later."""
+    heads = (model.cfg.n_heads, model.cfg.n_kv_heads)
+    q, k = (torch.randn(1, n, 17, model.cfg.head_dim, device=model.device).to(model.dtype) for n in heads)
+    try:
+        with torch.no_grad():
+            for T in (1, 17):  # of 17 keys; to our kernels 17 queries are many, and one is few
+                backend.attend(q[:, :, :T], k, k, AttentionMask.causal(T, 17 - T, model.device))
+    except RuntimeError as error:
+        raise AttentionError(f"no {backend.name} attention here: {str(error).strip().splitlines()[0]}") from error
+
+
+def use_fastest_attention(model: Llama) -> list[str]:
+    """Let all layers attend with the fastest backend that works here; returns why faster ones do not."""
     missing = []
     for name in ("fused", "sdpa") if model.norm.weight.is_cuda else ("sdpa",):
         try:
-            return ChosenAttention(model, name), missing
+            use_attention(model, name)
+            return missing
         except AttentionError as error:
             missing.append(str(error))
-    return ChosenAttention(model, "naive"), missing
+    use_attention(model, "naive")
+    return missing

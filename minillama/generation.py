@@ -6,6 +6,7 @@ Written by notebooks/09_generation.ipynb: edit it there.
 import math
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 
@@ -80,8 +81,36 @@ def next_logits(model: Llama, tokens: torch.Tensor, cache: KVCache, count=1) -> 
     A long prompt goes through in pieces, which keeps the (T, S) scores of attention small; count is at most a piece.
     """
     for piece in tokens.split(PIECE, dim=1):
-        last = model.hidden(piece, cache)[:, -count:]  # (B, count, D)
-    return model.head(last).float()
+        logits = model(piece, cache, last=count)  # (B, count, V)
+    return logits
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How an answer is drawn and when it ends: at max_new_tokens, or before the first of stop_ids.
+
+    temperature, top_k, top_p: as for `sample`. seed: the same seed draws the same ids; None draws others each time.
+    ValueError for settings that have no meaning.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop_ids: Collection[int] = ()
+
+    def __post_init__(self):
+        check_settings(self.temperature, self.top_k, self.top_p)
+        if not is_number(self.max_new_tokens, Integral) or self.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {self.max_new_tokens!r}")
+        if self.seed is not None and (not is_number(self.seed, Integral) or not 0 <= self.seed < 2**64):
+            raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {self.seed!r}")
+        object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
+
+    def sample(self, logits: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """`sample` under these settings: (B, V) -> (B,)"""
+        return sample(logits, self.temperature, self.top_k, self.top_p, generator)
 
 
 @dataclass
@@ -119,30 +148,30 @@ def peak_memory() -> int | None:
 
 
 def generate(
-    model: Llama, ids, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=None, stop_ids=(), stats=None
-):
+    model: Llama, ids, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=None, stop_ids=(), stats=None,
+    params: SamplingParams | None = None,
+):  # fmt: skip
     """Iterate over up to max_new_tokens ids that continue `ids`, ending before the first of stop_ids.
 
-    Prefill once, then one token a step. The same seed gives the same ids. stats: a Statistics to fill on the way.
-    ValueError, at the call and not at the first token, for settings that have no meaning and for a prompt that is
-    empty, foreign or too long.
+    Prefill once, then one decode step per token. The same seed gives the same ids. stats: a Statistics to fill on the
+    way. params: a SamplingParams, in place of the settings. ValueError, at the call and not at the first token, for
+    settings that have no meaning and for a prompt that is empty, foreign or too long.
     """
-    check_settings(temperature, top_k, top_p)
-    ids = check_request(model.cfg, ids, max_new_tokens, seed)
-    stop_ids, weight, stats = frozenset(stop_ids), model.norm.weight, stats or Statistics()
-    generator = seeded(seed, weight.device)
+    params = params or SamplingParams(max_new_tokens, temperature, top_k, top_p, seed, stop_ids)
+    ids = check_request(model.cfg, ids, params)
+    generator, stats = seeded(params.seed, model.device), stats or Statistics()
 
     def steps():
-        cache = KVCache(model.cfg, 1, len(ids) + max_new_tokens, weight.dtype, weight.device)
-        tokens = torch.tensor([ids], device=weight.device)  # (1, T): the prompt
-        for n in range(max_new_tokens):
+        cache = KVCache(model.cfg, 1, len(ids) + params.max_new_tokens, model.dtype, model.device)
+        tokens = torch.tensor([ids], device=model.device)  # (1, T): prefill
+        for n in range(params.max_new_tokens):
             start = time.perf_counter()
-            with torch.inference_mode():
+            with torch.no_grad():
                 logits = next_logits(model, tokens, cache)[:, -1]  # (1, V)
-                tokens = sample(logits, temperature, top_k, top_p, generator)[:, None]  # (1, 1): from now on one
+                tokens = params.sample(logits, generator)[:, None]  # (1, 1): from now on a decode step
             id = tokens.item()
             stats.add(0 if n else len(ids), 1, time.perf_counter() - start)
-            if id in stop_ids:
+            if id in params.stop_ids:
                 return
             yield id
 
@@ -156,7 +185,7 @@ def seeded(seed, device) -> torch.Generator:
     return generator
 
 
-def check_request(cfg, ids, max_new_tokens, seed) -> list[int]:
+def check_request(cfg, ids, params: SamplingParams) -> list[int]:
     """The prompt as a list of ids; ValueError if the model cannot continue it."""
     ids = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
     if not ids:
@@ -164,39 +193,36 @@ def check_request(cfg, ids, max_new_tokens, seed) -> list[int]:
     for id in ids:
         if not is_number(id, Integral) or not 0 <= id < cfg.vocab_size:
             raise ValueError(f"the prompt holds {id!r}, which is not an id from 0 to {cfg.vocab_size - 1}")
-    if not is_number(max_new_tokens, Integral) or max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {max_new_tokens!r}")
-    if len(ids) + max_new_tokens > cfg.max_seq_len:
-        raise ValueError(f"{len(ids)} + {max_new_tokens} tokens exceed the context of {cfg.max_seq_len}")
-    if seed is not None and (not is_number(seed, Integral) or not 0 <= seed < 2**64):
-        raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed!r}")
+    if len(ids) + params.max_new_tokens > cfg.max_seq_len:
+        raise ValueError(f"{len(ids)} + {params.max_new_tokens} tokens exceed the context of {cfg.max_seq_len}")
     return ids
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate_batch(
-    model, prompts, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=None, stop_ids=(), stats=None
-) -> list[list[int]]:
+    model: Llama, prompts, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=None, stop_ids=(),
+    stats=None, params: SamplingParams | None = None,
+) -> list[list[int]]:  # fmt: skip
     """What continues each of several prompts, all in the same passes: a list of ids per prompt.
 
     Prompt b gets what `generate` gives it alone, with seed + b as its seed. Settings and errors are `generate`'s.
     """
-    check_settings(temperature, top_k, top_p)
-    prompts = [check_request(model.cfg, ids, max_new_tokens, seed) for ids in prompts]
+    params = params or SamplingParams(max_new_tokens, temperature, top_k, top_p, seed, stop_ids)
+    prompts = [check_request(model.cfg, ids, params) for ids in prompts]
     answers, rows = [[] for _ in prompts], list(range(len(prompts)))  # rows: the prompts that go on
     if not prompts:
         return answers
-    weight, stats, longest = model.norm.weight, stats or Statistics(), max(map(len, prompts))
-    generators = [seeded(None if seed is None else (seed + b) % 2**64, weight.device) for b in rows]
+    stats, longest, seed = stats or Statistics(), max(map(len, prompts)), params.seed
+    generators = [seeded(None if seed is None else (seed + b) % 2**64, model.device) for b in rows]
     padding = [longest - len(ids) for ids in prompts]
-    cache = KVCache(model.cfg, len(rows), longest + max_new_tokens, weight.dtype, weight.device, padding)
-    tokens = [[0] * n + ids for n, ids in zip(padding, prompts, strict=True)]  # (B, T): filler first
-    for n in range(max_new_tokens):
+    cache = KVCache(model.cfg, len(rows), longest + params.max_new_tokens, model.dtype, model.device, padding)
+    tokens = [[0] * n + ids for n, ids in zip(padding, prompts, strict=True)]  # (B, T): padding first
+    for n in range(params.max_new_tokens):
         start = time.perf_counter()
-        logits = next_logits(model, torch.tensor(tokens, device=weight.device), cache)  # (B, 1, V)
-        drawn = [sample(logits[i], temperature, top_k, top_p, generators[row]).item() for i, row in enumerate(rows)]
+        logits = next_logits(model, torch.tensor(tokens, device=model.device), cache)  # (B, 1, V)
+        drawn = [params.sample(logits[i], generators[row]).item() for i, row in enumerate(rows)]
         stats.add(0 if n else sum(map(len, prompts)), len(rows), time.perf_counter() - start)
-        going = [i for i, id in enumerate(drawn) if id not in stop_ids]
+        going = [i for i, id in enumerate(drawn) if id not in params.stop_ids]
         if not going:
             break
         cache.keep(going)

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from minillama import quantization, repository
 from minillama.checkpoints import Checkpoint, CheckpointError, assemble, progress_bar
-from minillama.compilation import CompiledLlama, CompileError
-from minillama.decode_graph import GraphLlama
-from minillama.fused_attention import ChosenAttention, attend_fast
+from minillama.compilation import CompiledStep, CompileError
+from minillama.decode_graph import GraphStep
+from minillama.fused_attention import use_attention, use_fastest_attention
 from minillama.gguf import open_gguf
 from minillama.hugging_face import open_hugging_face
 from minillama.meta import open_meta
@@ -240,7 +240,7 @@ def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None, compile
     compiled: True for single tokens through one compiled block (made once per machine in some 15 seconds, then kept on
     disk), "max" for all blocks as one function (a minute or two); on CUDA both are one graph (chapter 11d). A machine
     that cannot says so and goes on without.
-    attention: a name of fused_attention.ATTENTIONS; None for chapter 4's or, if compiled, the fastest that works here.
+    attention: a name of fused_attention.BACKENDS; None for chapter 4's or, if compiled, the fastest that works here.
     CheckpointError for a file that cannot be used or a name that means nothing; FetchError if fetching fails;
     ValueError for a device, or a way of quantizing, compiling or attending that there is not.
     """
@@ -259,25 +259,27 @@ def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None, compile
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     model = quantization.quantize_head(model) if quantize else model
+    if attention:
+        use_attention(model, attention)
     if compiled:
-        return compile_or_say(model, compiled, attention), checkpoint.tokenizer
-    return (ChosenAttention(model, attention) if attention else model), checkpoint.tokenizer
+        compile_or_say(model, compiled, attention)
+    return model, checkpoint.tokenizer
 
 
-def compile_or_say(model, level, attention=None):
-    """The compiled model; where it is not the fastest there is, one warning says what is missing and what is used."""
+def compile_or_say(model, level, attention=None) -> None:
+    """Compile decode steps; if that is not the fastest there is, a warning says what is missing and what is used."""
     cuda, part = model.norm.weight.is_cuda, "all blocks" if level == "max" else "a block"
     with waiting(f"compiling {'a graph' if cuda else part} for this {'GPU' if cuda else 'processor'}, once"):
-        model, missing = (ChosenAttention(model, attention), []) if attention else attend_fast(model)
-        used = [f"with {model.name} attention"] if missing else []
+        missing = [] if attention else use_fastest_attention(model)
+        used = [f"{model.attention_backend.name} attention"] if missing else []
         try:
-            model = GraphLlama(model) if cuda else CompiledLlama(model, cache_dir() / "compiled", level == "max")
+            folder = cache_dir() / "compiled"
+            model.decode_step = GraphStep(model) if cuda else CompiledStep(model, folder, level == "max")
         except (CompileError, OSError) as error:
             used.append("uncompiled")
             missing += [str(error)] * (str(error) not in "; ".join(missing))  # one thing may be missed by both
     if missing:
-        warnings.warn(f"going on {', '.join(used)}: {'; '.join(missing)}", stacklevel=3)
-    return model
+        warnings.warn(f"falling back to {', '.join(used)}: {'; '.join(missing)}", stacklevel=3)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ import torch
 from minillama.chat import encode_dialog, role_of
 from minillama.chat_formats import MARKS, format_of, turn_ends
 from minillama.finetuning import lora_layers
+from minillama.fused_attention import use_attention
 from minillama.model import Llama
 from minillama.runs import fingerprint
 from minillama.tokenizer import Tokenizer
-from minillama.training import IGNORE, Settings, attend_by_sdpa, count_targets, fit, logits, shift, token_loss
+from minillama.training import IGNORE, Settings, count_targets, fit, packed_mask, shift, token_loss
 
 
 KNOWN = {"role", "content", "calls", "tag", "end"}  # of a message, as chat.encode_dialog takes it
@@ -124,19 +125,12 @@ class Dialogs:
         return fingerprint(self.ids, self.documents, self.wrote)
 
 
-class Asked:
-    """A model whose head looks only at the places that are asked for: logits (A, V), not (B, T, V)."""
-
-    def __init__(self, model: Llama, asked: torch.Tensor):
-        self.cfg, self.embedding, self.blocks, self.norm = model.cfg, model.embedding, model.blocks, model.norm
-        self.head = lambda x: model.head(x[asked])
-
-
-def answer_loss(model: Llama, batch, recompute: bool = False) -> torch.Tensor:
+def answer_loss(model: Llama, batch) -> torch.Tensor:
     """The loss on a batch of Dialogs: the mean over the assistant's tokens."""
     tokens, targets, documents = batch
     asked = targets != IGNORE
-    return token_loss(logits(Asked(model, asked), tokens, documents, recompute)[None], targets[asked][None])
+    x = model.hidden(tokens, mask=packed_mask(documents))[asked]  # (A, D)
+    return token_loss(model.head(x)[None], targets[asked][None])
 
 
 @torch.no_grad()
@@ -155,7 +149,5 @@ def finetune(model: Llama, dialogs: Dialogs, held: Dialogs, settings: Settings, 
     """
     scales = sorted({layer.alpha for layer in lora_layers(model).values()})
     data = f"{dialogs.fingerprint()}, model {fingerprint(model.norm.weight)}, alpha {scales}"
-    return fit(
-        attend_by_sdpa(model), answer_loss, dialogs, settings, folder, lambda m: mean_answer_loss(m, held), progress,
-        data, count_targets,
-    )  # fmt: skip
+    model, validate = use_attention(model, "sdpa"), lambda m: mean_answer_loss(m, held)
+    return fit(model, answer_loss, dialogs, settings, folder, validate, progress, data, count_targets)

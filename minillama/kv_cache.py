@@ -3,8 +3,11 @@
 Written by notebooks/08_kv_cache.ipynb: edit it there.
 """
 
+from dataclasses import dataclass
+
 import torch
 
+from minillama.attention import AttentionMask
 from minillama.config import LlamaConfig
 
 
@@ -54,15 +57,24 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-    def hide_padding(self, slots: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slots (T,) and causal mask (T, S) of the newest tokens -> positions (B, 1, T) and mask (B, 1, T, S).
+    def layers(self) -> list["LayerCache"]:
+        """Each layer's own part, in order."""
+        return [LayerCache(self, layer) for layer in range(len(self.keys))]
 
-        Nobody looks at filler, except filler at itself: a softmax over nothing would be NaN.
+    def mask(self, n_tokens: int) -> AttentionMask:
+        """Where the next so many tokens stand, and what they may see."""
+        mask = AttentionMask.causal(n_tokens, self.length, self.keys.device)
+        return mask if self.padding is None else self.hide_padding(mask)
+
+    def hide_padding(self, mask: AttentionMask) -> AttentionMask:
+        """The same without padding: positions (B, 1, T) start behind it, and no query sees it, allowed (B, 1, T, S).
+
+        Except padding itself: a softmax over nothing would be NaN.
         """
-        padding = self.padding[:, None, None]  # (B, 1, 1)
-        keys = torch.arange(self.length + len(slots), device=slots.device)  # (S,)
-        visible = (keys >= padding[..., None]) | (keys == slots[:, None])  # (B, 1, T, S)
-        return slots - padding, visible if mask is None else visible & mask
+        padding, slots = self.padding[:, None, None], mask.positions  # (B, 1, 1), (T,)
+        keys = torch.arange(mask.length, device=slots.device)  # (S,)
+        allowed = (keys >= padding[..., None]) & (keys <= slots[:, None])  # (B, 1, T, S)
+        return AttentionMask(slots - padding, mask.length, allowed | (keys == slots[:, None]))
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` slots; ValueError if fewer are filled."""
@@ -80,3 +92,15 @@ class KVCache:
                 self.values[:, new, :, : self.length] = self.values[:, old, :, : self.length]
         self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
         self.padding = None if self.padding is None else self.padding[rows]
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """What a KVCache keeps for one layer, which is all that the layer's attention needs to know of it."""
+
+    cache: KVCache
+    layer: int
+
+    def update(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As KVCache.update: new keys and values (B, K, T, W) in, all so far out (B, K, S, W)."""
+        return self.cache.update(self.layer, k, v)

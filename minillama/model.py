@@ -3,10 +3,14 @@
 Written by notebooks/06_model.ipynb: edit it there.
 """
 
+from collections import Counter
+from typing import Protocol
+
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from minillama.attention import Attention, causal_mask
+from minillama.attention import NAIVE, Attention, AttentionBackend, AttentionMask, attend_naive
 from minillama.config import LlamaConfig
 from minillama.feedforward import FeedForward
 from minillama.kv_cache import KVCache
@@ -24,15 +28,29 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.feed_forward = FeedForward(cfg)
 
-    def forward(self, x, rope, mask=None, cache: KVCache | None = None, layer: int = 0):
-        x = x + self.attention(self.attention_norm(x), rope, mask, cache, layer)
+    def forward(self, x, rope, mask: AttentionMask, cache=None, attend=attend_naive):
+        x = x + self.attention(self.attention_norm(x), rope, mask, cache, attend)
         return x + self.feed_forward(self.ffn_norm(x))
+
+
+class DecodeStep(Protocol):
+    """A way to take one token through the blocks behind a cache, as `Llama.hidden` does, and faster."""
+
+    def takes(self, cache: KVCache) -> bool:
+        """Whether it can go on behind this cache."""
+
+    def __call__(self, token: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """token (1, 1) -> (1, 1, D); its keys and values are in the cache then, and counted."""
 
 
 class Llama(nn.Module):
     """The decoder: tokens (B, T) int64 -> logits (B, T, V) float32.
 
     With a cache, tokens continue what it holds: their positions start at cache.length, less the row's padding.
+    mask: what a query may see, if not what is usual: everything before it. last: logits of the last positions alone.
+    attention_backend: how all layers attend. decode_step: a faster way for a single token, or None.
+    activation_checkpointing: in training, keep only each block's input and compute the rest again. ran: how many
+    passes with a cache each backend or decode step has done.
     """
 
     def __init__(self, cfg: LlamaConfig):
@@ -44,23 +62,48 @@ class Llama(nn.Module):
         self.head = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
         if cfg.tied_embeddings:
             self.head.weight = self.embedding.weight
+        self.attention_backend: AttentionBackend = NAIVE
+        self.decode_step: DecodeStep | None = None
+        self.activation_checkpointing = False
+        self.ran = Counter()
 
-    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        return self.head(self.hidden(tokens, cache)).float()
+    device = property(lambda self: self.norm.weight.device)
+    dtype = property(lambda self: self.norm.weight.dtype)
 
-    def hidden(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(self, tokens, cache: KVCache | None = None, mask: AttentionMask | None = None, last: int | None = None):
+        step = self.decode_step
+        if step is not None and cache is not None and tokens.shape == (1, 1) and step.takes(cache):
+            x = step(tokens, cache)
+        else:
+            x = self.hidden(tokens, cache, mask)
+        return self.head(x if last is None else x[:, -last:]).float()
+
+    def hidden(self, tokens, cache: KVCache | None = None, mask: AttentionMask | None = None) -> torch.Tensor:
         """What the head reads: the normalised end of the stream, (B, T) -> (B, T, D)."""
-        T, start = tokens.shape[1], 0 if cache is None else cache.length
+        T = tokens.shape[1]
         if cache is not None:
             cache.reserve(*tokens.shape)
-        positions = torch.arange(start, start + T, device=tokens.device)
-        mask = causal_mask(T, start + T, tokens.device) if T > 1 else None  # a single query may look at every key
-        if cache is not None and cache.padding is not None:
-            positions, mask = cache.hide_padding(positions, mask)  # (B, 1, T), (B, 1, T, S)
-        rope = rope_table(self.cfg, positions)
+        if mask is None:
+            mask = AttentionMask.causal(T, device=tokens.device) if cache is None else cache.mask(T)
+        backend = self.backend_for(mask, cache)
+        rope = rope_table(self.cfg, mask.positions)
         x = self.embedding(tokens)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rope, mask, cache, layer)
+        layers = [None] * len(self.blocks) if cache is None else cache.layers()
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x = self.through(block, x, rope, mask, layer, backend.attend)
         if cache is not None:
             cache.length += T
         return self.norm(x)
+
+    def through(self, block: Block, *inputs) -> torch.Tensor:
+        """One block, whose activations are kept for the backward pass or, checkpointed, computed again."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def backend_for(self, mask: AttentionMask, cache: KVCache | None) -> AttentionBackend:
+        """The model's attention backend, or the naive one if that cannot use the mask's table."""
+        backend = self.attention_backend if mask.allowed is None or self.attention_backend.takes_tables else NAIVE
+        if cache is not None:
+            self.ran[backend.name] += 1
+        return backend

@@ -7,8 +7,7 @@ import json
 import os
 import random
 import shutil
-from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -19,7 +18,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,6 +59,8 @@ def ranks(seconds: float = 600, **where):
     rank = dist.get_rank()
     try:
         yield init_device_mesh(device, (dist.get_world_size(),))
+        with suppress(RuntimeError):  # one that has met a mistake has left already, and said so
+            dist.barrier()  # subtle: gloo may abort a process whose neighbours left while it was still at work
     except (RuntimeError, dcp.CheckpointException) as error:
         if "gloo" not in str(error) and not isinstance(error, dist.DistError):
             raise
@@ -175,48 +176,29 @@ def common_seed(seed: int | None = None) -> int:
     return tell(random.SystemRandom().randrange(2**48)) if seed is None else seed
 
 
-def without_gradients(function):
-    """In inference mode, where `generate` is, DTensor works out each product's cut anew: twice the time a token."""
-    return torch.inference_mode(False)(torch.no_grad()(function))
+def lead(model: Llama, tell) -> Llama:
+    """Rank 0's model, in place: every pass that it makes behind a cache is told to the other ranks, which `follow`."""
+    ranks = getattr(model, "whole", model.cfg).n_heads // model.cfg.n_heads
+    model.attention_backend = replace(model.attention_backend, name=f"{model.attention_backend.name} on {ranks} ranks")
+
+    def announce(model, args, kwargs):
+        tokens, cache = args
+        tell(("pass", tokens.tolist(), cache.length, cache.max_seq_len, kwargs["last"]))
+
+    model.register_forward_pre_hook(announce, with_kwargs=True)
+    return model
 
 
-class Leading:
-    """Rank 0's model for `generate`: what it is asked is told to the other ranks, which `follow`.
-
-    cfg, whole: configurations of this rank's piece and of all; ran: how many passes, by what ran them.
-    """
-
-    def __init__(self, model, tell):
-        self.model, self.cfg, self.norm = model, model.cfg, model.norm
-        self.whole, self.tell, self.ran = getattr(model, "whole", model.cfg), tell, Counter()
-
-    @without_gradients
-    def hidden(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """As the model's: (B, T) -> (B, T, D)"""
-        self.ran[f"on {self.whole.n_heads // self.cfg.n_heads} ranks"] += 1
-        self.tell(("hidden", tokens.tolist(), cache.length, cache.max_seq_len))
-        return self.model.hidden(tokens, cache)
-
-    @without_gradients
-    def head(self, x: torch.Tensor) -> torch.Tensor:
-        """As the model's, at the last places of x: (B, count, D) -> (B, count, V)"""
-        self.tell(("head", x.shape[1]))
-        return self.model.head(x)
-
-
-@without_gradients
-def follow(model, hear) -> None:
-    """Do what rank 0's model does, until it says that this is the end. hear() -> the next message."""
-    weight, cache, last = model.norm.weight, None, None
+@torch.no_grad()
+def follow(model: Llama, hear) -> None:
+    """Make the passes that rank 0's model makes, until it says that this is the end. hear() -> the next message."""
+    cache = None
     while (message := hear())[0] != "end":
-        if message[0] == "head":
-            model.head(last[:, -message[1] :])
-            continue
-        _, tokens, length, size = message
+        _, tokens, length, size, last = message
         if length == 0:
-            cache = KVCache(model.cfg, len(tokens), size, weight.dtype, weight.device)
+            cache = KVCache(model.cfg, len(tokens), size, model.dtype, model.device)
         cache.truncate(length)
-        last = model.hidden(torch.tensor(tokens, device=weight.device), cache)
+        model(torch.tensor(tokens, device=model.device), cache, last=last)
 
 
 def together(number: float) -> float:
@@ -234,8 +216,6 @@ def shard(model: Llama, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> L
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh, mp_policy=policy)
-    model.logits = partial(logits, model)  # chapter 13's way through the model, which is not model.forward
-    register_fsdp_forward_method(model, "logits")
     return model
 
 
@@ -244,10 +224,10 @@ def all_targets(batch) -> int:
     return int(together(count_targets(batch)))
 
 
-def packed_loss(model: Llama, batch, recompute: bool = False) -> torch.Tensor:
+def packed_loss(model: Llama, batch) -> torch.Tensor:
     """The loss of a rank's rows: its average over the ranks is the mean over all their targets."""
     tokens, targets, documents = batch
-    found = model.logits(tokens, documents, recompute).flatten(0, 1)
+    found = logits(model, tokens, documents).flatten(0, 1)
     share = dist.get_world_size() / max(all_targets(batch), 1)
     return F.cross_entropy(found, targets.flatten(), ignore_index=IGNORE, reduction="sum") * share
 

@@ -7,16 +7,17 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from minillama.chat import encode_dialog
 from minillama.chat_formats import turn_ends
-from minillama.finetuning import lora_layers, plain, without_lora
-from minillama.instructions import Asked, check_messages
+from minillama.finetuning import lora_layers, without_lora
+from minillama.fused_attention import use_attention
+from minillama.instructions import check_messages
 from minillama.jsonl import read_jsonl
+from minillama.model import Llama
 from minillama.runs import fingerprint
 from minillama.tokenizer import Tokenizer
-from minillama.training import IGNORE, Settings, attend_by_sdpa, fit, logits
+from minillama.training import IGNORE, Settings, fit
 
 
 def dpo_loss(rewards: torch.Tensor) -> torch.Tensor:
@@ -42,27 +43,27 @@ def pad(pairs) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, targets
 
 
-def answer_log_probs(model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor, recompute=False) -> torch.Tensor:
+def answer_log_probs(model: Llama, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The log-probability of each row's answer, summed over its tokens, in nats: twice (R, T) -> (R,)"""
     asked = targets != IGNORE
-    scores = logits(Asked(plain(model), asked), tokens, torch.zeros_like(tokens), recompute)  # (A, V)
-    each = -F.cross_entropy(scores, targets[asked], reduction="none")  # (A,)
+    x = model.hidden(tokens)[asked]  # (A, D)
+    each = -F.cross_entropy(model.head(x).float(), targets[asked], reduction="none")  # (A,)
     return torch.zeros(targets.shape, dtype=each.dtype, device=each.device).masked_scatter(asked, each).sum(1)
 
 
-def rewards(model: nn.Module, batch, beta: float = 0.1, recompute: bool = False) -> torch.Tensor:
+def rewards(model: Llama, batch, beta: float = 0.1) -> torch.Tensor:
     """beta times the nats by which the adapter has made each answer likelier: a batch of `pad` -> (2, P), chosen first.
 
     ValueError if the model has no adapter.
     """
     with torch.no_grad(), without_lora(model):
         before = answer_log_probs(model, *batch)
-    return beta * (answer_log_probs(model, *batch, recompute) - before).view(2, -1)
+    return beta * (answer_log_probs(model, *batch) - before).view(2, -1)
 
 
-def preference_loss(model: nn.Module, batch, recompute: bool = False, beta: float = 0.1) -> torch.Tensor:
+def preference_loss(model: Llama, batch, beta: float = 0.1) -> torch.Tensor:
     """DPO's loss on a batch of `pad`, for `fit`. Rafailov et al. 2023, arXiv:2305.18290."""
-    return dpo_loss(rewards(model, batch, beta, recompute))
+    return dpo_loss(rewards(model, batch, beta))
 
 
 def pair(value) -> dict:
@@ -123,7 +124,7 @@ class Pairs:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, pairs: Pairs, beta: float = 0.1) -> dict[str, float]:
+def measure(model: Llama, pairs: Pairs, beta: float = 0.1) -> dict[str, float]:
     """On all pairs, once: the loss, the share whose chosen answer is ahead (a tie is half), and both mean rewards."""
     both = torch.cat([rewards(model, pairs(i), beta) for i in range(pairs.turns)], dim=1)  # (2, N)
     ahead = (both[0] - both[1]).sign().add(1).div(2).mean()
@@ -137,8 +138,8 @@ def prefer(model, pairs: Pairs, held: Pairs, settings: Settings, folder=None, pr
     A run that goes on must have the same pairs, model, alpha and beta.
     """
     scales = sorted({layer.alpha for layer in lora_layers(model).values()})
-    data = f"{pairs.fingerprint()}, model {fingerprint(plain(model).norm.weight)}, alpha {scales}, beta {beta}"
+    data = f"{pairs.fingerprint()}, model {fingerprint(model.norm.weight)}, alpha {scales}, beta {beta}"
     return fit(
-        attend_by_sdpa(plain(model)), partial(preference_loss, beta=beta), pairs, settings, folder,
+        use_attention(model, "sdpa"), partial(preference_loss, beta=beta), pairs, settings, folder,
         lambda m: measure(m, held, beta)["loss"], progress, data,
     )  # fmt: skip

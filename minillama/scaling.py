@@ -77,7 +77,8 @@ def pass_bytes(cfg: LlamaConfig, rows: int, new: int, seen: int, tensor=1, numbe
     """Peak of the activations while rows x new tokens go through the blocks and look at `seen` (fused attention)."""
     ffn = cfg.ffn_dim // tensor
     vectors = rows * new * number * (3 * cfg.dim + max(3 * ffn, ffn + cfg.dim))
-    return vectors + new * (4 * cfg.head_dim + seen + 8)
+    mask = seen if seen > new else 0  # fused attention of a whole text needs no table
+    return vectors + new * (4 * cfg.head_dim + mask + 8)
 
 
 def saved_bytes(cfg: LlamaConfig, tensor=1, number=2) -> int:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from minillama.config import LlamaConfig
+from minillama.fused_attention import use_attention
 from minillama.model import Llama
 from minillama.stories import initial
-from minillama.training import Settings, attend_by_sdpa, fit
+from minillama.training import Settings, fit
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def measure(world: World, dim: int, steps: int, seed: int = 0, progress=False) -
     cfg = sized(dim)
     settings = Settings(steps=steps, peak_lr=0.32 / dim, warmup=steps // 10, weight_decay=0.0, seed=seed,
                         eval_every=max(1, steps // 10))  # fmt: skip
-    model = attend_by_sdpa(initial(cfg, seed))
+    model = use_attention(initial(cfg, seed), "sdpa")
     rows = fit(model, answer_loss, lambda i: world.batch(i, BATCH, seed), settings, None, world.loss, progress)
     asked = [row for row in rows if row["validation_loss"]]
     curve = [[2 * BATCH * (row["step"] + 1), round(row["validation_loss"], 4)] for row in asked]

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from minillama.generation import Statistics, check_request, next_logits, sample
+from minillama.generation import SamplingParams, Statistics, check_request, next_logits, sample
 from minillama.kv_cache import KVCache
 
 
@@ -20,25 +20,25 @@ def speculate(model, ids, max_new_tokens=64, stop_ids=(), stats=None):
     A draft copied from the text so far goes through the model with the newest token; what the model would have chosen
     itself stands, the rest is forgotten (Leviathan et al. 2022, arXiv:2211.17192). Errors are those of `generate`.
     """
-    text = check_request(model.cfg, ids, max_new_tokens, None)
-    prompt, end, weight = len(text), len(text) + max_new_tokens, model.norm.weight
-    stop_ids, stats = frozenset(stop_ids), stats or Statistics()
+    params = SamplingParams(max_new_tokens, stop_ids=stop_ids)
+    text, stats = check_request(model.cfg, ids, params), stats or Statistics()
+    prompt, end = len(text), len(text) + max_new_tokens
     follows = {tuple(text[i - GRAM : i]): i for i in range(GRAM, prompt)}  # gram -> place behind its last occurrence
 
     def steps():
-        cache = KVCache(model.cfg, 1, end, weight.dtype, weight.device)
+        cache = KVCache(model.cfg, 1, end, model.dtype, model.device)
         while len(text) < end:
             start, at = time.perf_counter(), follows.get(tuple(text[-GRAM:]))
             copied = text[at : at + DRAFT] * DRAFT if at and cache.length else []  # round and round if it is short
             draft = copied[: min(DRAFT, end - len(text) - 1)]
-            tokens = torch.tensor([text[cache.length :] + draft], device=weight.device)  # (1, T)
-            with torch.inference_mode():
+            tokens = torch.tensor([text[cache.length :] + draft], device=model.device)  # (1, T)
+            with torch.no_grad():
                 chosen = sample(next_logits(model, tokens, cache, 1 + len(draft))[0]).tolist()  # k + 1 ids
             held = next((i for i, id in enumerate(draft) if id != chosen[i]), len(draft))
             cache.truncate(len(text) + held)  # forget the guesses that did not hold
             stats.add(0 if len(text) > prompt else prompt, held + 1, time.perf_counter() - start)
             for id in chosen[: held + 1]:
-                if id in stop_ids:
+                if id in params.stop_ids:
                     return
                 follows[tuple(text[-GRAM:])] = len(text)
                 text.append(id)

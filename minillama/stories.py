@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from minillama.config import LlamaConfig, RopeScaling
+from minillama.fused_attention import use_attention
 from minillama.model import Llama
 from minillama.runs import fingerprint
 from minillama.tokenizer import Tokenizer, train_bpe
-from minillama.training import Settings, attend_by_blocks, count_targets, fit, logits, pack, shift, token_loss
+from minillama.training import Settings, count_targets, fit, logits, pack, shift, token_loss
 
 
 GIRLS = "Ada Anna Clara Ella Emma Ines Julia Lena Lily Lucy Maya Mia Nina Nora Rosa Ruth Sara Tara Yuki Zoe".split()
@@ -254,10 +255,10 @@ def encode_all(tokenizer: Tokenizer, texts) -> list[list[int]]:
     return [tokenizer.encode(text, bos=True, eos=True) for text in texts]
 
 
-def batch_loss(model: Llama, batch, recompute: bool = False) -> torch.Tensor:
+def batch_loss(model: Llama, batch) -> torch.Tensor:
     """The loss on a batch of Rows."""
     tokens, targets, documents = batch
-    return token_loss(logits(model, tokens, documents, recompute), targets)
+    return token_loss(logits(model, tokens, documents), targets)
 
 
 def mean_loss(model: Llama, rows: Rows) -> float:
@@ -271,7 +272,7 @@ def train(cfg: LlamaConfig, tokenizer: Tokenizer, texts, held, settings: Setting
     """(model, metrics) of a Llama trained from nothing on texts, tried on the texts held back."""
     rows = Rows(encode_all(tokenizer, texts), seed=settings.seed)
     validation = Rows(encode_all(tokenizer, held))
-    model = attend_by_blocks(initial(cfg, settings.seed))
+    model = use_attention(initial(cfg, settings.seed), "blocks")
     data = fingerprint(rows.rows, torch.tensor(list(repr(cfg).encode())))
     metrics = fit(
         model, batch_loss, rows, settings, folder, lambda m: mean_loss(m, validation), progress, data, count_targets

@@ -11,13 +11,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from minillama.attention import attend, causal_mask
+from minillama.attention import AttentionMask, causal_mask
 from minillama.checkpoints import progress_bar
 from minillama.config import LlamaConfig
 from minillama.model import Llama
-from minillama.rope import rope_table
 from minillama.runs import Run, TrainingError
 
 
@@ -70,23 +68,14 @@ def document_positions(documents: torch.Tensor) -> torch.Tensor:
     return places - (places * fresh).cummax(dim=1).values
 
 
-def logits(model: Llama, tokens: torch.Tensor, documents: torch.Tensor, recompute: bool = False) -> torch.Tensor:
-    """The model on rows of packed documents, none of which sees another: twice (B, T) -> (B, T, V) float32
-
-    recompute: keep only each block's input for the way back and compute the rest again (activation checkpointing).
-    """
-    rope = rope_table(model.cfg, document_positions(documents).unsqueeze(1))  # (B, 1, T, W/2) each
-    mask, x = document_mask(documents), model.embedding(tokens)
-    for block in model.blocks:
-        x = checkpoint(block, x, rope, mask, use_reentrant=False) if recompute else block(x, rope, mask)
-    return model.head(model.norm(x)).float()
+def packed_mask(documents: torch.Tensor) -> AttentionMask:
+    """What the tokens of packed rows may see, and where each stands in its document: numbers of documents (B, T)."""
+    return AttentionMask(document_positions(documents).unsqueeze(1), documents.shape[1], document_mask(documents))
 
 
-def attend_by_sdpa(model: Llama) -> Llama:
-    """Let the layers attend with PyTorch's fused kernel, which keeps no (T, T) weights; in place."""
-    for block in model.blocks:
-        block.attention.attend = partial(F.scaled_dot_product_attention, enable_gqa=True)
-    return model
+def logits(model: Llama, tokens: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """The model on rows of packed documents, none of which sees another: twice (B, T) -> (B, T, V) float32"""
+    return model(tokens, mask=packed_mask(documents))
 
 
 @dataclass(frozen=True)
@@ -188,36 +177,13 @@ def peak_flops(dtype: torch.dtype, size: int = 1024) -> float:
     return 2 * size**3 / min(times)
 
 
-def attend_in_blocks(q, k, v, mask: torch.Tensor | None = None, size: int = 128) -> torch.Tensor:
-    """Chapter 4's attention, `size` queries at a time, with the keys up to the last of them; same shapes.
-
-    The mask must be causal. Without one every query sees every key, and there is nothing to leave out.
-    """
-    if mask is None:
-        return attend(q, k, v)
-    T, S = q.shape[2], k.shape[2]
-    parts = []
-    for start in range(0, T, size):
-        stop = min(start + size, T)
-        seen = S - T + stop  # the last query stands at the last key
-        parts.append(attend(q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], mask[..., start:stop, :seen]))
-    return torch.cat(parts, dim=2)
-
-
-def attend_by_blocks(model: Llama) -> Llama:
-    """Let the layers attend in blocks of queries: for short rows, compiled, in bfloat16 on a CPU; in place."""
-    for block in model.blocks:
-        block.attention.attend = attend_in_blocks
-    return model
-
-
 def compiled(loss_of):
     """loss_of as one program, compiled when it is first called; TrainingError where that cannot be done."""
     program = torch.compile(loss_of)
 
-    def call(model, batch, **options):
+    def call(model, batch):
         try:
-            return program(model, batch, **options)
+            return program(model, batch)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise TrainingError(f"this machine cannot compile the model ({reason}): do without") from None
@@ -237,19 +203,18 @@ def fit(
 ) -> list[dict]:
     """Train the parameters that require gradients, in place; returns a row of metrics per step.
 
-    loss_of(model, batch) -> scalar; called with recompute=True if the settings say so. batch_at(i) -> the i-th batch, a
-    function of i alone (that makes a resumed run exact); `accumulate` of them make a step, whose loss is the mean of
-    theirs, weighted by weigh(batch) (see `train_step`). Tokens are counted in a batch's first tensor. validate(model)
-    -> loss on text held back. progress: True for a bar, or a function that is given each row. folder: keeps state.pt
-    and metrics.csv, and goes on from there; or a function that makes another kind of Run (chapter 17a). data: a
-    fingerprint of what batch_at gives, noticed if it changes between. TrainingError if the loss or a gradient is not
-    finite; the last state saved is kept.
+    loss_of(model, batch) -> scalar. batch_at(i) -> the i-th batch, a function of i alone (that makes a resumed run
+    exact); `accumulate` of them make a step, whose loss is the mean of theirs, weighted by weigh(batch) (see
+    `train_step`). Tokens are counted in a batch's first tensor. validate(model) -> loss on text held back. progress:
+    True for a bar, or a function that is given each row. folder: keeps state.pt and metrics.csv, and goes on from
+    there; or a function that makes another kind of Run (chapter 17a). data: a fingerprint of what batch_at gives,
+    noticed if it changes between. TrainingError if the loss or a gradient is not finite; the last state is kept.
     """
     make_run = folder if callable(folder) else partial(Run, folder)
     optimizer, run = adamw(model, settings), make_run(asdict(settings) | {"data": data})
     first, n = run.resume(trainable(model), optimizer), settings.accumulate
     compute = compiled(loss_of) if settings.compiled else loss_of
-    compute = partial(compute, recompute=True) if settings.recompute else compute
+    model.activation_checkpointing = settings.recompute
     model.train()
     bar = progress_bar(total=settings.steps, initial=first, unit="step", shown=progress is True, leave=True)
     with bar, torch.random.fork_rng():

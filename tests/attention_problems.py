@@ -5,6 +5,9 @@ import math
 
 import torch
 
+from minillama.attention import AttentionMask
+from minillama.fused_attention import BACKENDS
+
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative
 
@@ -19,6 +22,16 @@ def problem(B, H, K, T, length, slots, W, dtype, seed=0):
     hidden = torch.ones(T, length, dtype=torch.bool).triu(length - T + 1)
     scores = (q.double() @ keys.mT / math.sqrt(W)).masked_fill(hidden, -math.inf)
     return q, k, v, scores.softmax(-1) @ values
+
+
+def attended(name: str, q, k, v, length) -> torch.Tensor:
+    """What a backend answers; a length on the device leaves it to the backend what not to look at."""
+    T = q.shape[2]
+    if isinstance(length, int):
+        mask, k, v = AttentionMask.causal(T, length - T, q.device), k[:, :, :length], v[:, :, :length]
+    else:
+        mask = AttentionMask(torch.arange(T, device=q.device), length)
+    return BACKENDS[name].attend(q, k, v, mask)
 
 
 def off(got, want) -> float:

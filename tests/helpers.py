@@ -1,6 +1,7 @@
 """Tiny random models: transformers writes them, our loader reads them back; tables of cases in one test."""
 
 import contextlib
+import copy
 import json
 import re
 import subprocess
@@ -13,6 +14,8 @@ import torch
 import transformers
 
 from minillama import CheckpointError
+from minillama.decode_graph import GraphStep
+from minillama.fused_attention import use_attention
 from minillama.hub import load
 
 
@@ -42,6 +45,14 @@ def tiny_pair(folder, **changes):
     reference = tiny_hugging_face(**changes)
     reference.save_pretrained(folder)
     return reference, load(folder)[0]
+
+
+def with_attention(model, name: str, one_graph: bool = False):
+    """A copy of the model with that attention backend and, if wanted, decode steps as one graph; `ran` starts anew."""
+    model = use_attention(copy.deepcopy(model), name)
+    model.decode_step = GraphStep(model) if one_graph else None
+    model.ran.clear()
+    return model
 
 
 def edit_json(path, change) -> None:

@@ -131,11 +131,11 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
     alone = fresh(cfg)
     loss, norm = step_alone(alone, training.adamw(alone, SETTINGS), 0)
     found = {"targets": [[training.count_targets(mine(b, mesh)) for b in batches()]]}
-    recomputing = lambda m, b: parallel.packed_loss(m, b, recompute=True)  # noqa: E731
-    for name, loss_of in (("plain", parallel.packed_loss), ("recomputed", recomputing)):
+    for name in ("plain", "recomputed"):
         model = parallel.shard(fresh(cfg), mesh)
+        model.activation_checkpointing = name == "recomputed"
         optimizer = training.adamw(model, SETTINGS)
-        my_loss, my_norm = step(model, optimizer, mesh, 0, loss_of=loss_of)
+        my_loss, my_norm = step(model, optimizer, mesh, 0)
         found[name] = {
             "loss": abs(parallel.together(my_loss) / mesh.size() - loss), "norm": abs(my_norm - norm),
             "weights": max(off(a, b) for a, b in zip(whole(model).values(), whole(alone).values(), strict=True)),
@@ -174,7 +174,7 @@ def batch_at(i):
 def trained(mesh, folder, progress=False) -> list[dict]:
     """Six steps on all ranks; the rows of metrics."""
     model = parallel.shard(fresh(), mesh)
-    validate = lambda m: training.token_loss(m.logits(*batches()[0][::2]), batches()[0][1])  # noqa: E731
+    validate = lambda m: training.token_loss(training.logits(m, *batches()[0][::2]), batches()[0][1])  # noqa: E731
     return parallel.fit(model, batch_at, RUN, mesh, folder, validate=validate, progress=progress, data="theirs")
 
 

@@ -1,6 +1,7 @@
 """Compiled steps beside transformers, float64 and the model itself; what is kept on disk; no compiler."""
 
 import contextlib
+import copy
 import subprocess
 import sys
 from unittest import mock
@@ -14,8 +15,7 @@ from torch import nn
 
 import minillama
 from minillama import KVCache, LlamaConfig, compilation
-from minillama.compilation import CompiledLlama, CompileError, Together, attend_one, fuse
-from minillama.fused_attention import ChosenAttention
+from minillama.compilation import CompiledStep, CompileError, Together, attend_one, fuse
 from minillama.quantization import Int4Linear, Int8Linear, model_bytes, to_levels
 
 
@@ -23,11 +23,19 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def compiled_or_skip(*args, **kwargs) -> CompiledLlama:
+def compiled_or_skip(model, *args, **kwargs) -> minillama.Llama:
     try:
-        return CompiledLlama(*args, **kwargs)
+        model.decode_step = CompiledStep(model, *args, **kwargs)
     except CompileError as error:
         pytest.skip(f"no compiler: {error}")
+    return model
+
+
+def uncompiled(model) -> minillama.Llama:
+    """The same weights without a compiled step."""
+    model = copy.copy(model)
+    model.decode_step = None
+    return model
 
 
 @settings(deadline=None, max_examples=50)
@@ -125,14 +133,14 @@ def test_every_logit_is_transformers(pair, first, capacity):
 
 def test_the_compiled_code_is_what_runs(pair):
     _, model, _ = pair
-    with mock.patch.object(model.model, "hidden", wraps=model.model.hidden) as plain:
+    with mock.patch.object(model, "hidden", wraps=model.hidden) as plain:
         read_by_token(model, random_ids(20), 4, 20)
         assert plain.call_count == 1  # the prompt
 
 
 def test_the_same_ids_drawn_and_in_batches(pair):
     _, model, _ = pair
-    plain, ids = model.model, random_ids(12)[0].tolist()
+    plain, ids = uncompiled(model), random_ids(12)[0].tolist()
     for settings_ in ({}, {"temperature": 1.0, "seed": 3}):
         one, other = (list(minillama.generate(each, ids, 30, **settings_)) for each in (model, plain))
         assert one == other
@@ -158,13 +166,13 @@ def test_a_row_left_of_a_batch(pair):
     with torch.inference_mode():
         model(ids[:, :11].expand(3, -1), cache)
         cache.keep([1])
-        torch.testing.assert_close(model(ids[:, 11:], cache)[0, 0], model.model(ids)[0, -1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(ids[:, 11:], cache)[0, 0], model(ids)[0, -1], atol=1e-5, rtol=0)
 
 
 def test_what_is_compiled_is_not_compiled_again(pair, monkeypatch):
     reference, model, folder = pair
     monkeypatch.setattr(compilation, "build", lambda *_: pytest.fail("compiled again"))
-    again = CompiledLlama(model.model, folder, whole=model.size > 1)
+    again = compiled_or_skip(copy.copy(model), folder, whole=model.decode_step.size > 1)
     ids = random_ids(9)
     with torch.inference_mode():
         assert (read_by_token(again, ids, 4, 9) - reference(ids).logits[0]).abs().max() < 1e-5
@@ -172,7 +180,7 @@ def test_what_is_compiled_is_not_compiled_again(pair, monkeypatch):
 
 def test_another_form_has_another_name(pair):
     _, model, _ = pair
-    steps = compilation.Steps(model.cfg, [compilation.Step(model.model.blocks[0])])
+    steps = compilation.Steps(model.cfg, [compilation.Step(model.blocks[0])])
     name = compilation.package_name(steps, torch.float32)
     assert name == compilation.package_name(steps, torch.float32) != compilation.package_name(steps, torch.bfloat16)
     threads = torch.get_num_threads()
@@ -194,16 +202,16 @@ def test_a_damaged_package_is_made_anew(tmp_path, monkeypatch):
     path.write_bytes(b"half a package")
     monkeypatch.setattr(compilation, "build", lambda *args: built.append(args))
     with pytest.raises(CompileError, match="cannot be loaded"):
-        CompiledLlama(model, tmp_path)
+        CompiledStep(model, tmp_path)
     assert len(built) == 1
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(tmp_path, monkeypatch, no_compiler):
     reference, model = tiny_pair(tmp_path / "tiny")
     monkeypatch.setenv("MINILLAMA_CACHE", str(tmp_path))
-    with pytest.warns(UserWarning, match="^going on uncompiled: .*[Cc]ompiler") as caught:
+    with pytest.warns(UserWarning, match="^falling back to uncompiled: .*[Cc]ompiler") as caught:
         model, _ = minillama.load(tmp_path / "tiny", compiled=True)
-    assert len(caught) == 1 and "\n" not in str(caught[0].message) and type(model) is ChosenAttention
+    assert len(caught) == 1 and "\n" not in str(caught[0].message) and model.decode_step is None
     ids = random_ids(20)
     with torch.inference_mode():
         assert (read_by_token(model, ids, 4, 20) - reference(ids).logits[0]).abs().max() < 1e-5

@@ -22,7 +22,7 @@ from minillama.attention_kernels import kernel, launches
 from minillama.checkpoints import Checkpoint, StoredTensor, assemble, skeleton
 from minillama.cuda import CudaError, compile_cuda
 from minillama.decode_graph import Step, through_block
-from minillama.fused_attention import ChosenAttention, attend_flash
+from minillama.fused_attention import attend_flash, use_attention
 from minillama.tensor_cores import RUNGS
 
 
@@ -211,11 +211,13 @@ def test_what_is_missing_is_said_once_on_a_pretended_gpu(monkeypatch, tmp_path):
     with gpu(monkeypatch, played=False):
         test_gpu.test_without_nvrtc_the_next_best_is_named(monkeypatch, tmp_path)
     with gpu(monkeypatch, played=False, capability=(7, 5)) as driver:
-        with pytest.warns(UserWarning, match=f"^going on with sdpa attention, uncompiled: [^;]*: {old}$"):
+        with pytest.warns(UserWarning, match=f"^falling back to sdpa attention, uncompiled: [^;]*: {old}$"):
             minillama.load(path, device="cuda", compiled=True)
         with pytest.raises(ValueError, match=f"no fused attention here: {old}"):
             minillama.load(path, device="cuda", compiled=True, attention="fused")
-        with pytest.warns(UserWarning, match="^going on uncompiled: kernels know numbers of .*, not of torch.float64$"):
+        with pytest.warns(
+            UserWarning, match="^falling back to uncompiled: kernels know numbers .*, not of torch.float64$"
+        ):
             minillama.load(path, device="cuda", compiled=True, attention="naive", dtype=torch.float64)
         assert not driver.launched
     with pytest.raises(ValueError, match="there is no cuda:9 here: PyTorch .* sees . CUDA devices"):
@@ -229,7 +231,7 @@ def test_no_step_mixes_devices(monkeypatch):
     with gpu(monkeypatch, played=False, place="meta"), FakeTensorMode(), torch.inference_mode():
         shapes = {name: tuple(p.shape) for name, p in skeleton(cfg, 100).named_parameters()}
         tensors = {name: StoredTensor(shape, partial(torch.empty, shape)) for name, shape in shapes.items()}
-        chosen = ChosenAttention(assemble(Checkpoint(cfg, tensors, None), torch.bfloat16, "cuda"), "fused")
+        chosen = use_attention(assemble(Checkpoint(cfg, tensors, None), torch.bfloat16, "cuda"), "fused")
         cache, ids = minillama.KVCache(cfg, 1, 64, torch.bfloat16, "cuda"), torch.ones(1, 9, dtype=int, device="cuda")
         for tokens in (ids, ids[:, :5]):
             assert chosen(tokens, cache).device.type == "meta"

@@ -208,10 +208,6 @@ def test_any_model_of_load_but_a_compiled_one(tmp_path):
     assert all(parameter.grad.any() for parameter in training.trainable(chosen).values())
 
 
-class Compiled(nn.Module):
-    """Stands for what `load(compiled=True)` returns."""
-
-
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -232,10 +228,11 @@ def test_what_cannot_be_meant_is_refused_and_changes_nothing(model, settings, me
 
 
 def test_refusals_are_one_line(model):
-    changed = add_lora(copy.deepcopy(model))
+    changed, compiled = add_lora(copy.deepcopy(model)), copy.deepcopy(model)
+    compiled.decode_step = object()  # what `load(compiled=True)` leaves there
     few = add_lora(quantize(copy.deepcopy(model), 4))
     calls = {
-        "a Compiled takes no adapter: load the model without compiled": lambda: add_lora(Compiled()),
+        "a compiled model takes no adapter: load the model without compiled": lambda: add_lora(compiled),
         "the model has an adapter already: fuse it, or load the model anew": lambda: add_lora(changed),
         "the model has no adapter: add_lora or load_adapter gives it one": lambda: fuse(copy.deepcopy(model)),
         "quantized layers take no update: load the model without quantize": lambda: fuse(few),

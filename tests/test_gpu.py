@@ -15,15 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_problems import GRID, every_combination, off, problem
+from attention_problems import GRID, attended, every_combination, off, problem
+from helpers import with_attention
 from pretend_gpu import forget
 
 import minillama
 from minillama import cuda, hub
 from minillama.attention_kernels import FEW, launches
 from minillama.cuda import CudaError
-from minillama.decode_graph import GraphLlama
-from minillama.fused_attention import ATTENTIONS, ChosenAttention, fused
+from minillama.decode_graph import GraphStep
+from minillama.fused_attention import BACKENDS, fused
 from minillama.tensor_cores import RUNGS
 
 
@@ -72,7 +73,7 @@ def test_every_rung_against_float64(name, width, dtype):
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_every_way_against_float64(name, dtype):
     """With the length as a number, and on the device; sdpa has no fused kernel for float32, and says so."""
     for seed, shape in enumerate(SHAPES):
@@ -80,13 +81,13 @@ def test_every_way_against_float64(name, dtype):
         args = on_cuda(q, k, v)
         if name == "sdpa" and dtype == torch.float32:
             with pytest.raises(RuntimeError):
-                ATTENTIONS[name](*args, shape[4])
+                attended(name, *args, shape[4])
             continue
-        assert off(ATTENTIONS[name](*args, shape[4]).cpu(), want) < LIMITS[dtype], shape
+        assert off(attended(name, *args, shape[4]).cpu(), want) < LIMITS[dtype], shape
         if name == "sdpa" and (shape[0], shape[3]) != (1, 1):
             continue  # on the device, the length of one step
-        clean = [x.nan_to_num() for x in args] if name == "naive" else args
-        assert off(ATTENTIONS[name](*clean, length_of(shape[4])).cpu(), want) < LIMITS[dtype], shape
+        clean = args if name in ("sdpa", "fused") else [x.nan_to_num() for x in args]
+        assert off(attended(name, *clean, length_of(shape[4])).cpu(), want) < LIMITS[dtype], shape
 
 
 @needs_cuda
@@ -96,7 +97,7 @@ def test_every_combination_against_float64(name, dtype):
     for seed, shape in enumerate(every_combination()):
         q, k, v, want = problem(*shape, 64, dtype, seed)
         length = length_of(shape[4]) if name == "fused" else shape[4]
-        assert off(ATTENTIONS[name](*on_cuda(q, k, v), length).cpu(), want) < LIMITS[dtype], shape
+        assert off(attended(name, *on_cuda(q, k, v), length).cpu(), want) < LIMITS[dtype], shape
 
 
 @needs_cuda
@@ -130,16 +131,15 @@ def random_model(dtype=torch.float32, device="cpu") -> minillama.Llama:
 
 def stepwise(model, ids: torch.Tensor, prompt: int) -> torch.Tensor:
     """Logits (T, V) of a prompt at once and the rest token by token, behind a cache with room to spare."""
-    weight = model.norm.weight
-    cache = minillama.KVCache(model.cfg, 1, ids.shape[1] + 9, weight.dtype, weight.device)
-    pieces = ids.to(weight.device).split([prompt] + [1] * (ids.shape[1] - prompt), dim=1)
+    cache = minillama.KVCache(model.cfg, 1, ids.shape[1] + 9, model.dtype, model.device)
+    pieces = ids.to(model.device).split([prompt] + [1] * (ids.shape[1] - prompt), dim=1)
     with torch.inference_mode():
         return torch.cat([model(piece, cache)[0] for piece in pieces]).cpu()
 
 
 @needs_cuda
 @pytest.mark.parametrize("one_graph", [False, True])
-@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_logits_are_the_processors(name, one_graph):
     ids = torch.randint(128, (1, 40), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -147,8 +147,7 @@ def test_logits_are_the_processors(name, one_graph):
     for dtype, limit in {torch.float32: 1e-4, torch.bfloat16: 2e-2}.items():
         if name == "sdpa" and dtype == torch.float32:
             continue
-        model = ChosenAttention(random_model(dtype, "cuda"), name)
-        model = GraphLlama(model) if one_graph else model
+        model = with_attention(random_model(dtype, "cuda"), name, one_graph)
         for _ in range(2):  # a second cache, a second capture
             assert off(stepwise(model, ids, 10), want) < limit
         assert model.ran == ({name: 2, f"{name}, as one graph": 60} if one_graph else {name: 62})
@@ -156,7 +155,7 @@ def test_logits_are_the_processors(name, one_graph):
 
 @needs_cuda
 def test_one_capture_serves_every_position_and_keeps_the_cache_in_place():
-    model = GraphLlama(ChosenAttention(random_model(torch.bfloat16, "cuda"), "fused"))
+    model = with_attention(random_model(torch.bfloat16, "cuda"), "fused", one_graph=True)
     cache = minillama.KVCache(model.cfg, 1, 64, torch.bfloat16, "cuda")
     with torch.inference_mode():
         model(torch.arange(5, device="cuda")[None], cache)
@@ -165,8 +164,8 @@ def test_one_capture_serves_every_position_and_keeps_the_cache_in_place():
             model(torch.tensor([[position]], device="cuda"), cache)
             changed = (cache.keys != before).any(-1).any(0).any(0).any(0).nonzero().flatten().tolist()
             assert changed == [position] and cache.keys.data_ptr() == place
-    (step,) = model.steps.values()
-    assert step.graph is not None and model.rewritten == {"compiled": 1}
+    (step,) = model.decode_step.steps.values()
+    assert step.graph is not None and model.decode_step.rewritten == {"compiled": 1}
 
 
 @needs_cuda
@@ -175,7 +174,7 @@ def test_the_switch(tmp_path):
     minillama.save(random_model(), None, tmp_path / "model")
     model, _ = minillama.load(tmp_path / "model", device="cuda", compiled=True)
     assert greedy(model, [5, 6, 7], TOKENS) == greedy(random_model(), [5, 6, 7], TOKENS)
-    assert isinstance(model, GraphLlama) and model.rewritten == {"compiled": 1}
+    assert isinstance(model.decode_step, GraphStep) and model.decode_step.rewritten == {"compiled": 1}
     assert model.ran == {"fused": 1, "fused, as one graph": TOKENS - 1}
     ids = torch.arange(TOKENS)[None]
     with torch.inference_mode():
@@ -220,8 +219,8 @@ def test_without_nvrtc_the_next_best_is_named(monkeypatch, tmp_path):
     with pytest.warns(UserWarning) as caught:
         model, _ = minillama.load(tmp_path / "model", dtype=torch.bfloat16, device="cuda", compiled=True)
     forget()
-    said = "going on with sdpa attention, uncompiled: no fused attention here: NVRTC is not there"
-    assert [text for warning in caught if (text := str(warning.message)).startswith("going on")] == [said]
+    said = "falling back to sdpa attention, uncompiled: no fused attention here: NVRTC is not there"
+    assert [text for warning in caught if (text := str(warning.message)).startswith("falling back")] == [said]
     greedy(model, [5, 6, 7], 4)
     assert model.ran == {"sdpa": 4}
 

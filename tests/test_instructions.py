@@ -27,6 +27,7 @@ from minillama.chat import encode_dialog
 from minillama.chat_formats import set_chat_format
 from minillama.commands import finetune as command
 from minillama.finetuning import add_lora
+from minillama.fused_attention import use_attention
 from minillama.instructions import Dialogs, answer_loss, answers, dialog, finetune, mean_answer_loss, pack_whole
 from minillama.runs import TrainingError, read_metrics
 from minillama.tokenizer import train_bpe
@@ -212,7 +213,7 @@ def test_the_loss_is_transformers_over_the_assistants_tokens(tmp_path):
     rows = Dialogs(pairs, 20, batch=2)
     assert len(rows.ids) > 2 and sum(count_targets(rows(i)) for i in range(rows.turns)) == count
     assert mean_answer_loss(model, rows) == pytest.approx(total / count, abs=1e-5)
-    assert mean_answer_loss(training.attend_by_sdpa(model), rows) == pytest.approx(total / count, abs=1e-5)
+    assert mean_answer_loss(use_attention(model, "sdpa"), rows) == pytest.approx(total / count, abs=1e-5)
 
 
 def test_looking_only_where_something_is_asked_changes_no_gradient(tmp_path):

@@ -247,7 +247,7 @@ def test_a_command_on_two_ranks_says_what_it_says_alone(two, folder, name, capsy
     else:
         count = sum(parameter.numel() for parameter in ranks.fresh(ranks.CHAT).parameters())
         assert two[0]["commands"][name][2].startswith(f"[{count:,} parameters, ")
-        assert two[0]["commands"][name][2].endswith(" passes on 2 ranks]\n")
+        assert two[0]["commands"][name][2].endswith(" passes naive on 2 ranks]\n")
 
 
 REFUSED = {

@@ -83,9 +83,7 @@ def test_log_probabilities_are_transformers_in_float64(both):
     want = [in_float64(reference, p, a) for k in (1, 2) for p, a in ((three[0], three[k]) for three in pairs)]
     with torch.no_grad():
         got = answer_log_probs(model, *pad(pairs)).numpy()
-        recomputed = answer_log_probs(model, *pad(pairs), recompute=True).numpy()
     assert got.shape == (12,) and np.abs(got - want).max() < 5e-5
-    assert np.array_equal(got, recomputed)
 
 
 @settings(deadline=None, max_examples=30)
@@ -160,7 +158,9 @@ def test_the_gradient_of_the_adapter_is_the_formulas(model):
     pairs, beta = some(3), 0.5
     parameters = list(trainable(model).values())
     got = torch.autograd.grad(preference_loss(model, pad(pairs), beta=beta), parameters)
-    again = torch.autograd.grad(preference_loss(model, pad(pairs), recompute=True, beta=beta), parameters)
+    model.activation_checkpointing = True
+    again = torch.autograd.grad(preference_loss(model, pad(pairs), beta=beta), parameters)
+    model.activation_checkpointing = False
     want = [torch.zeros_like(p) for p in parameters]
     for three in pairs:
         with torch.no_grad():
@@ -234,7 +234,8 @@ def test_recomputing_keeps_less(model):
     for recompute in (False, True):
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
-            preference_loss(model, pad(some(3)), recompute=recompute)
+            model.activation_checkpointing = recompute
+            preference_loss(model, pad(some(3)))
         sizes.append(sum(kept))
     assert sizes[1] < sizes[0] / 4
 

@@ -6,11 +6,12 @@ from math import prod
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from minillama import KVCache, Llama, LlamaConfig, cli, quantization, training
+from minillama.attention import AttentionMask
+from minillama.fused_attention import BACKENDS, use_attention
 from minillama.model import Block
 from minillama.rope import rope_table
 from minillama.scaling import (
@@ -102,7 +103,7 @@ def test_a_cache_takes_what_it_takes():
 @pytest.mark.parametrize("rows, new, seen, ranks", [(2, 48, 48, 1), (1, 128, 200, 1), (4, 16, 100, 1), (2, 48, 96, 2)])
 def test_the_peak_of_a_pass_is_what_the_profiler_sees(rows, new, seen, ranks):
     cfg = RANK if ranks == 2 else SMALL
-    model = training.attend_by_sdpa(Llama(cfg))
+    model = use_attention(Llama(cfg), "sdpa")
     cache = KVCache(cfg, rows, seen)
     tokens = torch.zeros(rows, new, dtype=torch.int64)
     with torch.inference_mode():
@@ -124,9 +125,6 @@ def test_the_peak_of_a_pass_is_what_the_profiler_sees(rows, new, seen, ranks):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_block_keeps_what_it_keeps(dtype, ranks):
     block, rows, kept = Block(RANK if ranks == 2 else SMALL).to(dtype), (3, 40), {}
-    block.attention.attend = lambda q, k, v, mask: F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, enable_gqa=True
-    )
 
     def keep(tensor):
         kept[tensor.untyped_storage()._cdata] = tensor
@@ -135,7 +133,7 @@ def test_a_block_keeps_what_it_keeps(dtype, ranks):
     rope = rope_table(SMALL, torch.arange(rows[1]))
     x = torch.randn(*rows, SMALL.dim, dtype=dtype, requires_grad=True)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        block(x, rope)
+        block(x, rope, AttentionMask.causal(rows[1]), attend=BACKENDS["sdpa"].attend)
     none = {tensor.untyped_storage()._cdata for tensor in (*block.parameters(), *rope)}
     size = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in none)
     assert size == 120 * saved_bytes(SMALL, ranks, dtype.itemsize)
@@ -159,7 +157,7 @@ def test_training_keeps_sixteen_bytes_a_weight():
 def test_pieces_work_together(ranks=2):
     """Rank by rank with the pieces' shapes, then the sum: the whole block."""
     block, x = Block(SMALL), torch.randn(2, 5, SMALL.dim)
-    rope, mask = rope_table(SMALL, torch.arange(5)), torch.ones(5, 5, dtype=torch.bool).tril()
+    rope, mask = rope_table(SMALL, torch.arange(5)), AttentionMask.causal(5)
     attention = feed_forward = 0
     h = x + block.attention(block.attention_norm(x), rope, mask)
     for rank in range(ranks):

@@ -10,9 +10,10 @@ import transformers
 
 import minillama
 from minillama import cli, stories
+from minillama.fused_attention import use_attention
 from minillama.generation import generate_batch
 from minillama.runs import read_metrics
-from minillama.training import attend_by_blocks, fit
+from minillama.training import fit
 
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "stories"
@@ -35,7 +36,7 @@ def test_the_command_makes_it(tiny):
     tokenizer = stories.story_tokenizer(texts)
     assert tokenizer.vocab == tiny[1].vocab and tokenizer.specials == tiny[1].specials
     rows = stories.Rows(stories.encode_all(tokenizer, texts))
-    model = attend_by_blocks(stories.initial(stories.CONFIG, seed=0))
+    model = use_attention(stories.initial(stories.CONFIG, seed=0), "blocks")
     assert model.cfg == tiny[0].cfg
     plan = replace(stories.SETTINGS, compiled=False, dtype="float32")
 

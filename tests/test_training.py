@@ -19,14 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minillama
 from minillama import LlamaConfig, runs, training
+from minillama.attention import AttentionMask
+from minillama.fused_attention import attend_in_blocks, use_attention
 from minillama.runs import TrainingError, fingerprint, read_metrics
 from minillama.training import (
     IGNORE,
     Settings,
     adamw,
-    attend_by_blocks,
-    attend_by_sdpa,
-    attend_in_blocks,
     document_mask,
     document_positions,
     fit,
@@ -38,20 +37,21 @@ def one_document(ids):
     return torch.zeros_like(ids)
 
 
-def loss_of(model, batch, recompute=False):
+def loss_of(model, batch):
     tokens, targets, documents = batch
-    return training.token_loss(training.logits(model, tokens, documents, recompute), targets)
+    return training.token_loss(training.logits(model, tokens, documents), targets)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("attending", [lambda model: model, attend_by_sdpa, attend_by_blocks])
-def test_gradients_are_transformers(tmp_path, attending, recompute):
+@pytest.mark.parametrize("attention", ["naive", "sdpa", "blocks"])
+def test_gradients_are_transformers(tmp_path, attention, recompute):
     reference, model = tiny_pair(tmp_path, tie_word_embeddings=True)
-    model = attending(model).requires_grad_(True)
+    model = use_attention(model, attention).requires_grad_(True)
+    model.activation_checkpointing = recompute
     ids = random_ids(60).view(3, 20)
     want = reference(ids, labels=ids).loss
     want.backward()
-    logits = training.logits(model, ids, one_document(ids), recompute)
+    logits = training.logits(model, ids, one_document(ids))
     got = training.token_loss(logits[:, :-1], ids[:, 1:])
     got.backward()
     assert abs(got.item() - want.item()) < 1e-6
@@ -78,17 +78,19 @@ def test_blocks_of_queries_attend_as_pytorch_in_float64(size, T, S):
     drawn = torch.Generator().manual_seed(T)
     q, k, v = (torch.randn(2, h, n, 8, generator=drawn).requires_grad_(True) for h, n in ((6, T), (2, S), (2, S)))
     numbers = torch.arange(S).div(7, rounding_mode="floor").expand(2, S)
-    mask = document_mask(numbers)[:, :, S - T :]
+    allowed = document_mask(numbers)[:, :, S - T :]
+    mask = AttentionMask(torch.arange(S - T, S), S, allowed)
     doubles = [part.detach().double().requires_grad_(True) for part in (q, k, v)]
-    want = F.scaled_dot_product_attention(*doubles, mask, enable_gqa=True)
+    want = F.scaled_dot_product_attention(*doubles, allowed, enable_gqa=True)
     got = attend_in_blocks(q, k, v, mask, size)
     pull = torch.randn(want.shape, generator=drawn)
     mine, theirs = torch.autograd.grad(got, (q, k, v), pull), torch.autograd.grad(want, doubles, pull.double())
     for one, other in zip(mine, theirs, strict=True):
         assert (one - other).abs().max() < 2e-6
     assert (got - want).abs().max() < 1e-6
-    everything = attend_in_blocks(q, k, v, None, size)
-    assert (everything - F.scaled_dot_product_attention(*doubles, enable_gqa=True)).abs().max() < 1e-6
+    one = attend_in_blocks(q[:, :, -1:], k, v, AttentionMask.causal(1, S - 1), size)  # a single query sees every key
+    doubles[0] = doubles[0][:, :, -1:]
+    assert (one - F.scaled_dot_product_attention(*doubles, enable_gqa=True)).abs().max() < 1e-6
     if T == S:
         unread = v.detach().clone()
         unread[:, :, -1] = math.nan
@@ -326,9 +328,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, killed, at):
 def test_recomputation_changes_no_bit_and_is_handed_on(tmp_path):
     asked = []
 
-    def watched(model, batch, recompute=False):
-        asked.append(recompute)
-        return loss_of(model, batch, recompute)
+    def watched(model, batch):
+        asked.append(model.activation_checkpointing)
+        return loss_of(model, batch)
 
     whole_run(tmp_path / "plain")
     plan = Settings(**PLAN, recompute=True)

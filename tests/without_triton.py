@@ -22,8 +22,8 @@ from torch._inductor import metrics  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 import minillama  # noqa: E402
-from minillama.decode_graph import GraphLlama, Step, through_block  # noqa: E402
-from minillama.fused_attention import ChosenAttention  # noqa: E402
+from minillama.decode_graph import GraphStep, Step, through_block  # noqa: E402
+from minillama.fused_attention import use_attention  # noqa: E402
 
 
 def model_of_64_bit_heads() -> minillama.Llama:
@@ -41,7 +41,7 @@ def write(model, cache, tokens=4) -> None:
         ids = model(ids, cache)[:, -1:].argmax(-1)
 
 
-class ThroughInductor(GraphLlama):
+class ThroughInductor(GraphStep):
     """The same steps, each block compiled by PyTorch's own compiler."""
 
     def __init__(self, model):
@@ -55,9 +55,9 @@ def files(variable: str) -> int:
 
 
 def main() -> None:
-    model = ChosenAttention(model_of_64_bit_heads(), "fused")
-    model = (GraphLlama if way == "graph" else ThroughInductor)(model)
-    cache = minillama.KVCache(model.cfg, 1, 32, model.norm.weight.dtype, device)
+    model = use_attention(model_of_64_bit_heads(), "fused")
+    model.decode_step = (GraphStep if way == "graph" else ThroughInductor)(model)
+    cache = minillama.KVCache(model.cfg, 1, 32, model.dtype, device)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
     said = {"error": None}
     with torch.inference_mode(), profile(activities=activities) as seen:
@@ -66,7 +66,7 @@ def main() -> None:
         except Exception as error:
             said["error"] = f"{type(error).__name__}: {error}"
     said["steps"] = sum(count for name, count in model.ran.items() if "graph" in name)
-    said["graphs"] = sum(isinstance(step, Step) and step.graph is not None for step in model.steps.values())
+    said["graphs"] = sum(isinstance(step, Step) and step.graph is not None for step in model.decode_step.steps.values())
     said["events"] = sorted({event.name for event in seen.events()})
     said["inductor_kernels"] = metrics.generated_kernel_count
     said["triton_files"], said["inductor_files"] = files("TRITON_CACHE_DIR"), files("TORCHINDUCTOR_CACHE_DIR")

@@ -5,6 +5,8 @@ The old code stands once in the task's solution cells, however these are formatt
 SOLUTION and END SOLUTION.
 """
 
+UNMASKED = "AttentionMask(mask.positions, 0, torch.ones(1, dtype=torch.bool))"  # everybody may look everywhere
+
 WRONG = {
     "config-LlamaConfig": [
         (
@@ -233,8 +235,8 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             "k, v = (z.repeat(1, q.shape[1] // z.shape[1], 1, 1) for z in (k, v))\n    B, H, T, W = q.shape",
             "repeat_interleave, not repeat",
         ),
-        ("masked_fill(~mask", "masked_fill(mask", "True means may look"),
-        ("if mask is not None", "if False", "did you use the mask"),
+        ("masked_fill(~allowed", "masked_fill(allowed", "True means may look"),
+        ("if allowed is not None", "if False", "did you use the mask"),
         ("scores.float().softmax(dim=-1)", "scores.float().softmax(dim=-2).nan_to_num()", "softmax over the keys"),
     ],
     "attention-Attention": [
@@ -245,12 +247,12 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             "v is not",
         ),
         (".transpose(1, 2).flatten(2)", ".reshape(len(x), x.shape[1], -1)", "exchange H and T"),
-        ("self.attend(q, k, v, mask)", "self.attend(q, k, v, None)", "pass the mask on"),
-        ("k, v = cache.update(layer, k, v)", "pass", "what cache.update gives back"),
-        ("k, v = cache.update(layer, k, v)", "cache.update(layer, k, v)", "what cache.update gives back"),
+        ("attend(q, k, v, mask)", f"attend(q, k, v, {UNMASKED})", "pass the mask on"),
+        ("k, v = cache.update(k, v)", "pass", "what cache.update gives back"),
+        ("k, v = cache.update(k, v)", "cache.update(k, v)", "what cache.update gives back"),
         (
-            "self.wo(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))",
-            "self.attend(q, k, v, mask).transpose(1, 2).flatten(2)",
+            "self.wo(attend(q, k, v, mask).transpose(1, 2).flatten(2))",
+            "attend(q, k, v, mask).transpose(1, 2).flatten(2)",
             "wo is still missing",
         ),
     ],
@@ -300,24 +302,32 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     ],
     "model-Block": [
         (
-            "x = x + self.attention(self.attention_norm(x), rope, mask, cache, layer)\n"
+            "x = x + self.attention(self.attention_norm(x), rope, mask, cache, attend)\n"
             "        return x + self.feed_forward(self.ffn_norm(x))",
-            "x = self.attention_norm(x + self.attention(x, rope, mask, cache, layer))\n"
+            "x = self.attention_norm(x + self.attention(x, rope, mask, cache, attend))\n"
             "        return self.ffn_norm(x + self.feed_forward(x))",
             "post-norm",
         ),
         ("return x + self", "return self", "the second addition is missing"),
         ("x = x + self.attention(", "x = self.attention(", "add to x what attention gives"),
         ("self.attention(self.attention_norm(x), ", "self.attention(x, ", "attention needs its norm"),
-        ("rope, mask, cache, layer)\n", "rope, None, cache, layer)\n", "pass the mask on"),
+        ("rope, mask, cache, attend)\n", f"rope, {UNMASKED}, cache, attend)\n", "pass the mask on"),
         ("self.feed_forward(self.ffn_norm(x))", "self.feed_forward(x)", "the feed-forward layer needs its norm"),
     ],
     "model-Llama": [
         ("return self.norm(x)", "return x", "the last norm is missing"),
-        ("causal_mask(T, start + T, tokens.device) if T > 1 else None", "None", "the causal mask is missing"),
-        ("torch.arange(start, start + T", "torch.arange(T", "the positions go on"),
+        (
+            "AttentionMask.causal(T, device=tokens.device)",
+            "AttentionMask(torch.arange(T), T, torch.ones(1, dtype=torch.bool))",
+            "the causal mask is missing",
+        ),
+        ("mask.positions)", "mask.positions - mask.positions[0])", "the positions go on"),
         ("cache.length += T", "pass", "add T to cache.length"),
-        ("block(x, rope, mask, cache, layer)", "block(x, rope, mask, cache)", "its own layer of the cache"),
+        (
+            "zip(self.blocks, layers, strict",
+            "zip(self.blocks, [layers[0]] * len(layers), strict",
+            "its own layer of the cache",
+        ),
     ],
     "model-ex1": [
         ("(1 if cfg.tied_embeddings else 2)", "2", "a tied head has no parameters"),
@@ -512,25 +522,25 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("if not logits.amax(dim=-1).isfinite().all()", "if False", "should have been refused"),
     ],
     "generation-next_logits": [
-        ("[:, -count:]", "", "only the last `count` places"),
+        (", last=count", "", "only the last `count` places"),
         ("for piece in tokens.split(PIECE, dim=1):", "for piece in [tokens]:", "at most PIECE tokens"),
     ],
     "generation-generate": [
         (
-            "            if id in stop_ids:\n                return\n            yield id",
-            "            yield id\n            if id in stop_ids:\n                return",
+            "            if id in params.stop_ids:\n                return\n            yield id",
+            "            yield id\n            if id in params.stop_ids:\n                return",
             "the stop id is no part",
         ),
         (
-            "logits, temperature, top_k, top_p, generator)[:, None]",
-            "logits, temperature, top_k, top_p)[:, None]",
+            "params.sample(logits, generator)[:, None]",
+            "params.sample(logits)[:, None]",
             "the same seed, the same ids",
         ),
-        ("if id in stop_ids", "if id == -1", "a stop id ends the text"),
+        ("if id in params.stop_ids", "if id == -1", "a stop id ends the text"),
     ],
     "generation-generate_batch": [
         ("seed + b)", "seed)", "another seed"),
-        ("weight.device, padding)", "weight.device)", "tell the cache its padding"),
+        ("model.device, padding)", "model.device)", "tell the cache its padding"),
     ],
     "generation-ex1": [
         ("[1.0, 3**0.5, 3.0]", "[1.0, 9.0, 81.0]", "you squared"),
@@ -562,7 +572,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("chosen[: held + 1]:", "chosen[: held + 2]:", "only guesses that hold stand"),
         ("if id != chosen[i]), len(draft))", "if False), len(draft))", "only guesses that hold stand"),
         ("min(DRAFT, end - len(text) - 1)", "min(DRAFT, end - len(text))", "not one more"),
-        ("                if id in stop_ids:\n                    return\n", "", "also inside a draft"),
+        ("                if id in params.stop_ids:\n                    return\n", "", "also inside a draft"),
     ],
     "speculation-ex1": [
         ('list("dac")', 'list("dab")', "the model is right"),
@@ -1003,7 +1013,7 @@ k = self.wk(x).view(B, T, -1, self.head_dim).permute(0, 2, 1, 3)
 v = self.wv(x).view(B, T, -1, self.head_dim).permute(0, 2, 1, 3)
 q, k = apply_rope(q, *rope), apply_rope(k, *rope)
 if cache:
-    k, v = cache.update(layer, k, v)
+    k, v = cache.update(k, v)
 out = attend(q, k, v, mask)
 return self.wo(out.permute(0, 2, 1, 3).reshape(B, T, -1))
 """,
@@ -1039,7 +1049,7 @@ return torch.einsum("btf,df->btd", gate * gate.sigmoid() * up, self.down.weight)
         (
             None,
             """
-attended = self.attention(self.attention_norm(x), rope=rope, mask=mask, cache=cache, layer=layer)
+attended = self.attention(self.attention_norm(x), rope=rope, mask=mask, cache=cache, attend=attend)
 stream = attended.add(x)
 return self.feed_forward(self.ffn_norm(stream)).add(stream)
 """,
@@ -1047,12 +1057,14 @@ return self.feed_forward(self.ffn_norm(stream)).add(stream)
     ],
     "model-Llama": [
         (
-            "x = self.embedding(tokens)\n"
-            "        for layer, block in enumerate(self.blocks):\n"
-            "            x = block(x, rope, mask, cache, layer)",
-            "x = self.embedding.weight[tokens]\n"
-            "        for i in range(self.cfg.n_layers):\n"
-            "            x = self.blocks[i](x, rope, mask, cache, i)",
+            "x = self.embedding(tokens)",
+            "x = self.embedding.weight[tokens]",
+        ),
+        (
+            "for block, layer in zip(self.blocks, layers, strict=True):\n"
+            "            x = self.through(block, x, rope, mask, layer, backend.attend)",
+            "for i in range(self.cfg.n_layers):\n"
+            "            x = self.blocks[i](x, rope, mask, layers[i], backend.attend)",
         ),
     ],
     "model-ex1": [

@@ -12,7 +12,7 @@ from pathlib import Path
 from minillama import chat
 from minillama.checkpoints import CheckpointError
 from minillama.commands.options import TORCHRUN, add_model, add_sampling, chat_layout, load, sampling
-from minillama.generation import generate
+from minillama.generation import SamplingParams, generate
 
 
 CHAT_HELP = "/system TEXT  /reset  /save FILE  /load FILE; Ctrl-C stops an answer, Ctrl-D ends the chat"
@@ -33,7 +33,7 @@ def add(commands) -> None:
 
 
 def run(args) -> int:
-    settings = sampling(args)
+    params = sampling(args)
     model, tokenizer = load(args)
     layout = chat_layout(args, tokenizer)
     if args.tools and (layout.name != "llama3" or "<|python_tag|>" not in tokenizer.specials):
@@ -48,7 +48,7 @@ def run(args) -> int:
             if line.startswith("/"):
                 messages = obey(line, messages, tokenizer, tools)
             elif line:
-                messages = answer(model, tokenizer, [*messages, {"role": "user", "content": line}], settings, tools)
+                messages = answer(model, tokenizer, [*messages, {"role": "user", "content": line}], params, tools)
         except EOFError:
             print(end="\n" if sys.stdin.isatty() else "")
             return 0
@@ -92,9 +92,9 @@ def ask_and_run(code: str) -> str:
     return result
 
 
-def answer(model, tokenizer, messages: list[dict], settings: dict, tools: dict) -> list[dict]:
+def answer(model, tokenizer, messages: list[dict], params: SamplingParams, tools: dict) -> list[dict]:
     """Print the answer as it comes; the conversation with it, without the oldest turns if they did not fit."""
-    kept, dropped = chat.fit(tokenizer, messages, model.cfg.max_seq_len - settings["max_new_tokens"])
+    kept, dropped = chat.fit(tokenizer, messages, model.cfg.max_seq_len - params.max_new_tokens)
     if dropped:
         what = f"{len(dropped)} oldest messages, from {dropped[0]['content'][:40]!r} on"
         print(f"[dropped the {what}: the context holds {model.cfg.max_seq_len} tokens]", file=sys.stderr)
@@ -102,7 +102,7 @@ def answer(model, tokenizer, messages: list[dict], settings: dict, tools: dict) 
 
     def reply(ids):
         said.clear()
-        for text in tokenizer.decode_stream(heard(generate(model, ids, **settings), tokenizer.stop_ids, said)):
+        for text in tokenizer.decode_stream(heard(generate(model, ids, params=params), tokenizer.stop_ids, said)):
             print(text, end="", flush=True)
         print(flush=True)
         return list(said)

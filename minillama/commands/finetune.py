@@ -8,7 +8,7 @@ import torch
 
 from minillama.adapters import CONFIG, WEIGHTS, save_adapter
 from minillama.commands.options import DEFAULT_MODEL, add_training_dtype, chat_layout, training_dtype
-from minillama.finetuning import TARGETS, add_lora, plain
+from minillama.finetuning import TARGETS, add_lora
 from minillama.hub import QUANTIZE, load
 from minillama.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
 from minillama.jsonl import read_jsonl, told
@@ -52,7 +52,7 @@ def run(args) -> int:
     pairs, complaints = read_jsonl(args.data, lambda value: answers(tokenizer, dialog(value)), args.skip_bad)
     if complaints:
         print(f"[left out {len(complaints)} bad lines: {told(complaints)}]", file=sys.stderr)
-    model = plain(add_lora(model, args.rank, args.alpha, args.targets, args.seed))
+    add_lora(model, args.rank, args.alpha, args.targets, args.seed)
     if args.length > model.cfg.max_seq_len:
         raise ValueError(f"--length must be at most the model's {model.cfg.max_seq_len}, not {args.length}")
     rows, held = split(pairs, args)

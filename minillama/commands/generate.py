@@ -2,6 +2,7 @@
 
 import sys
 from argparse import RawDescriptionHelpFormatter
+from dataclasses import replace
 
 import torch
 
@@ -37,20 +38,20 @@ def add(commands) -> None:
 
 
 def run(args) -> int:
-    settings = sampling(args)
+    params = sampling(args)
     prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
     if not prompt.strip():
         raise ValueError("the prompt is empty")
     model, tokenizer = load(args)
     ids = encode_prompt(tokenizer, prompt, args)
     stats = Statistics()
-    stream = generate(model, ids, stop_ids=tokenizer.stop_ids, stats=stats, **settings)
+    stream = generate(model, ids, stats=stats, params=replace(params, stop_ids=tokenizer.stop_ids))
     for text in tokenizer.decode_stream(stream):
         print(text, end="", flush=True)
     print(flush=True)
     with torch.device("meta"):  # quantized layers have no parameters to count
         count = sum(p.numel() for p in Llama(getattr(model, "whole", model.cfg)).parameters())
-    ran = "".join(f", {passes} passes {name}" for name, passes in getattr(model, "ran", {}).items())
+    ran = "".join(f", {passes} passes {name}" for name, passes in model.ran.items() if set(model.ran) != {"naive"})
     print(f"[{count:,} parameters, {stats}{ran}]", file=sys.stderr)
     return 0
 

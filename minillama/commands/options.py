@@ -5,8 +5,8 @@ from minillama.adapters import load_adapter
 from minillama.chat_formats import format_of
 from minillama.checkpoints import CheckpointError
 from minillama.finetuning import fuse
-from minillama.fused_attention import ATTENTIONS
-from minillama.generation import check_settings
+from minillama.fused_attention import BACKENDS
+from minillama.generation import SamplingParams
 from minillama.quantization import bfloat16_is_native
 
 
@@ -24,7 +24,7 @@ def add_model(parser) -> None:
     parser.add_argument("--adapter", metavar="FOLDER", help="of finetune or peft: a small learned change")
     parser.add_argument("--quantize", choices=hub.QUANTIZE, help="keep the weights in 8 or 4 bits (CPU)")
     parser.add_argument("--compiled", choices=LEVELS, help="compile one block, or everything (max), once, for speed")
-    parser.add_argument("--attention", choices=ATTENTIONS, help="how to attend (default: naive, or fast if compiled)")
+    parser.add_argument("--attention", choices=BACKENDS, help="attention backend (naive; if compiled, the fastest)")
     parser.set_defaults(lead=None)  # `ranks` puts another way to load here
 
 
@@ -51,15 +51,13 @@ def add_sampling(parser) -> None:
     parser.add_argument("--seed", type=int, help="the same seed draws the same tokens")
 
 
-def sampling(args) -> dict:
-    """The settings of `generate` that the arguments ask for; ValueError if one has no meaning."""
-    check_settings(args.temperature, args.top_k, args.top_p)
+def sampling(args) -> SamplingParams:
+    """How the arguments ask for an answer to be drawn; ValueError if one has no meaning."""
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
     if args.seed is not None and not 0 <= args.seed < 2**64:
         raise ValueError(f"--seed must be between 0 and 2**64 - 1, not {args.seed}")
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-    return {name: getattr(args, name) for name in names}
+    return SamplingParams(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed)
 
 
 def add_training_dtype(parser) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from minillama import hub, parallel
 from minillama.checkpoints import CheckpointError
-from minillama.fused_attention import ChosenAttention
+from minillama.fused_attention import use_attention
 
 
 def run(args) -> int:
@@ -59,7 +59,7 @@ def load_leading(args, mesh, group):
     found, errors = load_everywhere(args, mesh, group)
     for rank, error in errors.items():
         raise CheckpointError(f"rank {rank}: {error}" if rank else error)
-    return parallel.Leading(found[0], tell), found[1]
+    return parallel.lead(found[0], tell), found[1]
 
 
 def follow(args, mesh, group) -> int:
@@ -100,6 +100,5 @@ def load(args, mesh):
     except (CheckpointError, parallel.ParallelError, OSError) as error:
         raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if args.attention:
-        whole, model = model.whole, ChosenAttention(model, args.attention)
-        model.whole = whole
+        use_attention(model, args.attention)
     return model, tokenizer

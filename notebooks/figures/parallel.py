@@ -86,12 +86,12 @@ def mistakes(losses: dict):
     )
 
 
-def led(messages):
+def led(counts):
     """What rank 0 asks of its model, told to rank 1, which does the same; what only rank 0 does."""
     fig, ax = new(7.2, 2.1)
     steps = []
-    for message in messages:
-        steps += [(message, True)] + [("draw", False)] * (message == "head")
+    for count in counts:
+        steps += [(f"pass of {count}", True), ("draw", False)]
     for x, (name, both) in enumerate([("read", False), *steps, ("print", False)]):
         for rank in (0, 1):
             if rank and not both:
@@ -106,8 +106,8 @@ def led(messages):
     ax.axis("off")
     show(
         fig,
-        "Rank 0 reads, asks its model for hidden, then head, and draws, twice, and prints. Each hidden and each head is told to "
-        "rank 1, which does them too; reading, drawing and printing are rank 0's alone.",
+        "Rank 0 reads, makes a pass over three tokens and draws, makes a pass over one and draws, and prints. Each pass is told "
+        "to rank 1, which makes it too; reading, drawing and printing are rank 0's alone.",
     )
 
 
