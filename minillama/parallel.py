@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -60,7 +61,8 @@ def ranks(seconds: float = 600, **where):
     try:
         yield init_device_mesh(device, (dist.get_world_size(),))
         with suppress(RuntimeError):  # one that has met a mistake has left already, and said so
-            dist.barrier()  # subtle: gloo may abort a process whose neighbours left while it was still at work
+            dist.barrier()
+        time.sleep(0.1)  # subtle: a thread of gloo's that wants Python's lock while Python ends would abort it
     except (RuntimeError, dcp.CheckpointException) as error:
         if "gloo" not in str(error) and not isinstance(error, dist.DistError):
             raise
