@@ -27,10 +27,10 @@ import transformers
 from tqdm import tqdm
 
 import minillama
-from minillama import hub
-from minillama.compilation import CompiledStep
+from minillama.checkpoints import hub
 from minillama.generation import next_logits
-from minillama.quantization import Int4Linear, Int8Linear, model_bytes
+from minillama.inference.compilation import CompiledStep
+from minillama.inference.quantization import Int4Linear, Int8Linear, model_bytes
 
 
 NAME = "smollm2-135m-instruct"

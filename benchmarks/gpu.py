@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 import minillama
 from minillama.attention import AttentionMask
-from minillama.attention_kernels import FEW, climb
-from minillama.decode_graph import GraphStep, Step, through_block
-from minillama.fused_attention import BACKENDS, use_attention
-from minillama.tensor_cores import RUNGS
+from minillama.inference.attention_backends import BACKENDS, use_attention
+from minillama.inference.decode_graph import GraphStep, Step, through_block
+from minillama.kernels.attention import FEW, climb
+from minillama.kernels.tensor_cores import RUNGS
 
 
 HEADS, KV_HEADS, WIDTH = 32, 8, 128  # 8B's

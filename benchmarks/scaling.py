@@ -26,7 +26,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minillama import KVCache, Llama, LlamaConfig, parallel, training
+from minillama import KVCache, Llama, LlamaConfig
+from minillama.distributed import parallel
+from minillama.training import pretraining as training
 
 
 CFG = LlamaConfig(dim=512, n_layers=6, n_heads=8, n_kv_heads=4, head_dim=64, ffn_dim=1408, vocab_size=4096)

@@ -20,7 +20,8 @@ import tiktoken
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from minillama import Tokenizer, hub
+from minillama import Tokenizer
+from minillama.checkpoints import hub
 from minillama.tokenizer import LLAMA3_PATTERN, gpt2_bytes, train_bpe
 
 

@@ -47,8 +47,10 @@ def ids(rows: int, vocab_size: int) -> torch.Tensor:
 
 def scratch_ours(rows: int, attention: str):
     """A step as `fit` makes it with the settings of `minillama train`, which attends in blocks."""
-    from minillama import LlamaConfig, stories, training
-    from minillama.fused_attention import use_attention
+    from minillama import LlamaConfig
+    from minillama.inference.attention_backends import use_attention
+    from minillama.studies import stories
+    from minillama.training import pretraining as training
 
     model = stories.initial(LlamaConfig(**SHAPE, tied_embeddings=True, max_seq_len=2048), 0)
     use_attention(model, attention)
@@ -56,7 +58,7 @@ def scratch_ours(rows: int, attention: str):
 
 
 def our_step(model, loss_of, rows, vocab_size, settings):
-    from minillama import training
+    from minillama.training import pretraining as training
 
     tokens = ids(rows, vocab_size)
     batch, optimizer = training.shift(tokens, torch.zeros_like(tokens)), training.adamw(model, settings)
@@ -93,8 +95,10 @@ def their_step(model, call, rows, vocab_size, autocast):
 
 def lora_ours(rows: int):
     import minillama
-    from minillama import finetuning, stories, training
-    from minillama.fused_attention import use_attention
+    from minillama.inference.attention_backends import use_attention
+    from minillama.studies import stories
+    from minillama.training import finetuning
+    from minillama.training import pretraining as training
 
     model, tokenizer = minillama.load(NAME, dtype=torch.bfloat16)
     model = finetuning.add_lora(use_attention(model, "sdpa"), rank=8, alpha=16)
@@ -106,7 +110,7 @@ def lora_theirs(rows: int, attention: str):
     import peft
     import transformers
 
-    from minillama import hub
+    from minillama.checkpoints import hub
 
     path = hub.fetch(NAME)
     transformers.logging.disable_progress_bar()

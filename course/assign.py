@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 
 from course.collect import blank
-from course.export import HAND_WRITTEN, ROOT, ExportError, build_module
+from course.export import ROOT, ExportError, build_module, by_hand, file_of, modules_in
 from course.finished import ARCHIVE
 from course.stubs import HIDDEN
 from course.tasks import Chapter
@@ -27,7 +27,7 @@ COPIED += ["data/golden", "data/stories", "data/studies", "benchmarks/results", 
 TOOLS = "__init__ check check_work collect cuda_on_cpu export finished run_tasks slices stubs tasks waiting".split()
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "cache", ".ipynb_checkpoints")
 RAISES = "raises-exception"  # JupyterLab's Run All goes on behind a cell with this tag
-JOIN = "from course import finished\n\n\nfinished.join(__path__)\n\n"  # in minillama/__init__.py, above its imports
+JOIN = "from course import finished\n\n\nfinished.join(__path__)\n"  # in each room's __init__.py, above its imports
 
 
 def assignment(chapter: Chapter) -> nbformat.NotebookNode:
@@ -72,24 +72,8 @@ def assign(out: Path, numbers: list[str], finished: bool = True) -> list[Chapter
     out, chosen, every = Path(out), chapters(numbers), chapters([])
     if out.exists() and any(out.iterdir()):
         raise ExportError(f"{out} is not empty: name a new folder")
-    for name in COPIED:
-        copy(ROOT / name, out / name)
-    for path in sorted((ROOT / "minillama").iterdir()):
-        if path.stem in HAND_WRITTEN:
-            copy(path, out / "minillama" / path.name)
-    let_join(out / "minillama" / "__init__.py")
-    if finished:
-        write_finished(out / "minillama" / ARCHIVE, every)
-    else:
-        for chapter in every:
-            _, text = build_module(chapter.path, {id: blank(chapter, id) for id in chapter.solutions})
-            (out / "minillama" / f"{chapter.module}.py").write_text(text, encoding="utf-8", newline="\n")
-    for path in sorted((ROOT / "course").iterdir()):
-        if path.stem in TOOLS:
-            copy(path, out / "course" / path.name)
-    copy(ROOT / "notebooks" / "figures", out / "notebooks" / "figures")
-    for path in sorted((ROOT / "course" / "student").iterdir()):
-        copy(path, out / path.name)
+    copy_given(out)
+    write_package(out / "minillama", every, finished)
     (out / "course" / "assigned").mkdir()
     for chapter in chosen:
         notebook = assignment(chapter)
@@ -101,20 +85,47 @@ def assign(out: Path, numbers: list[str], finished: bool = True) -> list[Chapter
     return chosen
 
 
+def copy_given(out: Path) -> None:
+    """Everything but package and notebooks."""
+    for name in COPIED:
+        copy(ROOT / name, out / name)
+    for path in sorted((ROOT / "course").iterdir()):
+        if path.stem in TOOLS:
+            copy(path, out / "course" / path.name)
+    copy(ROOT / "notebooks" / "figures", out / "notebooks" / "figures")
+    for path in sorted((ROOT / "course" / "student").iterdir()):
+        copy(path, out / path.name)
+
+
+def write_package(package: Path, every: list[Chapter], finished: bool) -> None:
+    """What is written by hand, and the chapters' modules in an archive or as stubs."""
+    for name, path in modules_in(ROOT / "minillama").items():
+        if by_hand(name):
+            copy(path, file_of(package, name))
+    for room in {package, *(file_of(package, chapter.module).parent for chapter in every)}:
+        let_join(room / "__init__.py")
+    if finished:
+        write_finished(package / ARCHIVE, every)
+    else:
+        for chapter in every:
+            _, text = build_module(chapter.path, {id: blank(chapter, id) for id in chapter.solutions})
+            file_of(package, chapter.module).write_text(text, encoding="utf-8", newline="\n")
+
+
 def let_join(path: Path) -> None:
     """Let the package look for modules in its archive, too, above its first import."""
-    docstring, gap, rest = path.read_text(encoding="utf-8").partition('"""\n\n')
-    path.write_text(f"{docstring}{gap}{JOIN}{rest}", encoding="utf-8", newline="\n")
+    docstring, _, rest = path.read_text(encoding="utf-8").removeprefix('"""').partition('"""\n')
+    path.write_text(f'"""{docstring}"""\n\n{JOIN}{rest}'.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
 
 
 def write_finished(path: Path, every: list[Chapter]) -> None:
     """All chapters' modules in one archive."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
-        for name in sorted(f"{chapter.module}.py" for chapter in every):
-            entry = zipfile.ZipInfo(name)  # of 1980, so that the same modules give the same bytes
+        for name in sorted(chapter.module for chapter in every):
+            entry = zipfile.ZipInfo(f"{name.replace('.', '/')}.py")  # of 1980: the same bytes each time
             entry.compress_type, entry.create_system = zipfile.ZIP_DEFLATED, 3
-            archive.writestr(entry, (ROOT / "minillama" / name).read_bytes())
+            archive.writestr(entry, file_of(ROOT / "minillama", name).read_bytes())
     path.write_bytes(data.getvalue())
 
 

@@ -16,7 +16,7 @@ import types
 from pathlib import Path
 
 from course.collect import Work, collect
-from course.export import ROOT, ExportError, build_module, write_all
+from course.export import ROOT, ExportError, build_module, file_of, write_all
 from course.finished import ARCHIVE
 from course.tasks import Chapter
 
@@ -47,7 +47,7 @@ def export(root: Path) -> list[str]:
 
 def put_to_use(chapter: Chapter, work: Work, passed: dict[str, bool], package: Path) -> None:
     """Write a student's module if its definitions are all right and it can be imported; else remove it."""
-    target, text, fault = package / f"{chapter.module}.py", "", ""
+    target, text, fault = file_of(package, chapter.module), "", ""
     if chapter.definitions and all(passed[task.id] for task in chapter.definitions):
         try:
             text = module_of(chapter, work)
@@ -68,7 +68,7 @@ def importing(text: str, chapter: Chapter) -> str:
     module = types.ModuleType("trial")
     sys.modules["trial"] = module  # dataclasses look their module up
     try:
-        exec(compile(text, f"your {chapter.module}.py", "exec"), vars(module))
+        exec(compile(text, f"your {chapter.name}.py", "exec"), vars(module))
     except (Exception, SystemExit) as error:
         return f"ends in {type(error).__name__}: {error}"
     finally:
@@ -130,7 +130,7 @@ def table(chapters: list[Chapter], passed: dict[str, bool], package: Path) -> st
         bar = "".join("#" if passed.get(task.id) else "." for task in chapter.tasks)
         lines.append(
             f"{chapter.title.partition(':')[0]:28}{bar:14}{len(right):3} of {len(chapter.tasks):2}{points:6} of {of:3}"
-            f"   {chapter.module}: {whose(chapter, passed, package)}"
+            f"   {chapter.name}: {whose(chapter, passed, package)}"
         )
     head = f"{'chapter':28}{'':14}{'tasks':>9}{'points':>13}   module in use"
     return "\n".join([head, *lines, f"{'':51}{done:6} of {most:3}"])
@@ -141,7 +141,7 @@ def whose(chapter: Chapter, passed: dict[str, bool], package: Path) -> str:
     if not chapter.definitions:
         return "given"
     if (package / ARCHIVE).exists():
-        return "yours" if (package / f"{chapter.module}.py").exists() else "finished"
+        return "yours" if file_of(package, chapter.module).exists() else "finished"
     return "yours" if all(passed.get(task.id) for task in chapter.definitions) else "yours, not finished"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from minillama.cuda import Kernel
+from minillama.kernels.cuda import Kernel
 
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")

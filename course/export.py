@@ -1,10 +1,11 @@
 """Write the package's modules from the notebooks, or check that they are up to date.
 
-python -m course.export            write minillama/*.py from notebooks/*.ipynb
+python -m course.export            write minillama/ from notebooks/*.ipynb
 python -m course.export --check    change nothing; exit 1 if a module is stale, missing or orphaned
 
-A notebook names its module once with `#| default_exp NAME`; cells that start with `#| export`
-go into it. Everything else in the notebook stays there.
+A notebook names its module once with `#| default_exp NAME`, in a room with `#| default_exp ROOM.NAME`; cells that start
+with `#| export` go into it. Everything else in the notebook stays there. `#| tasks NAME` names its tasks, if not as the
+module.
 """
 
 import argparse
@@ -18,11 +19,35 @@ import nbformat
 
 
 ROOT = Path(__file__).resolve().parent.parent
-HAND_WRITTEN = {"__init__", "__main__", "adapters", "atomic", "chat_formats", "cli", "commands", "hub"}
-HAND_WRITTEN |= {"jsonl", "repository", "runs", "verify"}
+HAND_WRITTEN = {
+    "__main__",
+    "chat_formats",
+    "cli",
+    "inference.loading",
+    "training.adapters",
+    "training.jsonl",
+    "training.runs",
+}
+HAND_WRITTEN |= {f"checkpoints.{name}" for name in ("atomic", "hub", "repository", "verify")}
 DIRECTIVE = re.compile(r"^#\| *(\w+) *(.*?) *$\n?", re.MULTILINE)
 MARKER = re.compile(r" *# (BEGIN|END) (SOLUTION|HIDDEN TESTS)")
 LIKE_MARKER = re.compile(r"\s*#.*\b(BEGIN|END)\W+(SOLUTION|HIDDEN)", re.IGNORECASE)
+
+
+def by_hand(name: str) -> bool:
+    """Whether no notebook writes this module: rooms' own files, the commands, and HAND_WRITTEN."""
+    return name in HAND_WRITTEN or name.startswith("commands.") or name.rpartition(".")[2] == "__init__"
+
+
+def file_of(package: Path, name: str) -> Path:
+    """Where a module lies: `training.runs` is training/runs.py."""
+    return package.joinpath(*name.split(".")).with_suffix(".py")
+
+
+def modules_in(package: Path) -> dict[str, Path]:
+    """Module name -> file, of all that lie in a package's folder."""
+    files = sorted(package.rglob("*.py"))
+    return {".".join(path.relative_to(package).with_suffix("").parts): path for path in files}
 
 
 class ExportError(Exception):
@@ -113,8 +138,8 @@ def build_module(path: Path, sources: dict[str, str] | None = None) -> tuple[str
         raise ExportError(f"{path.name}: {exported} export cells, {len(names)} default_exp lines; it needs exactly one")
     if not names:
         return None, ""
-    if not names[0].isidentifier() or names[0] in HAND_WRITTEN:
-        raise ExportError(f"{path.name}: cannot export to {names[0]!r}; default_exp takes a new module's bare name")
+    if not all(part.isidentifier() for part in names[0].split(".")) or by_hand(names[0]):
+        raise ExportError(f"{path.name}: cannot export to {names[0]!r}; default_exp takes a new module's name")
     parts = [merge_imports(imports)] * bool(imports) + bodies
     gap = "\n\n\n" if re.match(r"def |class |@", parts[0]) else "\n\n"
     return names[0], docstring(cells, path) + gap + "\n\n\n".join(part.rstrip() for part in parts) + "\n"
@@ -134,7 +159,7 @@ def build_all(notebooks: Path) -> dict[str, str]:
     for path in sorted(notebooks.glob("*.ipynb")):
         name, text = build_module(path)
         if name in owner:
-            raise ExportError(f"{path.name} and {owner[name]} both claim minillama/{name}.py; rename one default_exp")
+            raise ExportError(f"{path.name} and {owner[name]} both claim {name}; rename one default_exp")
         if name is not None:
             modules[name], owner[name] = text, path.name
     if not modules:
@@ -144,12 +169,13 @@ def build_all(notebooks: Path) -> dict[str, str]:
 
 def write_all(modules: dict[str, str], package: Path) -> None:
     """Write every module under a temporary name, then rename them: all or, if the disk is full, none."""
-    temporary = {name: package / f"{name}.py.tmp" for name in modules}
+    temporary = {name: file_of(package, name).with_suffix(".tmp") for name in modules}
     try:
         for name, text in modules.items():
+            temporary[name].parent.mkdir(exist_ok=True)
             temporary[name].write_text(text, encoding="utf-8", newline="\n")
         for name, path in temporary.items():
-            os.replace(path, package / f"{name}.py")
+            os.replace(path, file_of(package, name))
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
@@ -160,14 +186,14 @@ def problems(modules: dict[str, str], package: Path) -> list[str]:
     fix = "run: python -m course.export"
     found = []
     for name, text in modules.items():
-        path = package / f"{name}.py"
+        path = file_of(package, name)
         if not path.exists():
-            found.append(f"{path.name} is missing; {fix}")
+            found.append(f"{name} is missing; {fix}")
         elif path.read_text(encoding="utf-8") != text:
-            found.append(f"{path.name} is stale: it differs from its notebook; {fix}")
-    for path in sorted(package.glob("*.py")):
-        if path.stem not in modules and path.stem not in HAND_WRITTEN:
-            found.append(f"{path.name} is orphaned: no notebook exports it; delete it or write its notebook")
+            found.append(f"{name} is stale: it differs from its notebook; {fix}")
+    for name in modules_in(package):
+        if name not in modules and not by_hand(name):
+            found.append(f"{name} is orphaned: no notebook exports it; delete it or write its notebook")
     return found
 
 

@@ -14,11 +14,13 @@ ARCHIVE = "finished.zip"
 
 
 def join(package: list[str]) -> None:
-    """Add the archive, where there is one, to the folders of the package `minillama`, which calls this.
+    """Add the archive, where there is one, to the folders of `minillama` or one of its rooms, which calls this.
 
     With MINILLAMA_USING=finished in the environment, its modules go before the student's.
     """
-    archive = Path(package[0]) / ARCHIVE
-    if archive.exists():
-        package.insert(0 if os.environ.get("MINILLAMA_USING") == "finished" else len(package), str(archive))
+    folder = Path(package[0])
+    places = {folder / ARCHIVE: folder / ARCHIVE, folder.parent / ARCHIVE: folder.parent / ARCHIVE / folder.name}
+    for archive, inside in places.items():
+        if archive.exists():
+            package.insert(0 if os.environ.get("MINILLAMA_USING") == "finished" else len(package), str(inside))
     waiting.watch()

@@ -16,7 +16,7 @@ import torch
 
 from course.collect import Work, blank, collect
 from course.confine import Limits, Snapshot, confine
-from course.export import HAND_WRITTEN, ROOT, ExportError, build_module
+from course.export import ROOT, ExportError, build_module, by_hand, file_of
 from course.run_tasks import Outcome, failed, run_task
 from course.screen import refused
 from course.tasks import Chapter, Task
@@ -34,9 +34,9 @@ def load_reference() -> None:
 
     import minillama
 
-    for module in pkgutil.iter_modules(minillama.__path__):
-        if module.name != "__main__":
-            file = importlib.import_module(f"minillama.{module.name}").__file__
+    for module in pkgutil.walk_packages(minillama.__path__, "minillama."):
+        if module.name != "minillama.__main__":
+            file = importlib.import_module(module.name).__file__
             linecache.getlines(file)  # torch.compile looks at both
             getattr(profiles, "_hash_containing_file", len)(file)
 
@@ -135,8 +135,8 @@ def use_package_of(found: dict[str, Work], names: tuple[str, ...], folder: Path)
             name, text = build_module(notebooks / chapter.path.name)
         except ExportError:  # the task's own outcome says why
             name, text = chapter.module, 'raise ImportError("this module is no Python yet")\n'
-        if name and name not in HAND_WRITTEN:
-            (package / f"{name}.py").write_text(text, encoding="utf-8")
+        if name and not by_hand(name):
+            file_of(package, name).write_text(text, encoding="utf-8")
     for name in [name for name in sys.modules if name.partition(".")[0] == "minillama" or name == "course.cuda_on_cpu"]:
         del sys.modules[name]
     sys.path.insert(0, str(folder / "student"))

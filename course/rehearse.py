@@ -22,7 +22,7 @@ from course.execute import fetch_what_it_names
 from course.export import ExportError
 from course.tasks import Chapter
 from course.waiting import OWN
-from minillama import hub
+from minillama.checkpoints import hub
 
 
 KINDS = "ok", "stub", "follow-up", "wrong"

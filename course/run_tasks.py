@@ -140,7 +140,9 @@ def explain(error: BaseException, theirs: Theirs) -> str:
 @contextlib.contextmanager
 def scene(notebooks: Path):
     """The notebook's namespace, in the notebook's folder, without fetched weights or output."""
-    from minillama import hub  # not above, where a student's package that cannot be imported would end everything
+    from minillama.checkpoints import (
+        hub,  # not above, where a student's package that cannot be imported would end everything
+    )
 
     module = types.ModuleType("notebook")
     folder, path = os.getcwd(), sys.path[:]

@@ -166,7 +166,7 @@ def out_of_reach(chapter: Chapter) -> dict[str, str]:
                 for alias in node.names:
                     value = getattr(minillama, alias.name, None) if node.module == "minillama" else None
                     home = node.module if value is None else getattr(value, "__module__", None) or value.__name__
-                    if home.removeprefix("minillama.") in order:
+                    if order & {home.removeprefix("minillama."), f"{home}.{alias.name}".removeprefix("minillama.")}:
                         closed[alias.asname or alias.name] = f"the reference's minillama.{alias.name}"
             if isinstance(node, ast.Import):
                 names = {alias.asname or "minillama" for alias in node.names if alias.name.startswith("minillama")}
@@ -177,5 +177,5 @@ def out_of_reach(chapter: Chapter) -> dict[str, str]:
 def chapter_order(chapter: Chapter) -> set[str]:
     """Modules of this chapter and the later ones."""
     later = [path for path in sorted(chapter.path.parent.glob("*.ipynb")) if path.name >= chapter.path.name]
-    found = (re.search(r"default_exp (\w+)", path.read_text(encoding="utf-8")) for path in later)
+    found = (re.search(r"default_exp ([\w.]+)", path.read_text(encoding="utf-8")) for path in later)
     return {match[1] for match in found if match}

@@ -86,10 +86,9 @@ class Chapter:
                 heading, found = line.lstrip("# "), EXERCISE.match(line)
                 section = heading if line.startswith("## ") else section
                 exercise = found.groups() if found else None
-        modules = [
-            value for cell in self.cells for word, value in DIRECTIVE.findall(cell.source) if word == "default_exp"
-        ]
-        self.module = modules[0] if modules else path.stem
+        said = {word: value for cell in self.cells for word, value in DIRECTIVE.findall(cell.source)}
+        self.module = said.get("default_exp", path.stem)
+        self.name = said.get("tasks", self.module.rpartition(".")[2])  # that its tasks' names begin with
         self.place = {cell.id: place for place, cell in enumerate(self.cells)}
 
     def __getitem__(self, id: str) -> Cell:
@@ -146,7 +145,7 @@ class Chapter:
         checks = self.checks(ids, bool(number))
         points = POINTS_EXERCISE if number else POINTS_DEFINITION
         title = f"Exercise {number}: {title}" if number else f"`{name}`"
-        return Task(f"{self.module}-{name}", title, points, self.reread(ids, checks, bool(number)), ids, checks, self)
+        return Task(f"{self.name}-{name}", title, points, self.reread(ids, checks, bool(number)), ids, checks, self)
 
     def checks(self, solutions: tuple[str, ...], is_exercise: bool) -> tuple[str, ...]:
         """Ids of the cells that assert something about a solution; those of the first section that has any."""

@@ -6,8 +6,9 @@ import os
 import sys
 import warnings
 
-from minillama import __version__, hub
-from minillama.checkpoints import CheckpointError
+from minillama import __version__
+from minillama.checkpoints import hub
+from minillama.checkpoints.tensors import CheckpointError
 from minillama.commands import chat, files, finetune, generate, plan, train
 
 

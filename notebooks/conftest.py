@@ -7,7 +7,7 @@ import os
 import pytest
 
 from course.execute import fetch_what_it_names
-from minillama import hub
+from minillama.checkpoints import hub
 
 
 @functools.cache

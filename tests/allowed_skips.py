@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from minillama import hub
+from minillama.checkpoints import hub
 
 
 def missing(*modules: str) -> bool:

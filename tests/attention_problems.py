@@ -6,7 +6,7 @@ import math
 import torch
 
 from minillama.attention import AttentionMask
-from minillama.fused_attention import BACKENDS
+from minillama.inference.attention_backends import BACKENDS
 
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative

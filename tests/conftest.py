@@ -15,8 +15,8 @@ import pytest
 import torch
 from allowed_skips import is_allowed
 
-from minillama import hub
-from minillama.hub import load
+from minillama.checkpoints import hub
+from minillama.inference.loading import load
 
 
 GOLDEN = Path(__file__).resolve().parent.parent / "data" / "golden"

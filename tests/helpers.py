@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from minillama import CheckpointError
-from minillama.decode_graph import GraphStep
-from minillama.fused_attention import use_attention
-from minillama.hub import load
+from minillama.inference.attention_backends import use_attention
+from minillama.inference.decode_graph import GraphStep
+from minillama.inference.loading import load
 
 
 BASE = dict(

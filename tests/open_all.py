@@ -9,8 +9,8 @@ import time
 import warnings
 from pathlib import Path
 
-from minillama.checkpoints import CheckpointError
-from minillama.hub import load
+from minillama.checkpoints.tensors import CheckpointError
+from minillama.inference.loading import load
 
 
 WATCHED = ("open", "os.", "shutil.", "subprocess.", "socket.", "ctypes.", "exec", "compile", "pickle.find_class")

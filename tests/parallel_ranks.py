@@ -21,22 +21,13 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from minillama import (
-    CheckpointError,
-    KVCache,
-    Llama,
-    LlamaConfig,
-    Tokenizer,
-    adapters,
-    cli,
-    finetuning,
-    generate,
-    hub,
-    parallel,
-    scaling,
-    training,
-)
+from minillama import CheckpointError, KVCache, Llama, LlamaConfig, Tokenizer, cli, generate
+from minillama.checkpoints import hub
 from minillama.commands import ranks as ranks_command
+from minillama.distributed import parallel
+from minillama.distributed import planning as scaling
+from minillama.training import adapters, finetuning
+from minillama.training import pretraining as training
 
 
 SIZES = dict(dim=64, n_layers=2, n_heads=8, n_kv_heads=2, head_dim=8, ffn_dim=96, vocab_size=128)

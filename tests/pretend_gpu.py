@@ -15,18 +15,19 @@ from recorder import Tape
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 from course.cuda_on_cpu import HEADER, LAUNCH, compile_text
-from minillama import cuda, decode_graph
-from minillama.attention_kernels import kernel
-from minillama.decode_graph import compile_apart
-from minillama.fused_attention import fused
-from minillama.tensor_cores import TENSOR_CORES
+from minillama.inference import decode_graph
+from minillama.inference.attention_backends import fused
+from minillama.inference.decode_graph import compile_apart
+from minillama.kernels import cuda
+from minillama.kernels.attention import kernel
+from minillama.kernels.tensor_cores import TENSOR_CORES
 
 
 SMALLEST, MOST = 48 * 1024, 99 * 1024  # bytes of shared memory: what a launch may have unasked, and at most on an A10
 
 
 class Driver:
-    """libcuda.so.1, as far as minillama.cuda calls it. played: compute what is launched, or only look at it."""
+    """libcuda.so.1, as far as minillama.kernels.cuda calls it. played: compute what is launched, or only look at it."""
 
     def __init__(self, played: bool):
         self.played, self.texts, self.room, self.launched = played, [], {}, []

@@ -14,8 +14,8 @@ from test_finetuning import fill
 
 import minillama
 from minillama import CheckpointError
-from minillama.adapters import CONFIG, WEIGHTS, load_adapter, save_adapter
-from minillama.finetuning import add_lora, fuse, lora_layers, without_lora
+from minillama.training.adapters import CONFIG, WEIGHTS, load_adapter, save_adapter
+from minillama.training.finetuning import add_lora, fuse, lora_layers, without_lora
 
 
 PEFT = dict(wq="q_proj", wk="k_proj", wv="v_proj", wo="o_proj", gate="gate_proj", up="up_proj", down="down_proj")

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minillama import addition
-from minillama.addition import END, Problems, backwards, decode, encode, held_back, plain, question, steps
-from minillama.stories import initial
-from minillama.training import IGNORE
+from minillama.studies import addition
+from minillama.studies.addition import END, Problems, backwards, decode, encode, held_back, plain, question, steps
+from minillama.studies.stories import initial
+from minillama.training.pretraining import IGNORE
 
 
 STUDIES = Path(__file__).resolve().parent.parent / "data" / "studies"

@@ -15,7 +15,7 @@ import pytest
 
 from course import assign, check_work
 from course.collect import blank, collect
-from course.export import HAND_WRITTEN, ROOT
+from course.export import ROOT, by_hand, file_of, modules_in
 from course.finished import ARCHIVE
 from course.run_tasks import scene, undisturbed
 from course.slices import needed
@@ -101,8 +101,8 @@ def test_with_the_solutions_put_back_everything_passes(mine):
     wrong, said = json.loads(done.stdout)
     assert wrong == [] and {id: words for id, words in said.items() if words != "passed"} == {}
     for chapter in CHAPTERS.values():  # the modules are the reference's, so the other chapters pass as in test_tasks.py
-        ours = (ROOT / "minillama" / f"{chapter.module}.py").read_bytes()
-        assert (mine / "minillama" / f"{chapter.module}.py").read_bytes() == ours
+        ours = file_of(ROOT / "minillama", chapter.module).read_bytes()
+        assert file_of(mine / "minillama", chapter.module).read_bytes() == ours
 
 
 def solution_lines() -> set[str]:
@@ -141,11 +141,11 @@ def test_nothing_leaks(handed_out):
     markers = ("BEGIN SOLUTION", "END SOLUTION", "HIDDEN TESTS")
     tools = handed_out / "course"
     assert not [path for path, text in texts.items() if path.parent != tools and any(word in text for word in markers)]
-    modules = {path.stem for path in (handed_out / "minillama").iterdir() if path.name != ARCHIVE}
-    assert modules <= HAND_WRITTEN and not modules & {chapter.module for chapter in CHAPTERS.values()}
+    modules = set(modules_in(handed_out / "minillama"))
+    assert all(map(by_hand, modules)) and not modules & {chapter.module for chapter in CHAPTERS.values()}
     with zipfile.ZipFile(handed_out / "minillama" / ARCHIVE) as archive:  # the only place where solutions are
         assert {name: archive.read(name) for name in archive.namelist()} == {
-            f"{chapter.module}.py": (ROOT / f"minillama/{chapter.module}.py").read_bytes()
+            f"{chapter.module.replace('.', '/')}.py": file_of(ROOT / "minillama", chapter.module).read_bytes()
             for chapter in CHAPTERS.values()
         }
     assert not {"assign.py", "grade.py", "mutations.py"} & {path.name for path in files}
@@ -155,7 +155,7 @@ def test_nothing_leaks(handed_out):
 def test_without_finished_modules_no_file_holds_a_solution(withheld):
     files = {path: path.read_text(encoding="utf-8", errors="replace") for path in withheld.rglob("*.py")}
     assert not (withheld / "minillama" / ARCHIVE).exists()
-    assert {f"{chapter.module}.py" for chapter in CHAPTERS.values()} <= {path.name for path in files}
+    assert {file_of(withheld / "minillama", chapter.module) for chapter in CHAPTERS.values()} <= set(files)
     secret = solution_lines()
     assert not [path.name for path, text in files.items() if secret & set(map(str.strip, text.split("\n")))]
 
@@ -239,7 +239,7 @@ def test_one_chapter_comes_with_all_other_modules(tmp_path, capsys):
     assert assign.main([str(tmp_path / "one"), "--only", "03"]) == 0
     assert "1 notebooks with 9 tasks" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "one" / "notebooks").glob("*.ipynb")] == ["03_rope.ipynb"]
-    assert {path.stem for path in (tmp_path / "one" / "minillama").glob("*.py")} <= HAND_WRITTEN
+    assert all(map(by_hand, modules_in(tmp_path / "one" / "minillama")))
     solve(tmp_path / "one", "03_rope.ipynb")
     done = python(tmp_path / "one", "-m", "course.check_work", "3")
     assert done.returncode == 0 and done.stdout.count("right") == 9 and "21 of  21" in done.stdout, done.stdout
@@ -322,7 +322,7 @@ def test_the_student_s_loop(mine, check):
 
 def own_modules(folder: Path) -> set[str]:
     """The student's modules that are in use."""
-    return {path.stem for path in (folder / "minillama").glob("*.py")} - HAND_WRITTEN
+    return {name for name in modules_in(folder / "minillama") if not by_hand(name)}
 
 
 def test_a_module_takes_the_place_of_the_finished_one_once_its_definitions_are_right(mine, check):

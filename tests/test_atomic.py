@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import minillama
-from minillama import CheckpointError, Llama, LlamaConfig, atomic
-from minillama.atomic import new_folder
-from minillama.hugging_face import save_hugging_face
+from minillama import CheckpointError, Llama, LlamaConfig
+from minillama.checkpoints import atomic
+from minillama.checkpoints.atomic import new_folder
+from minillama.checkpoints.hugging_face import save_hugging_face
 
 
 def write(folder, text, names=("config.json", "model.safetensors")):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from minillama import CheckpointError, Llama, LlamaConfig, Tokenizer
-from minillama.checkpoints import META, NAMES, Checkpoint, assemble, open_safetensors, rename
-from minillama.hub import load
-from minillama.hugging_face import STORED
+from minillama.checkpoints.hugging_face import STORED
+from minillama.checkpoints.tensors import META, NAMES, Checkpoint, assemble, open_safetensors, rename
+from minillama.inference.loading import load
 
 
 @pytest.fixture

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 import minillama
-from minillama import chat, cli, commands, hub
-from minillama.checkpoints import HUGGING_FACE
+from minillama import chat, cli, commands
+from minillama.checkpoints import hub
+from minillama.checkpoints.tensors import HUGGING_FACE
+from minillama.inference import loading
 from minillama.tokenizer import gpt2_bytes
 
 
@@ -143,7 +145,7 @@ def test_a_mistake_is_one_line(generate, args, model, words):
 
 @pytest.mark.parametrize("args", [["--temperature=-1", "x"], ["--top-p=2", "x"], ["--max-new-tokens=0", "x"], [""]])
 def test_a_wrong_setting_is_found_before_anything_is_fetched_or_loaded(generate, monkeypatch, args):
-    monkeypatch.setattr(hub, "load", None)
+    monkeypatch.setattr(loading, "load", None)
     assert generate(*args, tokens=None)[0] == 2
 
 
@@ -441,7 +443,7 @@ def test_without_standard_error_it_goes_on(models, generate, monkeypatch, tmp_pa
     monkeypatch.setattr(sys, "stderr", stream)
     model, tokenizer = minillama.load(models / "chat")
     minillama.save(model, tokenizer, tmp_path / "again")
-    with hub.waiting("waiting"), hub.progress(3, "fetching") as bar:
+    with loading.waiting("waiting"), hub.progress(3, "fetching") as bar:
         bar.update()
     assert generate("Hello")[:2] == said[:2] and not sys.stderr.closed
     monkeypatch.setattr(sys, "stderr", stream)

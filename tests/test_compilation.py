@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import minillama
-from minillama import KVCache, LlamaConfig, compilation
-from minillama.compilation import CompiledStep, CompileError, Together, attend_one, fuse
-from minillama.quantization import Int4Linear, Int8Linear, model_bytes, to_levels
+from minillama import KVCache, LlamaConfig
+from minillama.inference import compilation
+from minillama.inference.compilation import CompiledStep, CompileError, Together, attend_one, fuse
+from minillama.inference.quantization import Int4Linear, Int8Linear, model_bytes, to_levels
 
 
 def normal(*shape, seed=0):

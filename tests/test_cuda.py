@@ -17,13 +17,15 @@ from torch._subclasses import FakeTensorMode
 import minillama
 from benchmarks import gpu as benchmark
 from course.cuda_on_cpu import compiler, play
-from minillama import LlamaConfig, attention_kernels, cuda
-from minillama.attention_kernels import kernel, launches
-from minillama.checkpoints import Checkpoint, StoredTensor, assemble, skeleton
-from minillama.cuda import CudaError, compile_cuda
-from minillama.decode_graph import Step, through_block
-from minillama.fused_attention import attend_flash, use_attention
-from minillama.tensor_cores import RUNGS
+from minillama import LlamaConfig
+from minillama.checkpoints.tensors import Checkpoint, StoredTensor, assemble, skeleton
+from minillama.inference.attention_backends import attend_flash, use_attention
+from minillama.inference.decode_graph import Step, through_block
+from minillama.kernels import attention as attention_kernels
+from minillama.kernels import cuda
+from minillama.kernels.attention import kernel, launches
+from minillama.kernels.cuda import CudaError, compile_cuda
+from minillama.kernels.tensor_cores import RUNGS
 
 
 def nvrtc_or_skip():

@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course.execute import FOLDER, main
-from minillama import hub
+from minillama.checkpoints import hub
 
 
 def write(path: Path, *sources: str) -> Path:

@@ -33,7 +33,7 @@ def course(tmp_path):
             return export.main(["--notebooks", str(self.notebooks), "--package", str(self.package), *options])
 
         def files(self):
-            return {path.name: path.read_text(encoding="utf-8") for path in self.package.iterdir()}
+            return {path.name: path.read_text(encoding="utf-8") for path in self.package.rglob("*.*")}
 
     Course.notebooks.mkdir()
     Course.package.mkdir()
@@ -101,7 +101,7 @@ FAULTS = {  # cells of one notebook, words of the message
     "no default_exp": ([DOUBLE], "0 default_exp lines"),
     "two default_exp": ([NAME, "#| default_exp other", DOUBLE], "2 default_exp lines"),
     "nothing exported": ([NAME, "x = 1"], "0 export cells"),
-    "a hand-written module": (["#| default_exp hub", DOUBLE], "cannot export to 'hub'"),
+    "a hand-written module": (["#| default_exp checkpoints.hub", DOUBLE], "cannot export to 'checkpoints.hub'"),
     "a path": (["#| default_exp ../setup", DOUBLE], "cannot export to '../setup'"),
     "no name": (["#| default_exp", DOUBLE], "cannot export to ''"),
     "line magic": ([NAME, "#| export\n%matplotlib inline\nx = 1"], "move the magic out"),
@@ -136,7 +136,7 @@ def test_two_notebooks_cannot_claim_one_module(course, capsys):
     course.write("03_thing", NAME, DOUBLE)
     course.write("04_again", NAME, DOUBLE)
     assert course.run() == 2
-    assert "04_again.ipynb and 03_thing.ipynb both claim minillama/thing.py" in capsys.readouterr().err
+    assert "04_again.ipynb and 03_thing.ipynb both claim thing;" in capsys.readouterr().err
     assert list(course.files()) == ["__init__.py"]
 
 
@@ -156,9 +156,9 @@ def test_an_empty_folder_is_a_fault(course, capsys):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda package: (package / "thing.py").write_text("x = 1\n", encoding="utf-8"), "thing.py is stale"),
-        (lambda package: (package / "thing.py").unlink(), "thing.py is missing"),
-        (lambda package: (package / "old.py").write_text("", encoding="utf-8"), "old.py is orphaned"),
+        (lambda package: (package / "thing.py").write_text("x = 1\n", encoding="utf-8"), "thing is stale"),
+        (lambda package: (package / "thing.py").unlink(), "thing is missing"),
+        (lambda package: (package / "old.py").write_text("", encoding="utf-8"), "old is orphaned"),
     ],
     ids=["stale", "missing", "orphaned"],
 )
@@ -175,10 +175,11 @@ def test_check_finds_what_differs_and_changes_nothing(course, capsys, change, wo
 
 def test_hand_written_modules_are_not_orphans(course):
     course.write("03_thing", NAME, DOUBLE)
-    for name in ("__main__", "cli", "hub"):
+    (course.package / "commands").mkdir()
+    for name in ("__main__", "cli", "commands/chat"):
         (course.package / f"{name}.py").write_text("# mine\n", encoding="utf-8")
-    assert course.run() == 0
-    assert course.files()["hub.py"] == "# mine\n"
+    assert course.run() == 0 and course.run("--check") == 0
+    assert course.files()["cli.py"] == "# mine\n"
 
 
 def test_a_full_disk_leaves_every_module_as_it_was(course, capsys, monkeypatch):
@@ -208,14 +209,14 @@ def test_the_command_runs_as_a_module():
     assert subprocess.run([*run, "--chekc"], cwd=ROOT, capture_output=True).returncode == 2
 
 
-MODULES = sorted(path.stem for path in (ROOT / "minillama").glob("*.py") if path.stem not in export.HAND_WRITTEN)
+MODULES = [name for name in export.modules_in(ROOT / "minillama") if not export.by_hand(name)]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_this_repository_s_modules_carry_no_trace_of_the_notebook(name):
-    text = (ROOT / "minillama" / f"{name}.py").read_text(encoding="utf-8")
+    text = export.file_of(ROOT / "minillama", name).read_text(encoding="utf-8")
     found = [word for word in ("#|", "BEGIN SOLUTION", "END SOLUTION", "HIDDEN", "%%", "In [") if word in text]
-    assert not found, f"{name}.py contains {found}"
+    assert not found, f"{name} contains {found}"
     assert text.split("\n")[2] == f"Written by notebooks/{notebook_of(name)}: edit it there."
 
 
@@ -226,6 +227,6 @@ def notebook_of(name):
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
 def test_this_repository_s_modules_satisfy_ruff(command):
-    paths = [f"minillama/{name}.py" for name in MODULES]
+    paths = [str(export.file_of(ROOT / "minillama", name)) for name in MODULES]
     done = subprocess.run([sys.executable, "-m", "ruff", *command, *paths], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import minillama
-from minillama import training
-from minillama.finetuning import TARGETS, Frozen, LoRALinear, add_lora, fuse, lora_layers, without_lora
-from minillama.quantization import Int4Linear, Int8Linear, quantize, quantized
+from minillama.inference.quantization import Int4Linear, Int8Linear, quantize, quantized
+from minillama.training import pretraining as training
+from minillama.training.finetuning import TARGETS, Frozen, LoRALinear, add_lora, fuse, lora_layers, without_lora
 
 
 def normal(*shape, seed=0):

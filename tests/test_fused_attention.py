@@ -9,11 +9,12 @@ from helpers import random_ids, tiny_pair, with_attention
 from recorder import Tape
 
 import minillama
-from minillama import KVCache, LlamaConfig, decode_graph
+from minillama import KVCache, LlamaConfig
 from minillama.attention import AttentionBackend
-from minillama.compilation import CompileError
-from minillama.decode_graph import GraphStep, Step
-from minillama.fused_attention import BACKENDS, AttentionError, fused, use_attention, use_fastest_attention
+from minillama.inference import decode_graph
+from minillama.inference.attention_backends import BACKENDS, AttentionError, fused, use_attention, use_fastest_attention
+from minillama.inference.compilation import CompileError
+from minillama.inference.decode_graph import GraphStep, Step
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -175,7 +176,7 @@ def test_a_way_that_fails_is_never_replaced_in_silence(monkeypatch):
 def test_quantized_models_are_no_graph(pair):
     _, model = pair
     with pytest.raises(CompileError, match="not quantized"):
-        GraphStep(minillama.quantization.quantize(copy.deepcopy(model), bits=8))
+        GraphStep(minillama.inference.quantization.quantize(copy.deepcopy(model), bits=8))
 
 
 def test_real_weights_in_every_way(ours, smollm2_path):

@@ -16,11 +16,12 @@ import torch
 from helpers import PLAIN, SCALED, all_refused, random_ids, refused, tiny_hugging_face
 from tiktoken.load import load_tiktoken_bpe
 
-from minillama import Llama, LlamaConfig, RopeScaling, Tokenizer, checkpoints
+from minillama import Llama, LlamaConfig, RopeScaling, Tokenizer
 from minillama.chat import encode_dialog
-from minillama.checkpoints import GGUF, HUGGING_FACE, KINDS, CheckpointError
-from minillama.gguf import GGUFHeader, open_gguf
-from minillama.hub import load
+from minillama.checkpoints import tensors as checkpoints
+from minillama.checkpoints.gguf import GGUFHeader, open_gguf
+from minillama.checkpoints.tensors import GGUF, HUGGING_FACE, KINDS, CheckpointError
+from minillama.inference.loading import load
 from minillama.tokenizer import LLAMA3_PATTERN, gpt2_bytes
 
 
@@ -121,7 +122,7 @@ READ_ALL = """
 import sys
 from pathlib import Path
 from open_all import memory
-from minillama.gguf import open_gguf
+from minillama.checkpoints.gguf import open_gguf
 tensors = open_gguf(Path(sys.argv[1])).tensors
 tensors["norm.weight"].read()
 Path("/proc/self/clear_refs").write_text("5")

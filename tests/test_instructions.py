@@ -21,17 +21,27 @@ from safetensors.torch import load_file
 from test_cli import CHATML, LLAMA3, write_model
 
 import minillama
-from minillama import Tokenizer, cli, jsonl, training
-from minillama.adapters import load_adapter
+from minillama import Tokenizer, cli
 from minillama.chat import encode_dialog
 from minillama.chat_formats import set_chat_format
 from minillama.commands import finetune as command
-from minillama.finetuning import add_lora
-from minillama.fused_attention import use_attention
-from minillama.instructions import Dialogs, answer_loss, answers, dialog, finetune, mean_answer_loss, pack_whole
-from minillama.runs import TrainingError, read_metrics
+from minillama.inference.attention_backends import use_attention
 from minillama.tokenizer import train_bpe
-from minillama.training import IGNORE, Settings, count_targets
+from minillama.training import jsonl
+from minillama.training import pretraining as training
+from minillama.training.adapters import load_adapter
+from minillama.training.finetuning import add_lora
+from minillama.training.instructions import (
+    Dialogs,
+    answer_loss,
+    answers,
+    dialog,
+    finetune,
+    mean_answer_loss,
+    pack_whole,
+)
+from minillama.training.pretraining import IGNORE, Settings, count_targets
+from minillama.training.runs import TrainingError, read_metrics
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -379,7 +389,8 @@ def test_it_goes_on_where_it_was_killed(words, tmp_path, capsys, monkeypatch):
     words = [*map(str, words), "--batch", "1", "--epochs", "3"]
     assert run(capsys, *words, "--out", whole)[0] == 0
     code = f"""import os
-from minillama import cli, runs
+from minillama import cli
+from minillama.training import runs
 save = runs.Run.save
 def once(self, *rest):
     save(self, *rest)

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from test_reference import maker
 
 from minillama import CheckpointError, Llama, LlamaConfig, RopeScaling, Tokenizer
-from minillama.checkpoints import META, StoredTensor
-from minillama.hub import load
-from minillama.meta import join, open_meta, save_meta
+from minillama.checkpoints.meta import join, open_meta, save_meta
+from minillama.checkpoints.tensors import META, StoredTensor
+from minillama.inference.loading import load
 
 
 # Cutting by hand: which dimension of which of Meta's matrices, as the layers in its model.py are named
@@ -307,7 +307,7 @@ def test_published_sizes(tmp_path, monkeypatch, name):
         names = [name for name in shapes if not (tied and name == "output.weight")]
         return {n: empty_piece(n, shapes[n], int(path.name.split(".")[1]), ranks, cfg.n_kv_heads) for n in names}
 
-    monkeypatch.setattr("minillama.meta.open_pth", open_nothing)
+    monkeypatch.setattr("minillama.checkpoints.meta.open_pth", open_nothing)
     (tmp_path / "params.json").write_text(json.dumps(params), encoding="utf-8")
     for rank in range(ranks):
         (tmp_path / f"consolidated.{rank:02}.pth").touch()

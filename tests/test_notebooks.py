@@ -15,7 +15,7 @@ from helpers import table
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course import execute, export
-from minillama import hub
+from minillama.checkpoints import hub
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,17 +19,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minillama"
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 
-# In the order of the data's way through them; a module may import only what stands before it.
-ORDER = """config tokenizer chat_formats chat jsonl rmsnorm rope feedforward kv_cache attention model checkpoints atomic
-hugging_face pth meta gguf generation speculation fused_attention cuda attention_kernels tensor_cores
-quantization compilation decode_graph runs training stories scaling_laws addition finetuning adapters
-instructions preferences evaluation inspection scaling parallel safety repository hub verify commands.options
-commands.files commands.generate commands.chat commands.train commands.finetune commands.plan
-commands.ranks cli""".split()
-LINES = 300
-# one refuses what it does not know, one goes both ways, one cuts for answers and for training, one has three kernels
-LONGER = {"checkpoints": 340, "hugging_face": 420, "parallel": 380, "cuda": 320, "chat": 330, "hub": 310}
-FUNCTION_LINES = 45
+# A room may import itself, the core, and the rooms named here; the core knows no room.
+ROOMS = {
+    "checkpoints": set(),
+    "kernels": {"inference.attention_backends"},
+    "inference": {"checkpoints", "kernels"},
+    "training": {"checkpoints", "inference"},
+    "distributed": {"checkpoints", "inference", "training"},
+    "studies": {"checkpoints", "inference", "training"},
+    "commands": {"checkpoints", "inference", "training", "distributed", "studies"},
+}
+FRONT = {"__init__", "__main__", "cli"}  # what a user calls: they reach into the rooms
+# In the core, in the order of the data's way; a module may import only what stands before it.
+CORE = "config tokenizer chat_formats chat rmsnorm rope attention kv_cache feedforward model generation".split()
 
 
 @functools.cache
@@ -48,18 +50,42 @@ def imported(name: str) -> set[str]:
     return {dotted.removeprefix("minillama.") for dotted in found if dotted.startswith("minillama.")} & MODULES.keys()
 
 
-def test_every_module_has_its_place_in_the_order():
-    assert set(MODULES) - set(ORDER) == {"__init__", "__main__", "commands.__init__"}
+def test_every_module_has_its_room():
+    assert {name for name in MODULES if "." not in name} == {*CORE, *FRONT}
+    assert {name.partition(".")[0] for name in MODULES if "." in name} == set(ROOMS)
 
 
-def test_imports_point_only_upward():
-    place = {name: n for n, name in enumerate(ORDER)}
-    below = {name: [o for o in sorted(imported(name)) if place[o] >= place[name]] for name in place.keys() & MODULES}
-    assert {name: others for name, others in below.items() if others} == {}, "they come after it"
+def test_the_core_knows_no_room_and_imports_only_upward():
+    place = {name: n for n, name in enumerate(CORE)}
+    wrong = {name: [o for o in imported(name) if place.get(o, 99) >= place[name]] for name in CORE}
+    assert {name: others for name, others in wrong.items() if others} == {}
 
 
-def test_nothing_below_is_imported_by_the_front_page():
-    assert not [name for name in imported("__init__") if name.startswith(("cli", "commands", "__main__"))]
+def test_rooms_import_one_way():
+    wrong = {}
+    for name in MODULES:
+        room = name.partition(".")[0]
+        if room in ROOMS:
+            allowed = {room, *ROOMS[room], *CORE, "__init__"}
+            wrong[name] = [o for o in imported(name) if o not in allowed and o.partition(".")[0] not in allowed]
+    assert {name: others for name, others in wrong.items() if others} == {}
+
+
+def test_no_module_imports_itself_round_about():
+    def below(name, path=()):
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in sorted(imported(name)):
+                below(other, (*path, name))
+            done.add(name)
+
+    done = set()
+    for name in MODULES:
+        below(name)
+
+
+def test_the_front_page_imports_no_command():
+    assert not [name for name in imported("__init__") if name.startswith(("cli", "commands", "__main__", "studies"))]
     assert imported("commands.__init__") == set()
     assert imported("__main__") == {"cli"}
 
@@ -81,27 +107,6 @@ def test_public_functions_of_a_module_have_a_docstring():
             public = [node for node in defined if not node.name.startswith("_")]
             plain += [f"{name}.{node.name}" for node in public if not ast.get_docstring(node)]
     assert not plain, f"no docstring: {plain}"
-
-
-def function_sizes(name: str) -> dict[str, int]:
-    functions = [node for node in ast.walk(tree(name)) if isinstance(node, ast.FunctionDef)]
-    return {f"{name}.{node.name}": node.end_lineno - node.lineno + 1 for node in functions}
-
-
-def test_modules_and_functions_stay_small():
-    lines = {name: path.read_text(encoding="utf-8").count("\n") for name, path in MODULES.items()}
-    long = {name: count for name, count in lines.items() if count > LONGER.get(name, LINES)}
-    sizes = {function: size for name in MODULES for function, size in function_sizes(name).items()}
-    long |= {function: size for function, size in sizes.items() if size > FUNCTION_LINES}
-    assert not long, f"lines: {long}"
-
-
-def test_sizes():
-    """Nothing fails here: `pytest -rP -k test_sizes` shows the largest modules and functions."""
-    modules = {name: path.read_text(encoding="utf-8").count("\n") for name, path in MODULES.items()}
-    functions = {key: size for name in MODULES for key, size in function_sizes(name).items()}
-    for sizes in (modules, functions):
-        print("largest:", ", ".join(f"{name} {sizes[name]}" for name in sorted(sizes, key=sizes.get)[:-4:-1]))
 
 
 PROBE = """
@@ -133,9 +138,9 @@ print(json.dumps({
     "changed": [key for key in before if before[key] != after[key]],
     "added": sorted(packages() - known - sys.stdlib_module_names),
     "operations": operations, "on CUDA": [name for name in operations if has_kernel(name, "CUDA")],
-    "rungs": list(minillama.tensor_cores.RUNGS), "lower rungs": list(minillama.attention_kernels.LOWER_RUNGS),
-    "asked for": minillama.cuda.nvrtc.cache_info().currsize + minillama.cuda.driver.cache_info().currsize,
-    "compiled": minillama.attention_kernels.kernel.cache_info().currsize,
+    "rungs": list(minillama.kernels.tensor_cores.RUNGS), "lower rungs": list(minillama.kernels.attention.LOWER_RUNGS),
+    "asked for": sum(f.cache_info().currsize for f in (minillama.kernels.cuda.nvrtc, minillama.kernels.cuda.driver)),
+    "compiled": minillama.kernels.attention.kernel.cache_info().currsize,
 }))
 """
 

@@ -20,8 +20,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from minillama import LlamaConfig, adapters, cli, generate, hugging_face, parallel, runs, scaling, training
-from minillama.checkpoints import skeleton
+from minillama import LlamaConfig, cli, generate
+from minillama.checkpoints import hugging_face
+from minillama.checkpoints.tensors import skeleton
+from minillama.distributed import parallel
+from minillama.distributed import planning as scaling
+from minillama.training import adapters, runs
+from minillama.training import pretraining as training
 
 
 HERE = Path(__file__).resolve().parent

@@ -15,8 +15,9 @@ from test_finetuning import fill
 
 from minillama import Tokenizer
 from minillama.chat import encode_dialog
-from minillama.finetuning import add_lora, lora_layers
-from minillama.preferences import (
+from minillama.tokenizer import train_bpe
+from minillama.training.finetuning import add_lora, lora_layers
+from minillama.training.preferences import (
     Pairs,
     answer_log_probs,
     dpo_loss,
@@ -29,9 +30,8 @@ from minillama.preferences import (
     read_pairs,
     rewards,
 )
-from minillama.runs import TrainingError
-from minillama.tokenizer import train_bpe
-from minillama.training import IGNORE, Settings, trainable
+from minillama.training.pretraining import IGNORE, Settings, trainable
+from minillama.training.runs import TrainingError
 
 
 @pytest.fixture(scope="module")

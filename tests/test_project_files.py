@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import minillama
-from minillama import hub
+from minillama.checkpoints import hub
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,16 +121,22 @@ def file_tree() -> list[str]:
 
 
 def test_the_tree_in_the_readme_is_the_tree():
-    tree = file_tree()
+    """Every file of the core and every room has a line, and a room's line names its modules."""
+    tree, rooms = file_tree(), re.sub(r"\n {20,}", " ", read("README.md"))
     assert [path for path in tree if not (ROOT / path).exists()] == []
-    modules = [path for folder in ("minillama", "course") for path in (ROOT / folder).rglob("*.py")]
-    assert {path.relative_to(ROOT).as_posix() for path in modules if path.stem[:2] != "__"} - set(tree) == set()
+    top = [path for path in (ROOT / "minillama").iterdir() if not path.stem.startswith("__")]
+    assert {f"minillama/{path.name}" + "/" * path.is_dir() for path in top} - set(tree) == set()
+    for room in (path for path in top if path.is_dir() and path.name != "commands"):
+        line = re.search(rf"^ +{room.name}/ .*", rooms, re.MULTILINE)[0]
+        missing = [path.stem for path in room.glob("*.py") if path.stem[:2] != "__" and path.stem not in line]
+        assert not missing, f"README's line of {room.name}/ lacks {missing}"
 
 
 def test_the_readme_lists_every_chapter_and_its_module():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        module = re.search(r"default_exp (\w+)", path.read_text(encoding="utf-8"))
-        row = f"| [{path.stem}](notebooks/{path.name}) | " + (f"`{module[1]}.py` |" if module else "")
+        module = re.search(r"default_exp ([\w.]+)", path.read_text(encoding="utf-8"))
+        file = module[1].replace(".", "/") if module else ""
+        row = f"| [{path.stem}](notebooks/{path.name}) | " + (f"`{file}.py` |" if module else "")
         assert row in read("README.md"), f"README has no row that starts with {row}"
 
 

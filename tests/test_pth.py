@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillama import CheckpointError, Llama, LlamaConfig
-from minillama.meta import save_meta
-from minillama.pth import DESCRIPTION, STEPS, open_pth, run_pickle
+from minillama.checkpoints.meta import save_meta
+from minillama.checkpoints.pth import DESCRIPTION, STEPS, open_pth, run_pickle
 
 
 # What torch.save writes

@@ -11,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minillama
-from minillama import hub, quantization
-from minillama.quantization import Int4Linear, Int8Linear, from_levels, model_bytes, quantize, repack, to_levels
+from minillama.inference import loading, quantization
+from minillama.inference.quantization import (
+    Int4Linear,
+    Int8Linear,
+    from_levels,
+    model_bytes,
+    quantize,
+    repack,
+    to_levels,
+)
 
 
 def normal(*shape, seed=0):
@@ -106,7 +114,7 @@ def test_repacked_as_gguf_dequantizes(kind):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("name, bits", hub.QUANTIZE.items())
+@pytest.mark.parametrize("name, bits", loading.QUANTIZE.items())
 def test_straight_from_the_file_as_afterwards(tmp_path, tie, name, bits):
     """Loading quantized equals loading and quantizing; a random model's logits stay roughly what they were."""
     _, model = tiny_pair(tmp_path, tie_word_embeddings=tie)

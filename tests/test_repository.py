@@ -16,8 +16,10 @@ import huggingface_hub.errors
 import pytest
 from helpers import tiny_hugging_face
 
-from minillama import CheckpointError, cli, hub, repository
-from minillama.hub import FetchError, load
+from minillama import CheckpointError, cli
+from minillama.checkpoints import hub, repository
+from minillama.checkpoints.hub import FetchError
+from minillama.inference.loading import load
 
 
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -9,12 +9,9 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from minillama import KVCache, Llama, LlamaConfig, cli, quantization, training
+from minillama import KVCache, Llama, LlamaConfig, cli
 from minillama.attention import AttentionMask
-from minillama.fused_attention import BACKENDS, use_attention
-from minillama.model import Block
-from minillama.rope import rope_table
-from minillama.scaling import (
+from minillama.distributed.planning import (
     ACCELERATORS,
     NETWORK,
     USABLE,
@@ -44,6 +41,11 @@ from minillama.scaling import (
     train_step,
     weight_bytes,
 )
+from minillama.inference import quantization
+from minillama.inference.attention_backends import BACKENDS, use_attention
+from minillama.model import Block
+from minillama.rope import rope_table
+from minillama.training import pretraining as training
 
 
 BIG = LlamaConfig.named("llama-3.1-405b")

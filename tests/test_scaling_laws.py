@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from minillama import scaling_laws
-from minillama.scaling_laws import Law, World, count, fit_law, sized
+from minillama.studies import scaling_laws
+from minillama.studies.scaling_laws import Law, World, count, fit_law, sized
 
 
 DATA = Path(__file__).resolve().parent.parent / "data"

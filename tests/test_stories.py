@@ -9,11 +9,12 @@ import torch
 import transformers
 
 import minillama
-from minillama import cli, stories
-from minillama.fused_attention import use_attention
+from minillama import cli
 from minillama.generation import generate_batch
-from minillama.runs import read_metrics
-from minillama.training import fit
+from minillama.inference.attention_backends import use_attention
+from minillama.studies import stories
+from minillama.training.pretraining import fit
+from minillama.training.runs import read_metrics
 
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "stories"

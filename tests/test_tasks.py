@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from course import grade, points, tasks
 from course.run_tasks import run_task
 from course.slices import needed, statements
-from minillama import checkpoints
+from minillama.checkpoints import tensors as checkpoints
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +130,8 @@ def task(tmp_path):
     cells = [
         new_markdown_cell("# 3. A thing\n\n## 3.1 Two"),
         new_code_cell(
-            "#| default_exp thing\nimport torch\nfrom course.check import check\nfrom minillama import checkpoints"
+            "#| default_exp thing\nimport torch\nfrom course.check import check\n"
+            "from minillama.checkpoints import tensors"
         ),
         new_code_cell("def two():\n    return 2"),
         new_markdown_cell("## 3.2 Exercises\n\n### Exercise 3.1: half"),
@@ -218,7 +219,7 @@ def test_a_task_leaves_nothing_behind(task):
     before, folder, kinds = torch.get_rng_state(), os.getcwd(), dict(checkpoints.KINDS)
     find = checkpoints.rename
     body = "torch.manual_seed(7); torch.set_grad_enabled(False); torch.set_default_dtype(torch.float64)\n    "
-    body += "checkpoints.KINDS.clear(); checkpoints.rename = None; checkpoints.mine = 1\n    return x / 2"
+    body += "tensors.KINDS.clear(); tensors.rename = None; tensors.mine = 1\n    return x / 2"
     assert run_task(task, {"half": f"def half(x):\n    {body}"}).passed
     assert torch.equal(torch.get_rng_state(), before) and torch.is_grad_enabled()
     assert torch.get_default_dtype() == torch.float32 and os.getcwd() == folder

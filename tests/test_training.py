@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import minillama
-from minillama import LlamaConfig, runs, training
+from minillama import LlamaConfig
 from minillama.attention import AttentionMask
-from minillama.fused_attention import attend_in_blocks, use_attention
-from minillama.runs import TrainingError, fingerprint, read_metrics
-from minillama.training import (
+from minillama.inference.attention_backends import attend_in_blocks, use_attention
+from minillama.training import pretraining as training
+from minillama.training import runs
+from minillama.training.pretraining import (
     IGNORE,
     Settings,
     adamw,
@@ -31,6 +32,7 @@ from minillama.training import (
     fit,
     shift,
 )  # fmt: skip
+from minillama.training.runs import TrainingError, fingerprint, read_metrics
 
 
 def one_document(ids):

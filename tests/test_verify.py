@@ -9,8 +9,9 @@ import torch
 from helpers import SCALED, tiny_hugging_face
 from safetensors.torch import load_file, save_file
 
-from minillama import Llama, LlamaConfig, cli, hub, verify
-from minillama.checkpoints import StoredTensor
+from minillama import Llama, LlamaConfig, cli
+from minillama.checkpoints import hub, verify
+from minillama.checkpoints.tensors import StoredTensor
 
 
 def lines(capsys) -> dict[str, str]:

@@ -22,8 +22,8 @@ from torch._inductor import metrics  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 import minillama  # noqa: E402
-from minillama.decode_graph import GraphStep, Step, through_block  # noqa: E402
-from minillama.fused_attention import use_attention  # noqa: E402
+from minillama.inference.attention_backends import use_attention  # noqa: E402
+from minillama.inference.decode_graph import GraphStep, Step, through_block  # noqa: E402
 
 
 def model_of_64_bit_heads() -> minillama.Llama:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minillama.runs import write_whole
+from minillama.training.runs import write_whole
 
 
 HERE = Path(__file__).resolve().parent
@@ -20,7 +20,7 @@ STEPS = [100, 200, 400, 800]
 
 def scaling():
     """What each run is made with, the steps it takes, and a function that makes one."""
-    from minillama import scaling_laws
+    from minillama.studies import scaling_laws
 
     plan = [(dim, steps, 0) for dim in (16, 32, 48, 64, 96) for steps in STEPS]
     plan += [(32, STEPS[2], seed) for seed in (1, 2)]  # how much is chance?
@@ -31,7 +31,7 @@ def scaling():
 
 def addition():
     """The same for chapter 13c."""
-    from minillama import addition as sums
+    from minillama.studies import addition as sums
 
     plan = [(form, True, 1600, 0) for form in ("steps", "backwards", "plain")]
     plan.append(("steps", False, 1600, 0))

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from minillama import chat, generate_batch, load
-from minillama.adapters import save_adapter
-from minillama.finetuning import add_lora
-from minillama.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
-from minillama.jsonl import read_jsonl
-from minillama.training import Settings, trainable
+from minillama.training.adapters import save_adapter
+from minillama.training.finetuning import add_lora
+from minillama.training.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
+from minillama.training.jsonl import read_jsonl
+from minillama.training.pretraining import Settings, trainable
 
 
 HERE = Path(__file__).resolve().parent

@@ -10,7 +10,7 @@ from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from minillama import chat
-from minillama.checkpoints import CheckpointError
+from minillama.checkpoints.tensors import CheckpointError
 from minillama.commands.options import TORCHRUN, add_model, add_sampling, chat_layout, load, sampling
 from minillama.generation import SamplingParams, generate
 

@@ -4,12 +4,13 @@ from argparse import RawDescriptionHelpFormatter
 
 import torch
 
-from minillama import hub, repository, verify
-from minillama.adapters import load_adapter
+from minillama.checkpoints import hub, repository, verify
+from minillama.checkpoints.hugging_face import save_hugging_face
+from minillama.checkpoints.meta import save_meta
 from minillama.commands.options import DEFAULT_MODEL
-from minillama.finetuning import fuse
-from minillama.hugging_face import save_hugging_face
-from minillama.meta import save_meta
+from minillama.inference.loading import load
+from minillama.training.adapters import load_adapter
+from minillama.training.finetuning import fuse
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -52,7 +53,7 @@ def run_verify(args) -> int:
 
 
 def run_convert(args) -> int:
-    model, tokenizer = hub.load(args.source, dtype=getattr(torch, args.dtype) if args.dtype else None)
+    model, tokenizer = load(args.source, dtype=getattr(torch, args.dtype) if args.dtype else None)
     if args.adapter:
         model = fuse(load_adapter(model, args.adapter))
     save = save_meta if args.format == "meta" else save_hugging_face

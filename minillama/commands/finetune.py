@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from minillama.adapters import CONFIG, WEIGHTS, save_adapter
 from minillama.commands.options import DEFAULT_MODEL, add_training_dtype, chat_layout, training_dtype
-from minillama.finetuning import TARGETS, add_lora
-from minillama.hub import QUANTIZE, load
-from minillama.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
-from minillama.jsonl import read_jsonl, told
-from minillama.training import Settings, count_targets, trainable
+from minillama.inference.loading import QUANTIZE, load
+from minillama.training.adapters import CONFIG, WEIGHTS, save_adapter
+from minillama.training.finetuning import TARGETS, add_lora
+from minillama.training.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
+from minillama.training.jsonl import read_jsonl, told
+from minillama.training.pretraining import Settings, count_targets, trainable
 
 
 HELP = """A line of the file: {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from minillama import chat
-from minillama.checkpoints import CheckpointError
+from minillama.checkpoints.tensors import CheckpointError
 from minillama.commands.options import TORCHRUN, add_model, add_sampling, chat_layout, load, sampling
 from minillama.generation import Statistics, generate
 from minillama.model import Llama

@@ -1,13 +1,13 @@
 """What several commands ask for: which model, how it is loaded, how its tokens are drawn."""
 
-from minillama import hub
-from minillama.adapters import load_adapter
 from minillama.chat_formats import format_of
-from minillama.checkpoints import CheckpointError
-from minillama.finetuning import fuse
-from minillama.fused_attention import BACKENDS
+from minillama.checkpoints.tensors import CheckpointError
 from minillama.generation import SamplingParams
-from minillama.quantization import bfloat16_is_native
+from minillama.inference import loading
+from minillama.inference.attention_backends import BACKENDS
+from minillama.inference.quantization import bfloat16_is_native
+from minillama.training.adapters import load_adapter
+from minillama.training.finetuning import fuse
 
 
 TORCHRUN = """among ranks, each of which keeps a piece of every matrix of a folder in Hugging Face's form (chapter 17a):
@@ -22,20 +22,20 @@ def add_model(parser) -> None:
     """--model and how it is loaded; `load` obeys."""
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
     parser.add_argument("--adapter", metavar="FOLDER", help="of finetune or peft: a small learned change")
-    parser.add_argument("--quantize", choices=hub.QUANTIZE, help="keep the weights in 8 or 4 bits (CPU)")
+    parser.add_argument("--quantize", choices=loading.QUANTIZE, help="keep the weights in 8 or 4 bits (CPU)")
     parser.add_argument("--compiled", choices=LEVELS, help="compile one block, or everything (max), once, for speed")
     parser.add_argument("--attention", choices=BACKENDS, help="attention backend (naive; if compiled, the fastest)")
     parser.set_defaults(lead=None)  # `ranks` puts another way to load here
 
 
 def load(args):
-    """(model, tokenizer) that the arguments of `add_model` name; errors are those of `hub.load` and `load_adapter`."""
+    """(model, tokenizer) that the arguments of `add_model` name. Errors: `loading.load`'s and `load_adapter`'s."""
     if args.lead:
         return args.lead(args)
     level = LEVELS.get(args.compiled, False)
     if args.adapter is not None and level:
         raise ValueError("--adapter goes without --compiled: minillama convert --adapter writes a model that has both")
-    model, tokenizer = hub.load(args.model, quantize=args.quantize, compiled=level, attention=args.attention)
+    model, tokenizer = loading.load(args.model, quantize=args.quantize, compiled=level, attention=args.attention)
     if args.adapter is not None:  # an empty name is a mistake, and not the model without an adapter
         load_adapter(model, args.adapter)
         model = model if args.quantize else fuse(model)  # faster; few levels take no small update

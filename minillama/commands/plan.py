@@ -4,7 +4,7 @@ import json
 from argparse import RawDescriptionHelpFormatter
 
 from minillama.config import LlamaConfig
-from minillama.scaling import ACCELERATORS, USABLE, Job, plan
+from minillama.distributed.planning import ACCELERATORS, USABLE, Job, plan
 
 
 HELP = """Which layouts of a model on so many cards fit, what each card holds, and how fast it can be at most: bytes

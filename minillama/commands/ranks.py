@@ -8,9 +8,10 @@ from functools import partial
 
 import torch.distributed as dist
 
-from minillama import hub, parallel
-from minillama.checkpoints import CheckpointError
-from minillama.fused_attention import use_attention
+from minillama.checkpoints import hub
+from minillama.checkpoints.tensors import CheckpointError
+from minillama.distributed import parallel
+from minillama.inference.attention_backends import use_attention
 
 
 def run(args) -> int:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from minillama import stories
-from minillama.checkpoints import progress_bar
+from minillama.checkpoints.hugging_face import save_hugging_face
+from minillama.checkpoints.tensors import progress_bar
 from minillama.commands.options import add_training_dtype, training_dtype
-from minillama.hugging_face import save_hugging_face
 from minillama.model import Llama
-from minillama.training import flops_per_token, peak_flops
+from minillama.studies import stories
+from minillama.training.pretraining import flops_per_token, peak_flops
 
 
 HELP = f"""Train a tiny Llama from nothing: 7 to 8 minutes on two free cores that multiply bfloat16 themselves.

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from minillama.config import LlamaConfig, RopeScaling
-from minillama.fused_attention import use_attention
+from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
-from minillama.runs import fingerprint
 from minillama.tokenizer import Tokenizer, train_bpe
-from minillama.training import Settings, count_targets, fit, logits, pack, shift, token_loss
+from minillama.training.pretraining import Settings, count_targets, fit, logits, pack, shift, token_loss
+from minillama.training.runs import fingerprint
 
 
 GIRLS = "Ada Anna Clara Ella Emma Ines Julia Lena Lily Lucy Maya Mia Nina Nora Rosa Ruth Sara Tara Yuki Zoe".split()

@@ -9,8 +9,8 @@ from functools import cache
 
 import torch
 
-from minillama.cuda import C_NAMES, LANES, NUMBERS, CudaError, Kernel, struct
-from minillama.fused_attention import empty_answer
+from minillama.inference.attention_backends import empty_answer
+from minillama.kernels.cuda import C_NAMES, LANES, NUMBERS, CudaError, Kernel, struct
 
 
 ROWS = r"""

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minillama import hub
-from minillama.checkpoints import CheckpointError, assemble
+from minillama.checkpoints import hub
+from minillama.checkpoints.tensors import CheckpointError, assemble
 from minillama.config import SIZES, LlamaConfig, RopeScaling
 from minillama.generation import generate
 from minillama.rope import rope_frequencies
 
 
-GOLDEN = Path(__file__).resolve().parent.parent / "data" / "golden" / "meta_smollm2.npz"
+GOLDEN = Path(__file__).resolve().parents[2] / "data" / "golden" / "meta_smollm2.npz"
 GOLDEN_NAME = "smollm2-135m-instruct"
 # Largest difference of a logit, on a scale of 40. Meta's code and transformers differ by 1e-4 in float32; in 16 bits
 # every operation rounds, and two correct programs round at different places.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minillama.quantization import Int4Linear, Int8Linear, linear_bfloat16
+from minillama.inference.quantization import Int4Linear, Int8Linear, linear_bfloat16
 
 
 class Product(torch.autograd.Function):

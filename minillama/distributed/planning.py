@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from math import ceil, prod
 
+from minillama.checkpoints.meta import cut_along
 from minillama.config import LlamaConfig
 from minillama.generation import PIECE
-from minillama.meta import cut_along
-from minillama.training import flops_per_token
+from minillama.training.pretraining import flops_per_token
 
 
 @cache

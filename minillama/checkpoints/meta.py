@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from minillama.atomic import new_folder
-from minillama.checkpoints import (
+from minillama.checkpoints.atomic import new_folder
+from minillama.checkpoints.pth import open_pth
+from minillama.checkpoints.tensors import (
     META,
     Checkpoint,
     CheckpointError,
@@ -25,7 +26,6 @@ from minillama.checkpoints import (
 )
 from minillama.config import LlamaConfig, RopeScaling
 from minillama.model import Llama
-from minillama.pth import open_pth
 from minillama.tokenizer import Tokenizer
 
 

@@ -113,9 +113,9 @@ class StoredTensor:
     raw: Callable[..., torch.Tensor] | None = None
 
 
-def n_bytes(shape: tuple[int, ...], kind: str) -> int:
+def n_bytes(shape: tuple[int, ...], kind: str, kinds: dict = KINDS) -> int:
     """What a tensor takes in the file; ValueError where its rows do not divide into units."""
-    numbers, size, _ = KINDS[kind]
+    numbers, size, _ = kinds[kind]
     if not 1 <= len(shape) <= 4 or 0 in shape or shape[-1] % numbers:
         raise ValueError(f"its shape {str(shape)[:80]} does not divide into {kind} blocks")
     return math.prod(shape) // numbers * size
@@ -126,11 +126,11 @@ def padded(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
 
 
-def fetch(file: RawFile, at: int, shape: tuple[int, ...], kind: str) -> torch.Tensor:
+def fetch(file: RawFile, at: int, shape: tuple[int, ...], kind: str, kinds: dict = KINDS) -> torch.Tensor:
     """A tensor's bytes, turned into numbers: blocks slice by slice, so that nothing but the result is large."""
-    numbers, size, to_numbers = KINDS[kind]
+    numbers, size, to_numbers = kinds[kind]
     if numbers == 1:
-        return to_numbers(file.read(at, n_bytes(shape, kind)).view(-1, size)).view(shape)
+        return to_numbers(file.read(at, n_bytes(shape, kind, kinds)).view(-1, size)).view(shape)
     result = torch.empty(math.prod(shape) // numbers, numbers)
     for first in range(0, len(result), SLICE // numbers):
         part = result[first : first + SLICE // numbers]
@@ -143,19 +143,24 @@ def fetch_bytes(file: RawFile, at: int, size: int, first=0, last=None) -> torch.
     return file.read(at + first, min(size, last or size) - first)
 
 
-def lay_out(file: RawFile, start: int, infos: list[tuple], alignment: int = 1) -> dict[str, StoredTensor]:
-    """Tensors (name, shape, kind, offset from `start`), each of which must begin where the one before ends, padded."""
+def lay_out(
+    file: RawFile, start: int, infos: list[tuple], alignment: int = 1, kinds: dict = KINDS
+) -> dict[str, StoredTensor]:
+    """Tensors (name, shape, kind, offset from `start`), each of which must begin where the one before ends, padded.
+
+    kinds: the kinds of numbers that the format knows, as KINDS.
+    """
     tensors, expected = {}, 0
     for name, shape, kind, offset in infos:
         with reading(f"{file.path.name}, tensor {name!r},"):
-            end = offset + n_bytes(shape, kind)
+            end = offset + n_bytes(shape, kind, kinds)
             if name in tensors:
                 raise ValueError("it is stored twice")
             if start + end > file.size:
                 raise ValueError(f"it ends at byte {start + end}, the file at {file.size}: truncated?")
             if offset != expected:
                 raise ValueError("it overlaps another, is misaligned or leaves a hole")
-            read = partial(fetch, file, start + offset, shape, kind)
+            read = partial(fetch, file, start + offset, shape, kind, kinds)
             raw = partial(fetch_bytes, file, start + offset, end - offset)
             tensors[name] = StoredTensor(shape, read, kind, raw)
             expected = padded(end, alignment)

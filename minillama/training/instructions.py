@@ -7,12 +7,12 @@ import torch
 
 from minillama.chat import encode_dialog, role_of
 from minillama.chat_formats import MARKS, format_of, turn_ends
-from minillama.finetuning import lora_layers
-from minillama.fused_attention import use_attention
+from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
-from minillama.runs import fingerprint
 from minillama.tokenizer import Tokenizer
-from minillama.training import IGNORE, Settings, count_targets, fit, packed_mask, shift, token_loss
+from minillama.training.finetuning import lora_layers
+from minillama.training.pretraining import IGNORE, Settings, count_targets, fit, packed_mask, shift, token_loss
+from minillama.training.runs import fingerprint
 
 
 KNOWN = {"role", "content", "calls", "tag", "end"}  # of a message, as chat.encode_dialog takes it

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from minillama.checkpoints import CheckpointError, RawFile, StoredTensor, fetch, fetch_bytes, n_bytes, reading
+from minillama.checkpoints.tensors import CheckpointError, RawFile, StoredTensor, fetch, fetch_bytes, n_bytes, reading
 
 
 @dataclass(frozen=True)

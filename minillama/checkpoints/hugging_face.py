@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from minillama.atomic import new_folder
 from minillama.chat_formats import CHAT_TEMPLATES, chat_format, set_chat_format
-from minillama.checkpoints import (
+from minillama.checkpoints.atomic import new_folder
+from minillama.checkpoints.tensors import (
     HUGGING_FACE,
     SIZES,
     Checkpoint,

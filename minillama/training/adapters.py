@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minillama.atomic import new_folder
-from minillama.checkpoints import (
+from minillama.checkpoints.atomic import new_folder
+from minillama.checkpoints.hugging_face import heads_of, interleave, to_halves, write_safetensors
+from minillama.checkpoints.tensors import (
     HUGGING_FACE,
     CheckpointError,
     StoredTensor,
@@ -23,9 +24,8 @@ from minillama.checkpoints import (
     reading,
     rename,
 )
-from minillama.finetuning import TARGETS, adapted, add_lora, lora_layers
-from minillama.hugging_face import heads_of, interleave, to_halves, write_safetensors
 from minillama.model import Llama
+from minillama.training.finetuning import TARGETS, adapted, add_lora, lora_layers
 
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

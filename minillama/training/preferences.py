@@ -10,14 +10,14 @@ import torch.nn.functional as F
 
 from minillama.chat import encode_dialog
 from minillama.chat_formats import turn_ends
-from minillama.finetuning import lora_layers, without_lora
-from minillama.fused_attention import use_attention
-from minillama.instructions import check_messages
-from minillama.jsonl import read_jsonl
+from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
-from minillama.runs import fingerprint
 from minillama.tokenizer import Tokenizer
-from minillama.training import IGNORE, Settings, fit
+from minillama.training.finetuning import lora_layers, without_lora
+from minillama.training.instructions import check_messages
+from minillama.training.jsonl import read_jsonl
+from minillama.training.pretraining import IGNORE, Settings, fit
+from minillama.training.runs import fingerprint
 
 
 def dpo_loss(rewards: torch.Tensor) -> torch.Tensor:

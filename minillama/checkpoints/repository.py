@@ -5,8 +5,8 @@ import re
 import sys
 from pathlib import Path
 
-from minillama.checkpoints import CheckpointError, read_json
-from minillama.hugging_face import hugging_face_config
+from minillama.checkpoints.hugging_face import hugging_face_config
+from minillama.checkpoints.tensors import CheckpointError, read_json
 
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -5,8 +5,8 @@ Written by notebooks/11c_tensor_cores.ipynb: edit it there.
 
 import torch
 
-from minillama.attention_kernels import FEW, LOWER_RUNGS, Rung, climb
-from minillama.fused_attention import fused
+from minillama.inference.attention_backends import fused
+from minillama.kernels.attention import FEW, LOWER_RUNGS, Rung, climb
 
 
 TENSOR_CORES = r"""// c (16, 8) += a (16, 16) b (16, 8), by the 32 lanes of a warp together

@@ -9,11 +9,11 @@ import zlib
 import torch
 
 from minillama.config import LlamaConfig
-from minillama.fused_attention import use_attention
 from minillama.generation import generate_batch
+from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
-from minillama.stories import initial
-from minillama.training import IGNORE, Settings, fit, logits, token_loss
+from minillama.studies.stories import initial
+from minillama.training.pretraining import IGNORE, Settings, fit, logits, token_loss
 
 
 ALPHABET = "0123456789+=,\n"  # one token each; a line ends a problem

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.subgraph_rewriter import replace_pattern
 
-import minillama.cuda as kernels
+import minillama.kernels.cuda as kernels
 from minillama.attention import AttentionMask
-from minillama.compilation import CompileError
+from minillama.inference.compilation import CompileError
 from minillama.kv_cache import KVCache
 from minillama.model import Llama
 from minillama.rmsnorm import RMSNorm

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minillama.atomic import flush
+from minillama.checkpoints.atomic import flush
 
 
 class TrainingError(ValueError):

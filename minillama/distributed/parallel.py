@@ -25,15 +25,15 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minillama import training
-from minillama.checkpoints import HUGGING_FACE, SLICE, CheckpointError, StoredTensor, n_bytes, rename, skeleton
+from minillama.checkpoints.hugging_face import heads_of, interleave, open_hugging_face, safetensors_folder
+from minillama.checkpoints.tensors import HUGGING_FACE, SLICE, CheckpointError, StoredTensor, n_bytes, rename, skeleton
 from minillama.config import LlamaConfig
-from minillama.hugging_face import heads_of, interleave, open_hugging_face, safetensors_folder
+from minillama.distributed.planning import indivisible
 from minillama.kv_cache import KVCache
 from minillama.model import Llama
-from minillama.runs import MOMENTS, Run, write_whole
-from minillama.scaling import indivisible
-from minillama.training import IGNORE, Settings, count_targets, logits
+from minillama.training import pretraining as training
+from minillama.training.pretraining import IGNORE, Settings, count_targets, logits
+from minillama.training.runs import MOMENTS, Run, write_whole
 
 
 class ParallelError(ValueError):
@@ -62,7 +62,6 @@ def ranks(seconds: float = 600, **where):
         yield init_device_mesh(device, (dist.get_world_size(),))
         with suppress(RuntimeError):  # one that has met a mistake has left already, and said so
             dist.barrier()
-        time.sleep(0.1)  # subtle: a thread of gloo's that wants Python's lock while Python ends would abort it
     except (RuntimeError, dcp.CheckpointException) as error:
         if "gloo" not in str(error) and not isinstance(error, dist.DistError):
             raise

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from minillama.config import LlamaConfig
-from minillama.fused_attention import use_attention
+from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
-from minillama.stories import initial
-from minillama.training import Settings, fit
+from minillama.studies.stories import initial
+from minillama.training.pretraining import Settings, fit
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from minillama.chat_formats import set_chat_format
-from minillama.checkpoints import (
+from minillama.checkpoints.tensors import (
     GGUF,
     KINDS,
     SIZES,
@@ -44,11 +44,14 @@ def unpack(data: torch.Tensor, bits: int, run: int) -> torch.Tensor:
     return torch.stack(parts, dim=2).flatten(1)
 
 
-KINDS |= {  # blocks of 32 numbers with a step of their own
-    "Q4_0": (32, 18, lambda block: f16(block[:, :2]) * (unpack(block[:, 2:], 4, 16).view(torch.int8) - 8)),
-    "Q4_1": (32, 20, lambda block: f16(block[:, :2]) * unpack(block[:, 4:], 4, 16) + f16(block[:, 2:4])),
-    "Q8_0": (32, 34, lambda block: f16(block[:, :2]) * block[:, 2:].view(torch.int8)),
-}
+GGML_TYPES = (
+    KINDS
+    | {  # blocks of 32 numbers with a step of their own
+        "Q4_0": (32, 18, lambda block: f16(block[:, :2]) * (unpack(block[:, 2:], 4, 16).view(torch.int8) - 8)),
+        "Q4_1": (32, 20, lambda block: f16(block[:, :2]) * unpack(block[:, 4:], 4, 16) + f16(block[:, 2:4])),
+        "Q8_0": (32, 34, lambda block: f16(block[:, :2]) * block[:, 2:].view(torch.int8)),
+    }
+)
 
 
 class GGUFHeader:
@@ -123,8 +126,10 @@ class GGUFHeader:
             raise CheckpointError(f"tensor {name!r} has {n_dims} dimensions")
         shape, [kind, offset] = tuple(self.numbers("Q", n_dims)[::-1]), self.numbers("IQ")
         kind = self.TYPES[kind] if kind < len(self.TYPES) else kind
-        if kind not in KINDS:
-            raise CheckpointError(f"tensor {name!r} has type {kind}, which is not supported; {', '.join(KINDS)} are")
+        if kind not in GGML_TYPES:
+            raise CheckpointError(
+                f"tensor {name!r} has type {kind}, which is not supported; {', '.join(GGML_TYPES)} are"
+            )
         return name, shape, kind, offset
 
 
@@ -169,11 +174,11 @@ def q6_k(block: torch.Tensor) -> torch.Tensor:
     return (steps[:, :, None] * (levels.view(torch.int8) - 32).view(-1, 16, 16)).flatten(1)
 
 
-KINDS |= {"Q4_K": (256, 144, q4_k_or_q5_k), "Q5_K": (256, 176, q4_k_or_q5_k), "Q6_K": (256, 210, q6_k)}
+GGML_TYPES |= {"Q4_K": (256, 144, q4_k_or_q5_k), "Q5_K": (256, 176, q4_k_or_q5_k), "Q6_K": (256, 210, q6_k)}
 
 
 IQ4_NL = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
-KINDS |= {  # what llama-quantize falls back to
+GGML_TYPES |= {  # what llama-quantize falls back to
     "Q5_0": (32, 22, lambda block: f16(block[:, :2]) * (five_bits(block[:, 2:]).view(torch.int8) - 16)),
     "Q5_1": (32, 24, lambda block: f16(block[:, :2]) * five_bits(block[:, 4:]) + f16(block[:, 2:4])),
     "IQ4_NL": (32, 18, lambda block: f16(block[:, :2]) * IQ4_NL[unpack(block[:, 2:], 4, 16).int()]),
@@ -193,7 +198,7 @@ def open_gguf(path: Path) -> Checkpoint:
     alignment = meta.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 8 or alignment % 8:
         raise CheckpointError(f"general.alignment must be a multiple of 8, not {alignment!r}")
-    tensors = lay_out(file, padded(header.at, alignment), infos, alignment)
+    tensors = lay_out(file, padded(header.at, alignment), infos, alignment, GGML_TYPES)
     if (architecture := meta.get("general.architecture")) != "llama":
         raise CheckpointError(f"the architecture is {architecture!r}, not 'llama'")
     if meta.get("split.count", 1) != 1:

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillama.attention import AttentionMask, causal_mask
-from minillama.checkpoints import progress_bar
+from minillama.checkpoints.tensors import progress_bar
 from minillama.config import LlamaConfig
 from minillama.model import Llama
-from minillama.runs import Run, TrainingError
+from minillama.training.runs import Run, TrainingError
 
 
 IGNORE = -100  # a target that asks for nothing

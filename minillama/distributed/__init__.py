@@ -1,0 +1,1 @@
+"""Several processes: what fits where, tensor parallel, FSDP, and the ranks of a command."""

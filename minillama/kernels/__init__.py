@@ -1,0 +1,1 @@
+"""CUDA C++: source text, compilation, launch and registration."""

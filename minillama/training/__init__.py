@@ -1,0 +1,1 @@
+"""Training: pretraining's loop and a run's files, adapters, instructions, preferences."""
