@@ -19,8 +19,8 @@ from tiktoken.load import load_tiktoken_bpe
 from minillama import Llama, LlamaConfig, RopeScaling, Tokenizer
 from minillama.chat import encode_dialog
 from minillama.checkpoints import tensors as checkpoints
-from minillama.checkpoints.gguf import GGUFHeader, open_gguf
-from minillama.checkpoints.tensors import GGUF, HUGGING_FACE, KINDS, CheckpointError
+from minillama.checkpoints.gguf import GGML_TYPES, GGUFHeader, open_gguf
+from minillama.checkpoints.tensors import GGUF, HUGGING_FACE, CheckpointError
 from minillama.inference.loading import load
 from minillama.tokenizer import LLAMA3_PATTERN, gpt2_bytes
 
@@ -150,7 +150,7 @@ def test_a_large_tensor_needs_little_more_than_its_numbers(tmp_path):
 
 
 def test_the_sizes_of_blocks():
-    for name, (numbers, size, _) in KINDS.items():
+    for name, (numbers, size, _) in GGML_TYPES.items():
         assert (numbers, size) == gguf.GGML_QUANT_SIZES[Q[name]], name
 
 

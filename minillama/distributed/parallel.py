@@ -69,6 +69,7 @@ def ranks(seconds: float = 600, **where):
         raise ParallelError(f"rank {rank} lost the others ({why}): look at their messages, start all again") from None
     finally:
         dist.destroy_process_group()
+        time.sleep(0.1)  # subtle: a thread of gloo's that wants Python's lock while Python ends would abort it
 
 
 COLUMNS = ("attention.wq", "feed_forward.gate", "feed_forward.up")  # cut between outputs
