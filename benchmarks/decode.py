@@ -1,12 +1,14 @@
-"""How fast does each engine write? Same weights, same threads, one run, engines taken in turns; medians.
+"""How fast does each engine write? Same weights, same threads, one run, engines taken in turns;
+medians.
 
     python benchmarks/decode.py [--repeats 5] [--contexts 64 128 ...] [--json FILE] [--plot FILE] [--quick] [--eight-b]
 
-Ours in every mode, transformers (its own cache and forward pass, without generate()'s overhead; once with it), and
-llama.cpp where llama-cpp-python is installed (pip install -e '.[bench]'): from the file, Q4_1, and the same weights
-as Q4_0, for which it has faster code on some processors. Its speed depends on the instructions that it was built for;
-they are printed and kept beside the figures. Beside them the memory roofline of this run:
-what a plain sum over a buffer of the int4 weights' size reads per second, divided by the bytes that a token needs.
+Ours in every mode, transformers (its own cache and forward pass, without generate()'s overhead;
+once with it), and llama.cpp where llama-cpp-python is installed (pip install -e '.[bench]'): from
+the file, Q4_1, and the same weights as Q4_0, for which it has faster code on some processors. Its
+speed depends on the instructions that it was built for; they are printed and kept beside the
+figures. Beside them the memory roofline of this run: what a plain sum over a buffer of the int4
+weights' size reads per second, divided by the bytes that a token needs.
 """
 
 import argparse
@@ -67,7 +69,9 @@ class Transformers:
         kind = transformers.LlamaForCausalLM
         self.model = kind.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype).eval()
         self.bytes, cfg = model_bytes(self.model), self.model.config
-        self.bytes_per_slot = 2 * cfg.num_hidden_layers * cfg.num_key_value_heads * cfg.head_dim * dtype.itemsize
+        self.bytes_per_slot = (
+            2 * cfg.num_hidden_layers * cfg.num_key_value_heads * cfg.head_dim * dtype.itemsize
+        )
         self.rows = 1
 
     def read(self, ids: list[int]) -> None:
@@ -77,7 +81,9 @@ class Transformers:
     def at(self, length: int) -> None:
         cfg, self.cache = self.model.config, transformers.DynamicCache(config=self.model.config)
         for layer in range(cfg.num_hidden_layers):
-            past = torch.zeros(self.rows, cfg.num_key_value_heads, length, cfg.head_dim, dtype=self.model.dtype)
+            past = torch.zeros(
+                self.rows, cfg.num_key_value_heads, length, cfg.head_dim, dtype=self.model.dtype
+            )
             self.cache.update(past, past.clone(), layer)
 
     def step(self) -> None:
@@ -88,7 +94,9 @@ class Transformers:
     def generate(self, ids: list[int], count: int) -> float:
         """Seconds per token of generate(), the prompt's included."""
         start = time.perf_counter()
-        self.model.generate(torch.tensor([ids]), max_new_tokens=count, min_new_tokens=count, do_sample=False)
+        self.model.generate(
+            torch.tensor([ids]), max_new_tokens=count, min_new_tokens=count, do_sample=False
+        )
         return (time.perf_counter() - start) / count
 
 
@@ -98,7 +106,9 @@ def requantized(path: Path, folder: str) -> Path:
 
     params, target = llama_cpp.llama_model_quantize_default_params(), Path(folder) / "q4_0.gguf"
     params.ftype, params.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
-    if llama_cpp.llama_model_quantize(str(path).encode(), str(target).encode(), ctypes.byref(params)):
+    if llama_cpp.llama_model_quantize(
+        str(path).encode(), str(target).encode(), ctypes.byref(params)
+    ):
         raise RuntimeError("llama.cpp could not write Q4_0")
     return target
 
@@ -112,16 +122,26 @@ def instructions() -> str:
 
 
 class LlamaCpp:
-    """llama.cpp on a GGUF file; its cache is filled once, then cut back, and restored where it is too short."""
+    """llama.cpp on a GGUF file; its cache is filled once, then cut back, and restored where it is
+    too short.
+    """
 
     def __init__(self, path: Path, threads: int, longest: int):
         import llama_cpp
 
         self.model = llama_cpp.Llama(
-            str(path), n_ctx=8192, n_threads=threads, n_threads_batch=threads, n_batch=512, verbose=False
+            str(path),
+            n_ctx=8192,
+            n_threads=threads,
+            n_threads_batch=threads,
+            n_batch=512,
+            verbose=False,
         )
         cfg = hub.open_checkpoint(path).cfg
-        self.bytes, self.bytes_per_slot = path.stat().st_size, 2 * 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim
+        self.bytes, self.bytes_per_slot = (
+            path.stat().st_size,
+            2 * 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim,
+        )
         self.model.eval(self.model.tokenize(TEXT.encode() * 500)[:longest])
         self.full = self.model.save_state()
 
@@ -151,7 +171,9 @@ def engines(path: Path, threads: int, longest: int, quick: bool) -> dict:
     packages, made = hub.cache_dir() / "compiled", {}
     modes = (("float32", torch.float32, None), ("bfloat16", torch.bfloat16, None))
     modes += (("int8", torch.bfloat16, "int8"), ("int4", torch.bfloat16, "int4"))
-    for name, dtype, quantize in tqdm(modes[-1:] if quick else modes, desc="load and compile", leave=False):
+    for name, dtype, quantize in tqdm(
+        modes[-1:] if quick else modes, desc="load and compile", leave=False
+    ):
         model, _ = minillama.load(path, dtype=dtype, quantize=quantize)
         made[name], made[f"{name}, compiled"] = Ours(model), Ours(compiled(model, packages))
         if name == "int4" and not quick:
@@ -164,7 +186,9 @@ def engines(path: Path, threads: int, longest: int, quick: bool) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             made["llama.cpp Q4_0"] = LlamaCpp(requantized(path, folder), threads, longest)
     except ImportError:
-        print("llama.cpp: not measured, llama-cpp-python is not installed (pip install -e '.[bench]')")
+        print(
+            "llama.cpp: not measured, llama-cpp-python is not installed (pip install -e '.[bench]')"
+        )
     return made
 
 
@@ -183,7 +207,9 @@ def bandwidth(size: int) -> float:
 
 
 def measure(sides: dict, ids: list[int], contexts, repeats: int) -> dict:
-    """{engine: {"decode": {context: tokens/s}, "prefill": tokens/s, "bytes": ...}} and "roofline" in bytes a second."""
+    """{engine: {"decode": {context: tokens/s}, "prefill": tokens/s, "bytes": ...}} and "roofline"
+    in bytes a second.
+    """
     decode = {name: {context: [] for context in contexts} for name in sides}
     prefill, roofline = {name: [] for name in sides}, []
     for repeat in tqdm(range(repeats + 1), desc="measure", leave=False):  # the first only warms up
@@ -197,7 +223,10 @@ def measure(sides: dict, ids: list[int], contexts, repeats: int) -> dict:
             prefill[name].append(len(ids) / seconds(lambda name=name: sides[name].read(ids)))
     result = {"roofline": statistics.median(roofline), "engines": {}}
     for name, side in sides.items():
-        speeds = {context: 1 / statistics.median([1 / s for s in runs[1:]]) for context, runs in decode[name].items()}
+        speeds = {
+            context: 1 / statistics.median([1 / s for s in runs[1:]])
+            for context, runs in decode[name].items()
+        }
         result["engines"][name] = {
             "decode": speeds,
             "prefill": statistics.median(prefill[name][1:]),
@@ -222,14 +251,18 @@ def measure_batches(sides: dict, repeats: int) -> dict:
                 side.rows = rows
             side.at(128)
             seconds(side.step, 2)
-            result[name][rows] = rows / statistics.median(seconds(side.step, 4) for _ in range(repeats))
+            result[name][rows] = rows / statistics.median(
+                seconds(side.step, 4) for _ in range(repeats)
+            )
             if not isinstance(side, Ours):
                 side.rows = 1
     return result
 
 
 def eight_billion(repeats: int) -> dict:
-    """A model of Llama 3.1 8B's shape in four bits, random: bytes of weights it moves per second while it writes."""
+    """A model of Llama 3.1 8B's shape in four bits, random: bytes of weights it moves per second
+    while it writes.
+    """
     cfg = minillama.LlamaConfig.named("llama-3.1-8b")
     with torch.device("meta"):
         model = minillama.Llama(cfg).bfloat16().eval()
@@ -241,10 +274,17 @@ def eight_billion(repeats: int) -> dict:
                 step = torch.full((shape[0], shape[1] // 32), 0.004)
                 setattr(part, name, Int4Linear(levels, step, -7.5 * step))
         for norm in (block.attention_norm, block.ffn_norm):
-            norm.weight = torch.nn.Parameter(torch.ones(cfg.dim, dtype=torch.bfloat16), requires_grad=False)
-    model.norm.weight = torch.nn.Parameter(torch.ones(cfg.dim, dtype=torch.bfloat16), requires_grad=False)
+            norm.weight = torch.nn.Parameter(
+                torch.ones(cfg.dim, dtype=torch.bfloat16), requires_grad=False
+            )
+    model.norm.weight = torch.nn.Parameter(
+        torch.ones(cfg.dim, dtype=torch.bfloat16), requires_grad=False
+    )
     table = torch.empty(cfg.vocab_size, cfg.dim, dtype=torch.bfloat16).normal_(std=0.02)
-    model.embedding.weight, model.head = torch.nn.Parameter(table, requires_grad=False), Int8Linear(table)
+    model.embedding.weight, model.head = (
+        torch.nn.Parameter(table, requires_grad=False),
+        Int8Linear(table),
+    )
     side = Ours(compiled(model, hub.cache_dir() / "compiled"), capacity=256)
     side.read([1, 2, 3, 4, 5, 6, 7, 8])
     side.at(128)
@@ -255,8 +295,15 @@ def eight_billion(repeats: int) -> dict:
 
 def machine() -> dict:
     """What the figures depend on."""
-    names = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in names if line.startswith("model name")), platform.processor())
+    names = (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
+    model = next(
+        (line.split(":")[1].strip() for line in names if line.startswith("model name")),
+        platform.processor(),
+    )
     versions = {"python": platform.python_version()}
     for name in ("torch", "transformers", "llama-cpp-python"):
         try:
@@ -265,13 +312,21 @@ def machine() -> dict:
             continue
     if "llama-cpp-python" in versions:
         versions["llama.cpp's instructions"] = instructions()
-    about = {"cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
+    about = {
+        "cpu": model,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+    }
     return about | {"threads": torch.get_num_threads(), "versions": versions}
 
 
 def print_table(result: dict) -> None:
     contexts = next(iter(result["engines"].values()))["decode"]
-    print(f"\ntokens/s{'':18}" + "".join(f"{f'at {c}':>9}" for c in contexts) + f"{'prompt':>9}{'MB':>7}  of roofline")
+    print(
+        f"\ntokens/s{'':18}"
+        + "".join(f"{f'at {c}':>9}" for c in contexts)
+        + f"{'prompt':>9}{'MB':>7}  of roofline"
+    )
     for name, row in result["engines"].items():
         ceiling = result["roofline"] / (row["bytes"] + 128 * row["bytes_per_slot"])
         share = row["decode"].get(128, next(iter(row["decode"].values()))) / ceiling
@@ -292,15 +347,19 @@ def print_table(result: dict) -> None:
             ratios = "  ".join(f"{a['decode'][c] / b['decode'][c]:.2f} at {c}" for c in contexts)
             print(f"{ours} / {theirs}: {ratios}  prompt {a['prefill'] / b['prefill']:.1f}")
     for name, rows in result.get("batches", {}).items():
-        print(f"rows together, {name}: " + "  ".join(f"{n}: {speed:.0f}" for n, speed in rows.items()))
+        print(
+            f"rows together, {name}: " + "  ".join(f"{n}: {speed:.0f}" for n, speed in rows.items())
+        )
     if "generate" in result:
         print(f"transformers' generate(), float32, at 64: {result['generate']:.1f} tokens/s")
     if "8b" in result:
         big, small = result["8b"], result["engines"]["int4, compiled"]
         moved = small["bytes"] * small["decode"][128]
         print(
-            f"8B in int4 ({big['bytes'] / 1e9:.2f} GB): {big['tokens_per_second']:.2f} tokens/s, moving "
-            f"{big['bytes_per_second'] / 1e9:.1f} GB/s of weights; the small model's int4 {moved / 1e9:.1f} GB/s"
+            f"8B in int4 ({big['bytes'] / 1e9:.2f} GB): {big['tokens_per_second']:.2f} tokens/s, "
+            f"moving "
+            f"{big['bytes_per_second'] / 1e9:.1f} GB/s of weights; the small model's int4 "
+            f"{moved / 1e9:.1f} GB/s"
         )
 
 
@@ -313,18 +372,30 @@ def plot(result: dict, path: Path) -> None:
 
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for name, row in result["engines"].items():
-        style = "--" if name.startswith("transformers") else ":" if name.startswith("llama") else "-"
+        style = (
+            "--" if name.startswith("transformers") else ":" if name.startswith("llama") else "-"
+        )
         contexts = [int(c) for c in row["decode"]]
         axes[0].plot(contexts, row["decode"].values(), style, marker="o", markersize=4, label=name)
-    axes[0].set(xscale="log", yscale="log", xlabel="tokens in the cache", ylabel="tokens/s", title="one conversation")
+    axes[0].set(
+        xscale="log",
+        yscale="log",
+        xlabel="tokens in the cache",
+        ylabel="tokens/s",
+        title="one conversation",
+    )
     axes[0].set_xticks(contexts, [str(c) for c in contexts])
     axes[0].minorticks_off()
     axes[0].legend(fontsize=7, ncols=2)
     for name, rows in result.get("batches", {}).items():
         style = "--" if name.startswith("transformers") else "-"
-        axes[1].plot([int(n) for n in rows], rows.values(), style, marker="o", markersize=4, label=name)
+        axes[1].plot(
+            [int(n) for n in rows], rows.values(), style, marker="o", markersize=4, label=name
+        )
     axes[1].set(
-        xlabel="conversations at once", ylabel="tokens/s of all", title="several, 128 tokens each, not compiled"
+        xlabel="conversations at once",
+        ylabel="tokens/s of all",
+        title="several, 128 tokens each, not compiled",
     )
     axes[1].legend(fontsize=8)
     fig.savefig(path, dpi=110)
@@ -342,12 +413,18 @@ def keep(result: dict, args) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--contexts", type=int, nargs="+", default=list(CONTEXTS), help="up to 8,180")
+    parser.add_argument(
+        "--contexts", type=int, nargs="+", default=list(CONTEXTS), help="up to 8,180"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", metavar="FILE", help="write the figures and the machine here")
     parser.add_argument("--plot", metavar="FILE", help="write the picture here")
-    parser.add_argument("--quick", action="store_true", help="int4 only, one context, once: does it run at all?")
-    parser.add_argument("--eight-b", action="store_true", help="also a random model of 8B's shape (needs 12 GB)")
+    parser.add_argument(
+        "--quick", action="store_true", help="int4 only, one context, once: does it run at all?"
+    )
+    parser.add_argument(
+        "--eight-b", action="store_true", help="also a random model of 8B's shape (needs 12 GB)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     contexts, repeats = ([64], 1) if args.quick else (sorted(args.contexts), args.repeats)
@@ -355,11 +432,15 @@ def main() -> None:
     ids = minillama.load(path)[1].encode(TEXT * 60)[: 64 if args.quick else PREFILL]
     with torch.inference_mode():
         sides = engines(path, args.threads, contexts[-1], args.quick)
-        result = {"weights": NAME, "repeats": repeats, "machine": machine()} | measure(sides, ids, contexts, repeats)
+        result = {"weights": NAME, "repeats": repeats, "machine": machine()} | measure(
+            sides, ids, contexts, repeats
+        )
         if not args.quick:
             result["batches"] = measure_batches(sides, repeats)
             theirs = sides["transformers float32"]
-            result["generate"] = 1 / statistics.median(theirs.generate(ids[:64], 32) for _ in range(3))
+            result["generate"] = 1 / statistics.median(
+                theirs.generate(ids[:64], 32) for _ in range(3)
+            )
         keep(result, args)
         if args.eight_b:
             sides.clear()

@@ -1,12 +1,14 @@
-"""How fast, and in how much memory, does a checkpoint of the 8B model's shape load? Beside a plain read of its files.
+"""How fast, and in how much memory, does a checkpoint of the 8B model's shape load? Beside a plain
+read of its files.
 
     python benchmarks/load.py [--layers 32] [--folder DIR] [--keep] [--repeats 3] [--json FILE]
 
-Writes a Hugging Face folder of random bfloat16 numbers (16 GB with all 32 layers, in shards of 5 GB) into a temporary
-folder, then takes turns, each in a process of its own and with the files dropped from the page cache: read every byte
-into one small buffer; read every byte and keep it, the least that any loader can do; load the model with minillama.
-Peak memory is what the system counted, less what Python and torch take before loading; the goal is the model plus its
-largest tensor plus 10 percent.
+Writes a Hugging Face folder of random bfloat16 numbers (16 GB with all 32 layers, in shards of 5
+GB) into a temporary folder, then takes turns, each in a process of its own and with the files
+dropped from the page cache: read every byte into one small buffer; read every byte and keep it, the
+least that any loader can do; load the model with minillama. Peak memory is what the system counted,
+less what Python and torch take before loading; the goal is the model plus its largest tensor plus
+10 percent.
 """
 
 import argparse
@@ -46,7 +48,9 @@ def tensor_shapes(cfg: LlamaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def write_random(folder: Path, cfg: LlamaConfig) -> None:
-    """A Hugging Face folder of that shape: small random numbers, the same block of them over and over."""
+    """A Hugging Face folder of that shape: small random numbers, the same block of them over and
+    over.
+    """
     shards, size = [[]], 0
     for name, shape in tensor_shapes(cfg).items():
         n_bytes = 2 * math.prod(shape)
@@ -55,7 +59,13 @@ def write_random(folder: Path, cfg: LlamaConfig) -> None:
         shards[-1].append((name, shape, n_bytes))
         size += n_bytes
     generator = torch.Generator().manual_seed(0)
-    block = (torch.randn(BLOCK // 2, generator=generator) / 50).bfloat16().view(torch.uint8).numpy().tobytes()
+    block = (
+        (torch.randn(BLOCK // 2, generator=generator) / 50)
+        .bfloat16()
+        .view(torch.uint8)
+        .numpy()
+        .tobytes()
+    )
     index = {}
     for i, shard in enumerate(tqdm(shards, "writing", unit="shard", disable=None), 1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
@@ -70,13 +80,22 @@ def write_random(folder: Path, cfg: LlamaConfig) -> None:
                 sink.write(block[: at - start])
             sink.flush()
             os.fsync(sink.fileno())
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}), encoding="utf-8")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": index}), encoding="utf-8"
+    )
     config = dict(
-        model_type="llama", hidden_size=cfg.dim, num_hidden_layers=cfg.n_layers, num_attention_heads=cfg.n_heads,
-        num_key_value_heads=cfg.n_kv_heads, head_dim=cfg.head_dim, intermediate_size=cfg.ffn_dim,
-        vocab_size=cfg.vocab_size, rms_norm_eps=cfg.norm_eps, rope_theta=cfg.rope_theta,
+        model_type="llama",
+        hidden_size=cfg.dim,
+        num_hidden_layers=cfg.n_layers,
+        num_attention_heads=cfg.n_heads,
+        num_key_value_heads=cfg.n_kv_heads,
+        head_dim=cfg.head_dim,
+        intermediate_size=cfg.ffn_dim,
+        vocab_size=cfg.vocab_size,
+        rms_norm_eps=cfg.norm_eps,
+        rope_theta=cfg.rope_theta,
         max_position_embeddings=cfg.max_seq_len,
-    )  # fmt: skip
+    )
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
@@ -137,7 +156,10 @@ def run(program: str, folder: Path) -> tuple[float, int]:
     """Seconds, and peak bytes above the start, of a program in a fresh process."""
     forget(folder)
     done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)], capture_output=True, encoding="utf-8", check=True
+        [sys.executable, "-c", program, str(folder)],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
     seconds, peak = done.stdout.split()
     return float(seconds), int(peak)
@@ -154,18 +176,30 @@ def measure(folder: Path, cfg: LlamaConfig, repeats: int) -> dict:
     seconds = {name: statistics.median(second for second, _ in each) for name, each in runs.items()}
     peak = max(peak for _, peak in runs["minillama"])
     return {
-        "bytes": sum(sizes), "largest_tensor": max(sizes), "layers": cfg.n_layers, "seconds": seconds,
+        "bytes": sum(sizes),
+        "largest_tensor": max(sizes),
+        "layers": cfg.n_layers,
+        "seconds": seconds,
         "rate": {name: sum(sizes) / second for name, second in seconds.items()},
-        "peak": peak, "peak_over_model": peak / sum(sizes),
-        "peak_over_goal": peak / (1.1 * (sum(sizes) + max(sizes))), "torch": torch.__version__, "repeats": repeats,
-    }  # fmt: skip
+        "peak": peak,
+        "peak_over_model": peak / sum(sizes),
+        "peak_over_goal": peak / (1.1 * (sum(sizes) + max(sizes))),
+        "torch": torch.__version__,
+        "repeats": repeats,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", type=int, default=32, help="32 is the 8B model (%(default)s)")
-    parser.add_argument("--folder", type=Path, help="where to write the checkpoint (a temporary folder)")
-    parser.add_argument("--keep", action="store_true", help="use the folder as it is, and leave it there")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write the checkpoint (a temporary folder)"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="use the folder as it is, and leave it there"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the result here too")
     args = parser.parse_args()
@@ -180,7 +214,10 @@ def main() -> None:
         if not args.keep:
             shutil.rmtree(folder)
     rates, seconds = result["rate"], result["seconds"]
-    print(f"{result['bytes'] / 1e9:.2f} GB, bfloat16, {args.layers} layers; median of {args.repeats} cold runs each")
+    print(
+        f"{result['bytes'] / 1e9:.2f} GB, bfloat16, {args.layers} layers; median of {args.repeats} "
+        f"cold runs each"
+    )
     for name in rates:
         print(f"{name:13s} {seconds[name]:7.1f} s {rates[name] / 1e9:6.2f} GB/s")
     for name in ("read", "read and keep"):

@@ -1,15 +1,18 @@
-"""What do more ranks bring? Tensor-parallel passes and FSDP steps of chapter 17a on this machine's cores; medians.
+"""What do more ranks bring? Tensor-parallel passes and FSDP steps of chapter 17a on this machine's
+cores; medians.
 
     python benchmarks/scaling.py [--ranks 1 2] [--repeats 9] [--json FILE]
 
-A Llama of 20 million weights, float32. Every rank is a process of one thread. *Strong* scaling: the same work whatever
-the number of ranks; *weak*: so much for each rank. The ratio is that of work per second to the plain model's, in one
-process of one thread and without chapter 17a; divided by the ranks it is their efficiency. The plain process and the
-groups of ranks take turns, so that the machine's moods meet all of them.
+A Llama of 20 million weights, float32. Every rank is a process of one thread. *Strong* scaling: the
+same work whatever the number of ranks; *weak*: so much for each rank. The ratio is that of work per
+second to the plain model's, in one process of one thread and without chapter 17a; divided by the
+ranks it is their efficiency. The plain process and the groups of ranks take turns, so that the
+machine's moods meet all of them.
 
-Messages are counted with the bytes of the whole tensors that they are about. Their share of the time is measured in
-passes of their own, which are not timed otherwise: there a rank waits for each message as soon as it has asked for it,
-and the share is all of that, the wait for a slower rank among it.
+Collectives are counted with the bytes of the whole tensors that they are about. Their share of the
+time is measured in passes of their own, which are not timed otherwise: there a rank waits for each
+message as soon as it has asked for it, and the share is all of that, the wait for a slower rank
+among it.
 """
 
 import argparse
@@ -31,14 +34,17 @@ from minillama.distributed import parallel
 from minillama.training import pretraining as training
 
 
-CFG = LlamaConfig(dim=512, n_layers=6, n_heads=8, n_kv_heads=4, head_dim=64, ffn_dim=1408, vocab_size=4096)
-PROMPT, ANSWER, ROW = 256, 8, 128  # tokens: of a prompt, of the answer behind it, of a row in training
+CFG = LlamaConfig(
+    dim=512, n_layers=6, n_heads=8, n_kv_heads=4, head_dim=64, ffn_dim=1408, vocab_size=4096
+)
+# tokens: of a prompt, of the answer behind it, of a row in training
+PROMPT, ANSWER, ROW = 256, 8, 128
 TASKS = {"prompt": 1, "answer": 1, "training": 4}  # rows, in all or for each rank
 WORK = [(task, scaling) for task in TASKS for scaling in ("strong", "weak")]
 
 
-class Spent(parallel.Messages):
-    """As Messages, and the seconds from asking for messages to having them."""
+class Spent(parallel.CollectiveCounter):
+    """As CollectiveCounter, and the seconds from asking for messages to having them."""
 
     seconds = 0.0
 
@@ -48,7 +54,8 @@ class Spent(parallel.Messages):
         if out is NotImplemented or "c10d" not in operation.namespace:
             return out
         for each in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(each, torch.ScriptObject):  # subtle: c10d's operations return a promise, others a tensor
+            # subtle: c10d's operations return a promise, others a tensor
+            if isinstance(each, torch.ScriptObject):
                 each.wait()
             elif "functional" in operation.namespace and "wait" not in operation.name():
                 torch.ops._c10d_functional.wait_tensor(each)
@@ -97,7 +104,9 @@ def jobs(mesh) -> dict:
 
 
 def serve(pipe, mesh) -> None:
-    """Do what is asked for; answer with its seconds, or with those spent in messages, and the messages."""
+    """Do what is asked for; answer with its seconds, or with those spent in messages, and the
+    messages.
+    """
     calls = jobs(mesh)
     while asked := pipe.recv():
         task, rows, counted = asked
@@ -133,7 +142,9 @@ def started(count: int, folder: str) -> list:
 
 
 def ask(pipes: list, task: str, rows: int, counted: bool) -> tuple[float, float, dict]:
-    """(seconds of the slowest rank, the largest share of messages, the messages of a rank) of one job."""
+    """(seconds of the slowest rank, the largest share of messages, the messages of a rank) of one
+    job.
+    """
     for pipe in pipes:
         pipe.send((task, rows, counted))
     found = [pipe.recv() for pipe in pipes]
@@ -141,15 +152,23 @@ def ask(pipes: list, task: str, rows: int, counted: bool) -> tuple[float, float,
 
 
 def measure(counts: list[int], repeats: int) -> list[dict]:
-    """A row for each task, kind of scaling and number of ranks; 0 ranks are the plain model. Two turns do not count."""
+    """A row for each task, kind of scaling and number of ranks; 0 ranks are the plain model. Two
+    turns do not count.
+    """
     times, shares, messages = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         groups = {count: started(count, folder) for count in counts}
         for turn in tqdm(range(repeats + 2), desc="turns", disable=None):
             for task, scaling in WORK:
                 for count, pipes in groups.items():
-                    key, rows = (task, scaling, count), TASKS[task] * (max(1, count) if scaling == "weak" else 1)
-                    seconds, (_, share, seen) = ask(pipes, task, rows, False)[0], ask(pipes, task, rows, True)
+                    key, rows = (
+                        (task, scaling, count),
+                        TASKS[task] * (max(1, count) if scaling == "weak" else 1),
+                    )
+                    seconds, (_, share, seen) = (
+                        ask(pipes, task, rows, False)[0],
+                        ask(pipes, task, rows, True),
+                    )
                     if turn >= 2:
                         times.setdefault(key, []).append(seconds)
                         shares.setdefault(key, []).append(share)
@@ -166,39 +185,61 @@ def row_of(key: tuple, times: dict, share: float, messages: dict) -> dict:
     plain, here = (statistics.median(times[task, scaling, n]) for n in (0, count))
     more = max(1, count) if scaling == "weak" else 1  # times the work
     return {
-        "task": task, "scaling": scaling, "ranks": count, "seconds": here, "best": min(times[key]),
-        "ratio": more * plain / here, "efficiency": more * plain / here / max(1, count), "messages_share": share,
-        "messages": sum(n for n, _ in messages.values()), "bytes": sum(size for _, size in messages.values()),
-    }  # fmt: skip
+        "task": task,
+        "scaling": scaling,
+        "ranks": count,
+        "seconds": here,
+        "best": min(times[key]),
+        "ratio": more * plain / here,
+        "efficiency": more * plain / here / max(1, count),
+        "messages_share": share,
+        "messages": sum(n for n, _ in messages.values()),
+        "bytes": sum(size for _, size in messages.values()),
+    }
 
 
 def show(rows: list[dict]) -> None:
-    print("task      scaling  ranks  seconds   ratio  efficiency  messages' share  messages       MB")
+    print(
+        "task      scaling  ranks  seconds   ratio  efficiency  messages' share  messages       MB"
+    )
     for row in rows:
         name = f"{row['ranks'] or 'plain':>5}"
         print(
-            f"{row['task']:9} {row['scaling']:7}  {name}  {row['seconds']:7.4f}  {row['ratio']:6.2f}  "
-            f"{row['efficiency']:10.0%}  {row['messages_share']:15.0%}  {row['messages']:8}  {row['bytes'] / 1e6:7.2f}"
+            f"{row['task']:9} {row['scaling']:7}  {name}  {row['seconds']:7.4f}  "
+            f"{row['ratio']:6.2f}  "
+            f"{row['efficiency']:10.0%}  {row['messages_share']:15.0%}  {row['messages']:8}  "
+            f"{row['bytes'] / 1e6:7.2f}"
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cores = os.cpu_count() or 1
     most = [count for count in (1, 2, 4) if count <= cores]
-    parser.add_argument("--ranks", type=int, nargs="+", choices=(1, 2, 4), default=most, help="(%(default)s)")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", choices=(1, 2, 4), default=most, help="(%(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=9, help="(%(default)s)")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # processes that others keep running
+    # processes that others keep running
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     rows = measure([0, *args.ranks], args.repeats)
     show(rows)
     if args.json:
         about = {
-            "python": platform.python_version(), "machine": platform.processor() or platform.machine(),
-            "torch": torch.__version__, "cores": cores, "load_before": busy, "repeats": args.repeats,
-        }  # fmt: skip
-        Path(args.json).write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+            "python": platform.python_version(),
+            "machine": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+            "cores": cores,
+            "load_before": busy,
+            "repeats": args.repeats,
+        }
+        Path(args.json).write_text(
+            json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How fast is our tokenizer? Against tiktoken and Hugging Face's tokenizers: the same ids, runs taken in turns.
+"""How fast is our tokenizer? Against tiktoken and Hugging Face's tokenizers: the same ids, runs
+taken in turns.
 
     python benchmarks/tokenizer.py [--repeats 5] [--json FILE]
 
-Encode: 2 MB of Python's standard library, file by file, under Llama 3.1's vocabulary.
-Train: 4,096 tokens on 4 MB of it, with the same split. Hugging Face's trainer uses every core, ours one.
+Encode: 2 MB of Python's standard library, file by file, under Llama 3.1's vocabulary. Train: 4,096
+tokens on 4 MB of it, with the same split. Hugging Face's trainer uses every core, ours one.
 """
 
 import argparse
@@ -45,17 +46,28 @@ def source_code(size: int) -> list[str]:
 def split():
     """Llama 3's pattern, then GPT-2's spelling of bytes, as in Hugging Face's file."""
     pattern = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), behavior="isolated")
-    return pre_tokenizers.Sequence([pattern, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [pattern, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 def hugging_face(vocab: dict[bytes, int]) -> tokenizers.Tokenizer:
-    """The vocabulary with a list of merges: every way to make a token of two, in the order of what they make."""
+    """The vocabulary with a list of merges: every way to make a token of two, in the order of what
+    they make.
+    """
     spelled = {byte: char for char, byte in gpt2_bytes().items()}
     spell = {token: "".join(spelled[byte] for byte in token) for token in vocab}
     merges = []
     for token in sorted(vocab, key=vocab.get):
-        halves = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in vocab and token[i:] in vocab]
-        merges += [(spell[a], spell[b]) for a, b in sorted(halves, key=lambda pair: [vocab[half] for half in pair])]
+        halves = [
+            (token[:i], token[i:])
+            for i in range(1, len(token))
+            if token[:i] in vocab and token[i:] in vocab
+        ]
+        merges += [
+            (spell[a], spell[b])
+            for a, b in sorted(halves, key=lambda pair: [vocab[half] for half in pair])
+        ]
     ids = {spell[token]: id for token, id in vocab.items()}
     tokenizer = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=True))
     tokenizer.pre_tokenizer = split()
@@ -74,7 +86,9 @@ def measure_encoding(repeats: int) -> dict:
     texts = source_code(ENCODE_BYTES)
     path = hub.fetch("llama-3.1-tokenizer")
     ours = {engine: Tokenizer.from_file(path, engine) for engine in ("python", "tiktoken")}
-    bare = tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ours["python"].vocab, special_tokens={})
+    bare = tiktoken.Encoding(
+        "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ours["python"].vocab, special_tokens={}
+    )
     theirs = hugging_face(ours["python"].vocab)
     sides = {
         "minillama, new text": lambda text: ours["python"].encode(text),
@@ -83,13 +97,15 @@ def measure_encoding(repeats: int) -> dict:
         "tiktoken": bare.encode_ordinary,
         "tokenizers": lambda text: theirs.encode(text, add_special_tokens=False).ids,
     }
-    ids = {name: [encode(text) for text in texts] for name, encode in sides.items()}  # also the warm-up
+    # also the warm-up
+    ids = {name: [encode(text) for text in texts] for name, encode in sides.items()}
     assert all(other == ids["tiktoken"] for other in ids.values()), "not the same ids"
     times = {name: [] for name in sides}
     for _ in range(repeats):
         for name, encode in sides.items():
             if name == "minillama, new text":
-                ours["python"].encode_chunk.cache_clear()  # nothing remembered; tokenizers keeps its own cache
+                # nothing remembered; tokenizers keeps its own cache
+                ours["python"].encode_chunk.cache_clear()
             times[name].append(seconds(lambda encode=encode: [encode(text) for text in texts]))
     return {name: ENCODE_BYTES / 1e6 / statistics.median(runs) for name, runs in times.items()}
 
@@ -103,7 +119,9 @@ def measure_training(repeats: int) -> dict:
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = split()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=TRAIN_TOKENS, initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=TRAIN_TOKENS, initial_alphabet=alphabet, show_progress=False
+        )
         tokenizer.train_from_iterator(texts, trainer)
         assert tokenizer.get_vocab_size() == TRAIN_TOKENS
 
@@ -117,8 +135,15 @@ def measure_training(repeats: int) -> dict:
 
 def machine() -> dict:
     """What the figures depend on."""
-    names = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in names if line.startswith("model name")), platform.processor())
+    names = (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
+    model = next(
+        (line.split(":")[1].strip() for line in names if line.startswith("model name")),
+        platform.processor(),
+    )
     packages = ("regex", "tiktoken", "tokenizers")
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     return {"cpu": model, "cores": os.cpu_count(), "versions": versions}

@@ -2,8 +2,9 @@
 
 python -m course.assign OUT [--only 03] [--without-finished]
 
-Deterministic: the same repository gives the same bytes. Its package holds what is written by hand and, in finished.zip,
-all chapters' modules, in use until the student's own are right. Without them, stubs stand in their place.
+Deterministic: the same repository gives the same bytes. Its package holds what is written by hand
+and, in finished.zip, all chapters' modules, in use until the student's own are right. Without them,
+stubs stand in their place.
 """
 
 import argparse
@@ -23,21 +24,33 @@ from course.tasks import Chapter
 
 
 COPIED = ["LICENSE", "pyproject.toml", "constraints.txt", ".gitignore", "data/README.md"]
-COPIED += ["data/golden", "data/stories", "data/studies", "benchmarks/results", "tests/without_triton.py"]
-TOOLS = "__init__ check check_work collect cuda_on_cpu export finished run_tasks slices stubs tasks waiting".split()
+COPIED += [
+    "data/golden",
+    "data/stories",
+    "data/studies",
+    "benchmarks/results",
+    "tests/without_triton.py",
+]
+TOOLS = """__init__ check check_work collect cuda_on_cpu export finished run_tasks slices stubs
+tasks waiting""".split()
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "cache", ".ipynb_checkpoints")
 RAISES = "raises-exception"  # JupyterLab's Run All goes on behind a cell with this tag
-JOIN = "from course import finished\n\n\nfinished.join(__path__)\n"  # in each room's __init__.py, above its imports
+# in each room's __init__.py, above its imports
+JOIN = "from course import finished\n\n\nfinished.join(__path__)\n"
 
 
 def assignment(chapter: Chapter) -> nbformat.NotebookNode:
-    """A chapter's notebook without solutions, hidden tests and outputs that answer; its metadata names the tasks."""
+    """A chapter's notebook without solutions, hidden tests and outputs that answer; its metadata
+    names the tasks.
+    """
     notebook = nbformat.read(chapter.path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = shown(chapter, cell), None
             solved = cell.id in chapter.solutions
-            cell.source = blank(chapter, cell.id) if solved else HIDDEN.sub("", cell.source).rstrip("\n")
+            cell.source = (
+                blank(chapter, cell.id) if solved else HIDDEN.sub("", cell.source).rstrip("\n")
+            )
             if cell.id in chapter.waiting:
                 cell.metadata["tags"] = [*cell.metadata.get("tags", []), RAISES]
     notebook.metadata["course"] = {"tasks": [task.listed() for task in chapter.tasks]}
@@ -45,12 +58,16 @@ def assignment(chapter: Chapter) -> nbformat.NotebookNode:
 
 
 def shown(chapter: Chapter, cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """A cell's outputs as they are handed out: none of solutions and of what rests on an exercise, no `right`."""
+    """A cell's outputs as they are handed out: none of solutions and of what rests on an exercise,
+    no `right`.
+    """
     answers = chapter[cell.id].exercise and cell.id in chapter.waiting
     kept = []
     for output in [] if answers or cell.id in chapter.solutions else cell.outputs:
         if output.output_type == "stream" and cell.id in chapter.waiting:
-            output.text = "".join(line for line in output.text.splitlines(True) if line.strip() != "right")
+            output.text = "".join(
+                line for line in output.text.splitlines(True) if line.strip() != "right"
+            )
         if output.output_type == "execute_result":
             output.execution_count = None
         if output.get("text") != "":
@@ -59,8 +76,13 @@ def shown(chapter: Chapter, cell: nbformat.NotebookNode) -> list[nbformat.Notebo
 
 
 def chapters(numbers: list[str], notebooks: Path = ROOT / "notebooks") -> list[Chapter]:
-    """The chapters of these numbers, `03` or `7a`, by default all. ExportError for one that is not there."""
-    paths = {path.stem.split("_")[0].removeprefix("0"): path for path in sorted(notebooks.glob("*.ipynb"))}
+    """The chapters of these numbers, `03` or `7a`, by default all. ExportError for one that is not
+    there.
+    """
+    paths = {
+        path.stem.split("_")[0].removeprefix("0"): path
+        for path in sorted(notebooks.glob("*.ipynb"))
+    }
     wanted = [number.removeprefix("0") for number in numbers]
     if unknown := [number for number in wanted if number not in paths]:
         raise ExportError(f"there is no chapter {unknown[0]}; the chapters are {', '.join(paths)}")
@@ -68,7 +90,9 @@ def chapters(numbers: list[str], notebooks: Path = ROOT / "notebooks") -> list[C
 
 
 def assign(out: Path, numbers: list[str], finished: bool = True) -> list[Chapter]:
-    """Write the students' repository into a new folder, with or without finished modules. ExportError, OSError."""
+    """Write the students' repository into a new folder, with or without finished modules.
+    ExportError, OSError.
+    """
     out, chosen, every = Path(out), chapters(numbers), chapters([])
     if out.exists() and any(out.iterdir()):
         raise ExportError(f"{out} is not empty: name a new folder")
@@ -108,14 +132,18 @@ def write_package(package: Path, every: list[Chapter], finished: bool) -> None:
         write_finished(package / ARCHIVE, every)
     else:
         for chapter in every:
-            _, text = build_module(chapter.path, {id: blank(chapter, id) for id in chapter.solutions})
+            _, text = build_module(
+                chapter.path, {id: blank(chapter, id) for id in chapter.solutions}
+            )
             file_of(package, chapter.module).write_text(text, encoding="utf-8", newline="\n")
 
 
 def let_join(path: Path) -> None:
     """Let the package look for modules in its archive, too, above its first import."""
     docstring, _, rest = path.read_text(encoding="utf-8").removeprefix('"""').partition('"""\n')
-    path.write_text(f'"""{docstring}"""\n\n{JOIN}{rest}'.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
+    path.write_text(
+        f'"""{docstring}"""\n\n{JOIN}{rest}'.rstrip("\n") + "\n", encoding="utf-8", newline="\n"
+    )
 
 
 def write_finished(path: Path, every: list[Chapter]) -> None:
@@ -123,7 +151,8 @@ def write_finished(path: Path, every: list[Chapter]) -> None:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         for name in sorted(chapter.module for chapter in every):
-            entry = zipfile.ZipInfo(f"{name.replace('.', '/')}.py")  # of 1980: the same bytes each time
+            # of 1980: the same bytes each time
+            entry = zipfile.ZipInfo(f"{name.replace('.', '/')}.py")
             entry.compress_type, entry.create_system = zipfile.ZIP_DEFLATED, 3
             archive.writestr(entry, file_of(ROOT / "minillama", name).read_bytes())
     path.write_bytes(data.getvalue())
@@ -139,10 +168,18 @@ def copy(source: Path, target: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m course.assign", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m course.assign", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("out", type=Path, help="a new folder")
-    parser.add_argument("--only", nargs="+", default=[], metavar="03", help="these chapters instead of all")
-    parser.add_argument("--without-finished", action="store_true", help="no finished modules: unsolved chapters wait")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="03", help="these chapters instead of all"
+    )
+    parser.add_argument(
+        "--without-finished",
+        action="store_true",
+        help="no finished modules: unsolved chapters wait",
+    )
     args = parser.parse_args(argv)
     try:
         chosen = assign(args.out, args.only, not args.without_finished)
@@ -150,7 +187,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"course.assign: {error}", file=sys.stderr)
         return 2
     tasks = sum(len(chapter.tasks) for chapter in chosen)
-    print(f"{args.out}: {len(chosen)} notebooks with {tasks} tasks; students start with `make check`")
+    print(
+        f"{args.out}: {len(chosen)} notebooks with {tasks} tasks; students start with `make check`"
+    )
     return 0
 
 

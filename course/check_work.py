@@ -1,10 +1,12 @@
-"""Check your own work: run the checks of what you have written, put right modules to use, show how far you are.
+"""Check your own work: run the checks of what you have written, put right modules to use, show how
+far you are.
 
 python -m course.check_work [03 ...] [--using student|reference] [--reference FOLDER] [--export]
 
-Without chapters it looks at all of them. A chapter whose definitions are all right writes its module into minillama/,
-where it takes the place of the finished one; one that is not right any more goes back to the finished one. Where there
-are no finished modules, and with --export, every module is written as far as it is.
+Without chapters it looks at all of them. A chapter whose definitions are all right writes its
+module into minillama/, where it takes the place of the finished one; one that is not right any more
+goes back to the finished one. Where there are no finished modules, and with --export, every module
+is written as far as it is.
 """
 
 import argparse
@@ -38,7 +40,9 @@ def export(root: Path) -> list[str]:
     for path in sorted((root / ASSIGNED).glob("*.ipynb")):
         chapter = Chapter(path)
         try:
-            modules[chapter.module] = module_of(chapter, collect(root / "notebooks" / path.name, chapter))
+            modules[chapter.module] = module_of(
+                chapter, collect(root / "notebooks" / path.name, chapter)
+            )
         except ExportError as error:
             wrong.append(str(error))
     write_all(modules, root / "minillama")
@@ -46,7 +50,9 @@ def export(root: Path) -> list[str]:
 
 
 def put_to_use(chapter: Chapter, work: Work, passed: dict[str, bool], package: Path) -> None:
-    """Write a student's module if its definitions are all right and it can be imported; else remove it."""
+    """Write a student's module if its definitions are all right and it can be imported; else remove
+    it.
+    """
     target, text, fault = file_of(package, chapter.module), "", ""
     if chapter.definitions and all(passed[task.id] for task in chapter.definitions):
         try:
@@ -73,12 +79,16 @@ def importing(text: str, chapter: Chapter) -> str:
         return f"ends in {type(error).__name__}: {error}"
     finally:
         del sys.modules["trial"]
-    names = frozenset().union(*(chapter.names(id) for id in chapter.solutions if chapter.exports(id)))
+    names = frozenset().union(
+        *(chapter.names(id) for id in chapter.solutions if chapter.exports(id))
+    )
     return f"lacks `{min(names - set(vars(module)))}`" if names - set(vars(module)) else ""
 
 
 def forget(package: Path) -> None:
-    """Let this process import the package anew, so that the next chapter is checked with what is in use now."""
+    """Let this process import the package anew, so that the next chapter is checked with what is in
+    use now.
+    """
     importlib.invalidate_caches()
     loaded = sys.modules.get("minillama")
     if loaded and Path(loaded.__file__).parent == package:
@@ -94,7 +104,9 @@ def reference_build(named: str | None, root: Path) -> Path:
         if (place / "minillama" / "model.py").is_file() and place.resolve() != root:
             return place.resolve()
     where = named or "nowhere installed"
-    raise ExportError(f"no finished build ({where}): name the folder that holds its minillama/ with --reference")
+    raise ExportError(
+        f"no finished build ({where}): name the folder that holds its minillama/ with --reference"
+    )
 
 
 def check_chapter(chapter: Chapter, work: Work, root: Path) -> dict[str, bool]:
@@ -129,7 +141,8 @@ def table(chapters: list[Chapter], passed: dict[str, bool], package: Path) -> st
         done, most = done + points, most + of
         bar = "".join("#" if passed.get(task.id) else "." for task in chapter.tasks)
         lines.append(
-            f"{chapter.title.partition(':')[0]:28}{bar:14}{len(right):3} of {len(chapter.tasks):2}{points:6} of {of:3}"
+            f"{chapter.title.partition(':')[0]:28}{bar:14}{len(right):3} of "
+            f"{len(chapter.tasks):2}{points:6} of {of:3}"
             f"   {chapter.name}: {whose(chapter, passed, package)}"
         )
     head = f"{'chapter':28}{'':14}{'tasks':>9}{'points':>13}   module in use"
@@ -142,20 +155,39 @@ def whose(chapter: Chapter, passed: dict[str, bool], package: Path) -> str:
         return "given"
     if (package / ARCHIVE).exists():
         return "yours" if file_of(package, chapter.module).exists() else "finished"
-    return "yours" if all(passed.get(task.id) for task in chapter.definitions) else "yours, not finished"
+    return (
+        "yours"
+        if all(passed.get(task.id) for task in chapter.definitions)
+        else "yours, not finished"
+    )
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
-    parser = argparse.ArgumentParser(prog="python -m course.check_work", description=__doc__.split("\n")[0])
-    parser.add_argument("chapters", nargs="*", metavar="03", help="the chapters to run; by default all")
-    parser.add_argument("--using", choices=("student", "reference"), default="student", help="whose other modules")
-    parser.add_argument("--reference", default=os.environ.get("MINILLAMA_REFERENCE"), help="a folder with minillama/")
-    parser.add_argument("--export", action="store_true", help="only write the modules, right or not")
+    parser = argparse.ArgumentParser(
+        prog="python -m course.check_work", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "chapters", nargs="*", metavar="03", help="the chapters to run; by default all"
+    )
+    parser.add_argument(
+        "--using", choices=("student", "reference"), default="student", help="whose other modules"
+    )
+    parser.add_argument(
+        "--reference",
+        default=os.environ.get("MINILLAMA_REFERENCE"),
+        help="a folder with minillama/",
+    )
+    parser.add_argument(
+        "--export", action="store_true", help="only write the modules, right or not"
+    )
     args = parser.parse_args(argv)
     try:
         chapters = [Chapter(path) for path in sorted((root / ASSIGNED).glob("*.ipynb"))]
         if not chapters:
-            raise ExportError(f"{root / ASSIGNED} holds no assignment: this is for a folder that course.assign made")
+            raise ExportError(
+                f"{root / ASSIGNED} holds no assignment: this is for a folder that course.assign "
+                f"made"
+            )
         package = root / "minillama"
         finished = (package / ARCHIVE).exists()
         wrong = [] if finished and not args.export else export(root)
@@ -166,7 +198,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         numbers = [chapter.path.stem.split("_")[0].removeprefix("0") for chapter in chapters]
         wanted = [number.removeprefix("0") for number in args.chapters]
         if unknown := [number for number in wanted if number not in numbers]:
-            raise ExportError(f"there is no chapter {unknown[0]}; the chapters are {', '.join(numbers)}")
+            raise ExportError(
+                f"there is no chapter {unknown[0]}; the chapters are {', '.join(numbers)}"
+            )
     except (ExportError, OSError) as error:
         print(f"course.check_work: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,6 @@
-"""A student's cells, out of a notebook in whatever state: cells twice or gone, merge markers, no JSON."""
+"""A student's cells, out of a notebook in whatever state: cells twice or gone, merge markers, no
+JSON.
+"""
 
 import ast
 import builtins
@@ -12,13 +14,17 @@ from course.tasks import Chapter
 
 
 LARGEST = 20_000_000  # bytes of a notebook
-CONFLICT = re.compile(r"^<{7}.*\n((?:.*\n)*?)(?:\|{7}.*\n(?:.*\n)*?)?={7}.*\n((?:.*\n)*?)>{7}.*\n?", re.MULTILINE)
+CONFLICT = re.compile(
+    r"^<{7}.*\n((?:.*\n)*?)(?:\|{7}.*\n(?:.*\n)*?)?={7}.*\n((?:.*\n)*?)>{7}.*\n?", re.MULTILINE
+)
 BINDS = re.compile(r"^(?:(?:def|class) +(\w+)|(\w+)(?: *, *\w+)* *(?::.*)?=)", re.MULTILINE)
 
 
 @dataclass
 class Work:
-    """What a student wrote in one chapter: solution cells by the reference's ids, own definitions, and what was odd."""
+    """What a student wrote in one chapter: solution cells by the reference's ids, own definitions,
+    and what was odd.
+    """
 
     sources: dict[str, str]
     extra: str = ""
@@ -46,12 +52,18 @@ def blank(chapter: Chapter, id: str) -> str:
     """A solution cell of the reference as it is handed out."""
     task = next(task for task in chapter.tasks if id in task.solutions)
     rest = chapter.cells[chapter.place[id] :]
-    used = {name for cell in rest for name in re.findall(r"\w+", cell.source if cell.id in task.checks else "")}
+    used = {
+        name
+        for cell in rest
+        for name in re.findall(r"\w+", cell.source if cell.id in task.checks else "")
+    }
     return stub(chapter[id].source, task.title.replace("`", ""), frozenset(used))
 
 
 def read_cells(path: Path) -> tuple[list[Found], list[str]]:
-    """The code cells of a notebook, and what is wrong with the file; never raises for what is in it."""
+    """The code cells of a notebook, and what is wrong with the file; never raises for what is in
+    it.
+    """
     notes = []
     try:
         if path.stat().st_size > LARGEST:
@@ -60,7 +72,9 @@ def read_cells(path: Path) -> tuple[list[Found], list[str]]:
     except OSError as error:
         return [], [f"{path.name} cannot be read: {error.strerror}"]
     if CONFLICT.search(text):
-        notes.append(f"{path.name} has merge markers: its first version was taken wherever there are two")
+        notes.append(
+            f"{path.name} has merge markers: its first version was taken wherever there are two"
+        )
     for version in (text, CONFLICT.sub(r"\1", text), CONFLICT.sub(r"\2", text)):
         try:
             cells = json.loads(version)["cells"]
@@ -82,7 +96,9 @@ def code_cell(cell: dict) -> Found | None:
 
 
 def collect(path: Path, chapter: Chapter) -> Work:
-    """Match a student's cells with a chapter's: by cell ids, by nbgrader's names, and by what they define."""
+    """Match a student's cells with a chapter's: by cell ids, by nbgrader's names, and by what they
+    define.
+    """
     cells, notes = read_cells(path)
     work, used = Work({}, notes=notes), set()
     for task in chapter.tasks:
@@ -90,7 +106,9 @@ def collect(path: Path, chapter: Chapter) -> Work:
             empty, matches = blank(chapter, id), candidates(cells, chapter, id)
             filled = [cell for cell in matches if cell.source.strip() != empty.strip()]
             if len(filled) > 1 and len({cell.source for cell in filled}) > 1:
-                work.notes.append(f"{task.title}: {len(filled)} cells hold an answer; the last one counts")
+                work.notes.append(
+                    f"{task.title}: {len(filled)} cells hold an answer; the last one counts"
+                )
             if not matches and cells:
                 work.notes.append(f"{task.title}: its cell is gone")
             used |= set(map(id_of, matches))
@@ -103,7 +121,9 @@ id_of = id  # subtle: cells are told apart as objects, since their contents may 
 
 
 def candidates(cells: list[Found], chapter: Chapter, id: str) -> list[Found]:
-    """A student's cells that may hold the answer to one of the reference's, in the notebook's order."""
+    """A student's cells that may hold the answer to one of the reference's, in the notebook's
+    order.
+    """
     grade_id, names = chapter[id].grade_id, chapter.names(id)
     by_id = [cell for cell in cells if cell.id == id]
     strange = [cell for cell in cells if cell.id not in chapter.place]  # copied, or ids were lost
@@ -111,18 +131,23 @@ def candidates(cells: list[Found], chapter: Chapter, id: str) -> list[Found]:
     nameless = [cell for cell in strange if not cell.grade_id]
     by_name = [cell for cell in nameless if cell.names & names & defined_once(chapter, id)]
     chosen = by_id + by_grade
-    chosen = [cell for cell in chosen if cell.names & names] or chosen  # half of a cell that was split has its names
+    # half of a cell that was split has its names
+    chosen = [cell for cell in chosen if cell.names & names] or chosen
     return [cell for cell in cells if any(cell is other for other in (*chosen, *by_name))]
 
 
 def defined_once(chapter: Chapter, id: str) -> set[str]:
-    """The names of a solution cell that no other cell of the chapter binds, so that they betray it."""
+    """The names of a solution cell that no other cell of the chapter binds, so that they betray
+    it.
+    """
     others = set().union(*(chapter.names(cell.id) for cell in chapter.cells if cell.id != id))
     return set(chapter.names(id)) - others
 
 
 def own_definitions(cells: list[Found], chapter: Chapter) -> str:
-    """Functions, classes and imports with names that neither the chapter nor Python has, and constants of new cells."""
+    """Functions, classes and imports with names that neither the chapter nor Python has, and
+    constants of new cells.
+    """
     taken, kept = set(dir(builtins)), []
     taken |= set().union(*(chapter.names(cell.id) for cell in chapter.cells))
     for cell in cells:
@@ -145,4 +170,8 @@ def bound(node: ast.stmt) -> set[str]:
         return {node.name}
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+    return {
+        name.id
+        for name in ast.walk(node)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+    }

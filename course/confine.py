@@ -1,6 +1,7 @@
 """The process in which one student's work runs: what it may open and start, how much it may use.
 
-No sandbox: for code that you do not trust, run the grader in a container. See course/screen.py for what is read before.
+No sandbox: for code that you do not trust, run the grader in a container. See course/screen.py for
+what is read before.
 """
 
 import builtins
@@ -14,11 +15,49 @@ from pathlib import Path
 from course.export import ROOT
 
 
-CHANGING = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink"}
-CHANGING |= {"os.truncate", "os.utime", "shutil.rmtree", "shutil.move", "shutil.copyfile", "shutil.copytree"}
-STARTING = {"os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn"}
-REACHING = {"os.kill", "os.killpg", "signal.pthread_kill", "socket.connect", "socket.bind", "socket.getaddrinfo"}
-REACHING |= {"socket.sendto", "socket.__new__", "urllib.Request", "ftplib.connect", "smtplib.connect"}
+CHANGING = {
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.mkdir",
+    "os.chmod",
+    "os.chown",
+    "os.link",
+    "os.symlink",
+}
+CHANGING |= {
+    "os.truncate",
+    "os.utime",
+    "shutil.rmtree",
+    "shutil.move",
+    "shutil.copyfile",
+    "shutil.copytree",
+}
+STARTING = {
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.startfile",
+    "pty.spawn",
+}
+REACHING = {
+    "os.kill",
+    "os.killpg",
+    "signal.pthread_kill",
+    "socket.connect",
+    "socket.bind",
+    "socket.getaddrinfo",
+}
+REACHING |= {
+    "socket.sendto",
+    "socket.__new__",
+    "urllib.Request",
+    "ftplib.connect",
+    "smtplib.connect",
+}
 DEVICES = (
     "/dev/null",
     "/dev/urandom",
@@ -31,7 +70,9 @@ DEVICES = (
 
 
 class Limits:
-    """Bytes of memory beyond those in use now, seconds of processor time, bytes of a file; where the system can."""
+    """Bytes of memory beyond those in use now, seconds of processor time, bytes of a file; where
+    the system can.
+    """
 
     def __init__(self, memory: int = 4 << 30, seconds: int = 600, file: int = 200 << 20):
         self.memory, self.seconds, self.file = memory, seconds, file
@@ -43,7 +84,10 @@ class Limits:
             return
         used = 0
         with contextlib.suppress(OSError, ValueError):
-            used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+            used = (
+                int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+                * resource.getpagesize()
+            )
         wanted = {"AS": used + self.memory, "CPU": self.seconds, "FSIZE": self.file, "CORE": 0}
         for name, value in wanted.items():
             kind = getattr(resource, f"RLIMIT_{name}")
@@ -62,16 +106,27 @@ def confine(limits: Limits, scratch: Path) -> None:
 
 
 def hook(scratch: Path):
-    """An audit hook that refuses, by PermissionError, files elsewhere, processes, sockets and signals.
+    """An audit hook that refuses, by PermissionError, files elsewhere, processes, sockets and
+    signals.
 
-    subtle: all that it needs is bound here, since names of modules may be changed by the code that it watches.
+    subtle: all that it needs is bound here, since names of modules may be changed by the code that
+    it watches.
     """
-    installed = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    installed |= {sys.prefix, sys.base_prefix, *(place for place in sys.path if "-packages" in place)}
+    installed = {
+        sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+    installed |= {
+        sys.prefix,
+        sys.base_prefix,
+        *(place for place in sys.path if "-packages" in place),
+    }
     places = (*installed, scratch, ROOT / "data", ROOT / "course", ROOT / "notebooks" / "figures")
     may_read = (*(os.path.realpath(place) + os.sep for place in places), *DEVICES)
     solutions = tuple({os.path.realpath(Path(file).parent) + os.sep for file in reference_files()})
-    may_write, compiler = (os.path.realpath(scratch) + os.sep, os.devnull), os.environ.get("CXX", "g++")
+    may_write, compiler = (
+        (os.path.realpath(scratch) + os.sep, os.devnull),
+        os.environ.get("CXX", "g++"),
+    )
     real, string, integer, decode = os.path.realpath, str, int, os.fsdecode
     changing, starting, reaching, wrong = CHANGING, STARTING, REACHING, PermissionError
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -86,9 +141,15 @@ def hook(scratch: Path):
     def audit(event, args):
         if event == "open":
             path, mode, flags = args
-            writes = (mode and not mode.startswith("r")) or (mode and "+" in mode) or (flags or 0) & writing
+            writes = (
+                (mode and not mode.startswith("r"))
+                or (mode and "+" in mode)
+                or (flags or 0) & writing
+            )
             if not inside(path, may_write if writes else may_read):
-                raise wrong(f"no solution {'writes' if writes else 'reads'} files: {string(path)[-60:]}")
+                raise wrong(
+                    f"no solution {'writes' if writes else 'reads'} files: {string(path)[-60:]}"
+                )
         elif event == "ctypes.dlopen":
             if not (args[0] and inside(args[0], may_read)):
                 raise wrong(f"no solution loads a library: {string(args[0])[-60:]}")
@@ -99,7 +160,11 @@ def hook(scratch: Path):
             raise wrong(f"no solution needs {event}")
         elif event == "subprocess.Popen":
             command = args[1] if length(args) > 1 else ()
-            if not (command and string(args[0]).rsplit("/", 1)[-1] in (compiler, "c++") and "-shared" in command):
+            if not (
+                command
+                and string(args[0]).rsplit("/", 1)[-1] in (compiler, "c++")
+                and "-shared" in command
+            ):
                 raise wrong("no solution starts a process")
 
     return audit
@@ -119,9 +184,20 @@ def shared() -> list:
     import course.run_tasks
     import course.slices
 
-    found = [builtins, torch, torch.Tensor, torch.nn.functional, torch.nn.Module, torch.linalg, torch.testing]
+    found = [
+        builtins,
+        torch,
+        torch.Tensor,
+        torch.nn.functional,
+        torch.nn.Module,
+        torch.linalg,
+        torch.testing,
+    ]
     found += [numpy, numpy.testing, numpy.linalg, course.check, course.run_tasks, course.slices]
-    return [*found, *(value for value in vars(course.run_tasks).values() if isinstance(value, type))]
+    return [
+        *found,
+        *(value for value in vars(course.run_tasks).values() if isinstance(value, type)),
+    ]
 
 
 class Snapshot:
@@ -135,7 +211,11 @@ class Snapshot:
         found = []
         for owner, kept in self.kept:
             now = vars(owner)
-            for name in [name for name, value in kept.items() if now.get(name, self) is not value and name[:2] != "__"]:
+            for name in [
+                name
+                for name, value in kept.items()
+                if now.get(name, self) is not value and name[:2] != "__"
+            ]:
                 found.append(f"{owner.__name__}.{name}")
                 setattr(owner, name, kept[name])
             if owner is builtins:

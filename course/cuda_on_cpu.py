@@ -1,8 +1,9 @@
-"""Run a CUDA kernel without a GPU: its own C++ text, compiled by g++, its threads played one after the other.
+"""Run a CUDA kernel without a GPU: its own C++ text, compiled by g++, its threads played one after
+the other.
 
-What the threads say to the hardware (shuffles, barriers, tensor cores, copies that arrive later) is played by
-cuda_on_cpu.h. The order in which threads run is drawn from a seed and copies arrive as late as they may, so a missing
-barrier shows as a wrong answer. It says nothing about speed.
+What the threads say to the hardware (shuffles, barriers, tensor cores, copies that arrive later) is
+played by cuda_on_cpu.h. The order in which threads run is drawn from a seed and copies arrive as
+late as they may, so a missing barrier shows as a wrong answer. It says nothing about speed.
 """
 
 import ctypes
@@ -20,7 +21,10 @@ from minillama.kernels.cuda import Kernel
 
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
-FAULTS = {1: "a thread left while others of its block wait for it", 2: "a copy of 16 bytes that does not start at one"}
+FAULTS = {
+    1: "a thread left while others of its block wait for it",
+    2: "a copy of 16 bytes that does not start at one",
+}
 LAUNCH = """
 extern "C" int launch(const Problem *p, int x, int y, int z, int threads, unsigned seed) {
     return play({(unsigned)x, (unsigned)y, (unsigned)z}, threads, seed, [&] { kernel(*p); });
@@ -37,12 +41,27 @@ def compiler() -> str | None:
 def compile_text(text: str):
     """The function `launch` of C++ text; RuntimeError with the compiler's first complaint."""
     with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder, "kernel.cpp"), Path(folder, hashlib.sha256(text.encode()).hexdigest() + ".so")
+        source, library = (
+            Path(folder, "kernel.cpp"),
+            Path(folder, hashlib.sha256(text.encode()).hexdigest() + ".so"),
+        )
         source.write_text(text, encoding="utf-8")
-        command = [compiler() or "g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-o", str(library), str(source)]
+        command = [
+            compiler() or "g++",
+            "-O1",
+            "-std=c++17",
+            "-shared",
+            "-fPIC",
+            "-w",
+            "-o",
+            str(library),
+            str(source),
+        ]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
-            raise RuntimeError(next((x for x in done.stderr.splitlines() if "error" in x), "g++ failed"))
+            raise RuntimeError(
+                next((x for x in done.stderr.splitlines() if "error" in x), "g++ failed")
+            )
         return ctypes.CDLL(str(library)).launch
 
 

@@ -1,4 +1,5 @@
-"""A class in one command: hand out two chapters, let six students solve them by script, grade, and print the table.
+"""A class in one command: hand out two chapters, let six students solve them by script, grade, and
+print the table.
 
 python -m course.demo FOLDER     (a new folder: students/, submissions/, grades/)
 """
@@ -17,7 +18,8 @@ from course.tasks import Chapter
 
 
 NUMBERS = ("02", "03")
-MISTAKE = ("torch.rsqrt(mean_square + self.eps)", "(1 / (mean_square.sqrt() + self.eps))")  # eps outside the root
+# eps outside the root
+MISTAKE = ("torch.rsqrt(mean_square + self.eps)", "(1 / (mean_square.sqrt() + self.eps))")
 CHEAT = "import numpy as np\nimport torch\n\nnp.allclose = torch.allclose = lambda *a, **k: True\n"
 
 
@@ -49,15 +51,22 @@ STUDENTS = {"ada": ada, "ben": ben, "cleo": cleo, "dan": dan, "eve": eve, "fay":
 
 
 def hand_in(name: str, handed_out: Path, submissions: Path) -> None:
-    """Fill in a copy of the notebooks and hand it in: a folder, but Fay a zip, and Cleo's ids got lost."""
+    """Fill in a copy of the notebooks and hand it in: a folder, but Fay a zip, and Cleo's ids got
+    lost.
+    """
     folder = submissions / name / "notebooks"
     folder.mkdir(parents=True)
     for path in sorted((handed_out / "notebooks").glob("*.ipynb")):
-        chapter, notebook = Chapter(ROOT / "notebooks" / path.name), nbformat.read(path, as_version=4)
+        chapter, notebook = (
+            Chapter(ROOT / "notebooks" / path.name),
+            nbformat.read(path, as_version=4),
+        )
         number = {id: n for n, task in enumerate(chapter.tasks) for id in task.solutions}
         for cell in notebook.cells:
             if cell.id in number:
-                cell.source = STUDENTS[name](number[cell.id], chapter[cell.id].source) or cell.source
+                cell.source = (
+                    STUDENTS[name](number[cell.id], chapter[cell.id].source) or cell.source
+                )
         if name == "cleo":
             for n, cell in enumerate(notebook.cells):
                 cell.id = f"new-{n}"
@@ -71,15 +80,26 @@ def table(scores: Path) -> str:
     """scores.csv as text, a column per chapter's module."""
     rows = list(csv.reader(scores.read_text(encoding="utf-8").splitlines()))
     modules = list(dict.fromkeys(name.partition("-")[0] for name in rows[0][1:-2]))
-    lines = [f"{'student':12}" + "".join(f"{module:>10}" for module in (*modules, "total")) + "  to look at"]
+    lines = [
+        f"{'student':12}"
+        + "".join(f"{module:>10}" for module in (*modules, "total"))
+        + "  to look at"
+    ]
     for row in rows[1:]:
-        sums = [sum(int(p) for p, name in zip(row, rows[0], strict=True) if name.startswith(f"{m}-")) for m in modules]
-        lines.append(f"{row[0]:12}" + "".join(f"{n:10}" for n in (*sums, int(row[-2]))) + f"  {row[-1][:50]}")
+        sums = [
+            sum(int(p) for p, name in zip(row, rows[0], strict=True) if name.startswith(f"{m}-"))
+            for m in modules
+        ]
+        lines.append(
+            f"{row[0]:12}" + "".join(f"{n:10}" for n in (*sums, int(row[-2]))) + f"  {row[-1][:50]}"
+        )
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m course.demo", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m course.demo", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("folder", type=Path, help="a new folder")
     folder = parser.parse_args(argv).folder
     try:

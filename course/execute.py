@@ -2,8 +2,8 @@
 
 python -m course.execute notebooks/03_rope.ipynb [...]
 
-Fetches the real weights and vocabularies that a notebook names. Stores no timings and no kernel version; refuses
-outputs that name a folder of this machine.
+Fetches the real weights and vocabularies that a notebook names. Stores no timings and no kernel
+version; refuses outputs that name a folder of this machine.
 """
 
 import os
@@ -23,7 +23,9 @@ FOLDER = re.compile(r"(/home/|/root/|/tmp/|/Users/|[A-Z]:\\\\)[\w.\\/-]*")
 
 
 def fetch_what_it_names(path: Path) -> None:
-    """Fetch every artefact whose name a notebook contains, since its outputs depend on them. FetchError if it fails."""
+    """Fetch every artefact whose name a notebook contains, since its outputs depend on them.
+    FetchError if it fails.
+    """
     text = path.read_text(encoding="utf-8")
     for name in hub.ARTEFACTS:
         if name in text:
@@ -31,7 +33,9 @@ def fetch_what_it_names(path: Path) -> None:
 
 
 def execute(path: Path) -> None:
-    """Run one notebook and write it back, whole or not at all. ValueError if an output names a local folder."""
+    """Run one notebook and write it back, whole or not at all. ValueError if an output names a
+    local folder.
+    """
     fetch_what_it_names(path)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(

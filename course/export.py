@@ -3,9 +3,9 @@
 python -m course.export            write minillama/ from notebooks/*.ipynb
 python -m course.export --check    change nothing; exit 1 if a module is stale, missing or orphaned
 
-A notebook names its module once with `#| default_exp NAME`, in a room with `#| default_exp ROOM.NAME`; cells that start
-with `#| export` go into it. Everything else in the notebook stays there. `#| tasks NAME` names its tasks, if not as the
-module.
+A notebook names its module once with `#| default_exp NAME`, in a room with `#| default_exp
+ROOM.NAME`; cells that start with `#| export` go into it. Everything else in the notebook stays
+there. `#| tasks NAME` names its tasks, if not as the module.
 """
 
 import argparse
@@ -36,7 +36,11 @@ LIKE_MARKER = re.compile(r"\s*#.*\b(BEGIN|END)\W+(SOLUTION|HIDDEN)", re.IGNORECA
 
 def by_hand(name: str) -> bool:
     """Whether no notebook writes this module: rooms' own files, the commands, and HAND_WRITTEN."""
-    return name in HAND_WRITTEN or name.startswith("commands.") or name.rpartition(".")[2] == "__init__"
+    return (
+        name in HAND_WRITTEN
+        or name.startswith("commands.")
+        or name.rpartition(".")[2] == "__init__"
+    )
 
 
 def file_of(package: Path, name: str) -> Path:
@@ -55,16 +59,24 @@ class ExportError(Exception):
 
 
 def strip_markers(source: str, where: str) -> str:
-    """`source` without solution markers, which must be spelled exactly, come in pairs and not nest."""
+    """`source` without solution markers, which must be spelled exactly, come in pairs and not
+    nest.
+    """
     kept, open_kind = [], None
     for line in source.split("\n"):
         if marker := MARKER.fullmatch(line):
             edge, kind = marker.groups()
-            if (edge == "BEGIN") == (open_kind is not None) or (edge == "END" and kind != open_kind):
-                raise ExportError(f"{where}: {edge} {kind} does not pair up; give every BEGIN its END")
+            if (edge == "BEGIN") == (open_kind is not None) or (
+                edge == "END" and kind != open_kind
+            ):
+                raise ExportError(
+                    f"{where}: {edge} {kind} does not pair up; give every BEGIN its END"
+                )
             open_kind = kind if edge == "BEGIN" else None
         elif LIKE_MARKER.match(line):
-            raise ExportError(f"{where}: `{line.strip()}` is nearly a marker; write `# BEGIN SOLUTION`, one hash")
+            raise ExportError(
+                f"{where}: `{line.strip()}` is nearly a marker; write `# BEGIN SOLUTION`, one hash"
+            )
         else:
             kept.append(line)
     if open_kind:
@@ -78,21 +90,32 @@ def split_imports(source: str, where: str) -> tuple[list[ast.stmt], str]:
         tree = ast.parse(source)
     except SyntaxError as error:
         line = (error.text or "").strip()
-        hint = "move the magic out of the export cell" if line[:1] in ("%", "!") else "repair it and run the cell"
+        hint = (
+            "move the magic out of the export cell"
+            if line[:1] in ("%", "!")
+            else "repair it and run the cell"
+        )
         raise ExportError(f"{where}: `{line}` is not Python ({error.msg}); {hint}") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            raise ExportError(f"{where}: relative import of {node.module or '.'}; write minillama.{node.module or ''}")
+            raise ExportError(
+                f"{where}: relative import of {node.module or '.'}; write "
+                f"minillama.{node.module or ''}"
+            )
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     gone = {number for node in imports for number in range(node.lineno, node.end_lineno + 1)}
     if any({node.lineno, node.end_lineno} & gone for node in tree.body if node not in imports):
-        raise ExportError(f"{where}: an import shares its line with other code; give it a line of its own")
+        raise ExportError(
+            f"{where}: an import shares its line with other code; give it a line of its own"
+        )
     rest = (line for number, line in enumerate(source.split("\n"), 1) if number not in gone)
     return imports, "\n".join(rest).strip("\n")
 
 
 def merge_imports(imports: list[ast.stmt]) -> str:
-    """Deduplicated import lines, grouped and sorted as ruff does: standard library, other packages, minillama."""
+    """Deduplicated import lines, grouped and sorted as ruff does: standard library, other packages,
+    minillama.
+    """
     plain, names = set(), {}
     for node in imports:
         for alias in node.names:
@@ -102,10 +125,12 @@ def merge_imports(imports: list[ast.stmt]) -> str:
                 names.setdefault(node.module, set()).add(ast.unparse(alias))
     lines = [(name, f"import {name}") for name in sorted(plain, key=str.lower)]
     for module in sorted(names, key=str.lower):
-        ordered = sorted(names[module], key=lambda n: (not (n.isupper() and len(n) > 1), not n[0].isupper(), n))
+        ordered = sorted(
+            names[module], key=lambda n: (not (n.isupper() and len(n) > 1), not n[0].isupper(), n)
+        )
         line = f"from {module} import {', '.join(ordered)}"
         wrapped = f"from {module} import (\n    " + ",\n    ".join(ordered) + ",\n)"
-        lines.append((module, line if len(line) <= 120 else wrapped))
+        lines.append((module, line if len(line) <= 100 else wrapped))
     groups = [[], [], []]
     for module, line in lines:
         package = re.split(r"\W", module)[0]
@@ -116,12 +141,15 @@ def merge_imports(imports: list[ast.stmt]) -> str:
 def build_module(path: Path, sources: dict[str, str] | None = None) -> tuple[str | None, str]:
     """(module name, module text) of one notebook; the name is None if it exports nothing.
 
-    sources: cell id -> text in place of the cell's own; whether it is exported is the notebook's to say.
+    sources: cell id -> text in place of the cell's own; whether it is exported is the notebook's to
+    say.
     """
     try:
         cells = nbformat.read(path, as_version=4).cells
     except (ValueError, AttributeError, nbformat.ValidationError) as error:
-        raise ExportError(f"{path.name}: not a notebook ({type(error).__name__}); restore it from git") from None
+        raise ExportError(
+            f"{path.name}: not a notebook ({type(error).__name__}); restore it from git"
+        ) from None
     sources, names, exported, imports, bodies = sources or {}, [], 0, [], []
     for number, cell in enumerate(cells):
         if cell.cell_type != "code":
@@ -135,19 +163,30 @@ def build_module(path: Path, sources: dict[str, str] | None = None) -> tuple[str
             imports += cell_imports
             bodies += [body] if body else []
     if len(names) != bool(exported):
-        raise ExportError(f"{path.name}: {exported} export cells, {len(names)} default_exp lines; it needs exactly one")
+        raise ExportError(
+            f"{path.name}: {exported} export cells, {len(names)} default_exp lines; it needs "
+            f"exactly one"
+        )
     if not names:
         return None, ""
     if not all(part.isidentifier() for part in names[0].split(".")) or by_hand(names[0]):
-        raise ExportError(f"{path.name}: cannot export to {names[0]!r}; default_exp takes a new module's name")
+        raise ExportError(
+            f"{path.name}: cannot export to {names[0]!r}; default_exp takes a new module's name"
+        )
     parts = [merge_imports(imports)] * bool(imports) + bodies
     gap = "\n\n\n" if re.match(r"def |class |@", parts[0]) else "\n\n"
-    return names[0], docstring(cells, path) + gap + "\n\n\n".join(part.rstrip() for part in parts) + "\n"
+    return names[0], docstring(cells, path) + gap + "\n\n\n".join(
+        part.rstrip() for part in parts
+    ) + "\n"
 
 
 def docstring(cells, path: Path) -> str:
     """The module's docstring: the notebook's title and where to edit it."""
-    titles = (re.match(r"# (?:\d+\. )?(.+)", cell.source) for cell in cells if cell.cell_type == "markdown")
+    titles = (
+        re.match(r"# (?:\d+\. )?(.+)", cell.source)
+        for cell in cells
+        if cell.cell_type == "markdown"
+    )
     title = next((match[1] for match in titles if match), path.stem)
     end = "" if title.endswith("?") else "."
     return f'"""{title.rstrip(".")}{end}\n\nWritten by notebooks/{path.name}: edit it there.\n"""'
@@ -159,7 +198,9 @@ def build_all(notebooks: Path) -> dict[str, str]:
     for path in sorted(notebooks.glob("*.ipynb")):
         name, text = build_module(path)
         if name in owner:
-            raise ExportError(f"{path.name} and {owner[name]} both claim {name}; rename one default_exp")
+            raise ExportError(
+                f"{path.name} and {owner[name]} both claim {name}; rename one default_exp"
+            )
         if name is not None:
             modules[name], owner[name] = text, path.name
     if not modules:
@@ -168,7 +209,9 @@ def build_all(notebooks: Path) -> dict[str, str]:
 
 
 def write_all(modules: dict[str, str], package: Path) -> None:
-    """Write every module under a temporary name, then rename them: all or, if the disk is full, none."""
+    """Write every module under a temporary name, then rename them: all or, if the disk is full,
+    none.
+    """
     temporary = {name: file_of(package, name).with_suffix(".tmp") for name in modules}
     try:
         for name, text in modules.items():
@@ -193,15 +236,25 @@ def problems(modules: dict[str, str], package: Path) -> list[str]:
             found.append(f"{name} is stale: it differs from its notebook; {fix}")
     for name in modules_in(package):
         if name not in modules and not by_hand(name):
-            found.append(f"{name} is orphaned: no notebook exports it; delete it or write its notebook")
+            found.append(
+                f"{name} is orphaned: no notebook exports it; delete it or write its notebook"
+            )
     return found
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m course.export", description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if anything is out of date")
-    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder of notebooks")
-    parser.add_argument("--package", type=Path, default=ROOT / "minillama", help="folder of modules")
+    parser = argparse.ArgumentParser(
+        prog="python -m course.export", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 if anything is out of date"
+    )
+    parser.add_argument(
+        "--notebooks", type=Path, default=ROOT / "notebooks", help="folder of notebooks"
+    )
+    parser.add_argument(
+        "--package", type=Path, default=ROOT / "minillama", help="folder of modules"
+    )
     args = parser.parse_args(argv)
     try:
         modules = build_all(args.notebooks)

@@ -1,10 +1,12 @@
 """Grade a folder of submissions, each in a process of its own.
 
-python -m course.grade SUBMISSIONS --out GRADES [--only 03] [--using reference|student] [--jobs 2] [--resume]
+python -m course.grade SUBMISSIONS --out GRADES [--only 03] [--using reference|student] [--jobs 2]
+[--resume]
 
-SUBMISSIONS holds a folder, a zip or a notebook per student, or GitHub Classroom's clones. GRADES gets scores.csv,
-scores.json, a page per student in feedback/, and what --resume needs in students/. Only the cells that students are to
-write are taken from them. This is no sandbox: for code that you do not trust, run it in a container without a network.
+SUBMISSIONS holds a folder, a zip or a notebook per student, or GitHub Classroom's clones. GRADES
+gets scores.csv, scores.json, a page per student in feedback/, and what --resume needs in students/.
+Only the cells that students are to write are taken from them. This is no sandbox: for code that you
+do not trust, run it in a container without a network.
 """
 
 import argparse
@@ -39,7 +41,9 @@ START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for all submissions: whose other modules, seconds per task and per submission, bytes of memory."""
+    """What holds for all submissions: whose other modules, seconds per task and per submission,
+    bytes of memory.
+    """
 
     chapters: tuple[Chapter, ...]
     using: str = "reference"
@@ -59,12 +63,18 @@ class Settings:
     def version(self) -> str:
         """Changes with the course: these chapters' notebooks, the package, the grader."""
         files = [chapter.path for chapter in self.chapters]
-        files += sorted(path for name in ("minillama", "course") for path in (ROOT / name).rglob("*.py"))
-        return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+        files += sorted(
+            path for name in ("minillama", "course") for path in (ROOT / name).rglob("*.py")
+        )
+        return hashlib.sha256(
+            b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)
+        ).hexdigest()
 
 
 def context(settings: Settings):
-    """How processes start: from one that has everything loaded where the system can, anew elsewhere."""
+    """How processes start: from one that has everything loaded where the system can, anew
+    elsewhere.
+    """
     found = multiprocessing.get_context(START)
     if START == "forkserver":
         os.environ["MINILLAMA_GRADES"] = "/".join(settings.names)
@@ -92,8 +102,15 @@ def grade(submission: Submission, settings: Settings, ctx) -> dict:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for id, task in settings.tasks.items():
-        outcomes.setdefault(id, lost(task, "not graded" if submission.notebooks else f"{task.title} is still missing"))
-    look = [f"{id}: {row['message']}" for id, row in outcomes.items() if row["message"].startswith("not graded")]
+        outcomes.setdefault(
+            id,
+            lost(task, "not graded" if submission.notebooks else f"{task.title} is still missing"),
+        )
+    look = [
+        f"{id}: {row['message']}"
+        for id, row in outcomes.items()
+        if row["message"].startswith("not graded")
+    ]
     return {
         "student": submission.student,
         "fingerprint": mark(submission, settings),
@@ -105,23 +122,36 @@ def grade(submission: Submission, settings: Settings, ctx) -> dict:
 
 
 def lost(task: Task, message: str) -> dict:
-    return {"task": task.id, "passed": False, "points": 0, "message": message, "section": task.section}
+    return {
+        "task": task.id,
+        "passed": False,
+        "points": 0,
+        "message": message,
+        "section": task.section,
+    }
 
 
 def attempt(folder, settings, ctx, outcomes, notes, deadline) -> tuple[str, str]:
-    """Run a process until it ends, dies or takes too long; the task at which it did not end well, and why."""
+    """Run a process until it ends, dies or takes too long; the task at which it did not end well,
+    and why.
+    """
     ours, theirs = ctx.Pipe(duplex=False)
     limits = Limits(settings.memory, int(settings.total) + 60)
     arguments = (theirs, folder, settings.names, settings.using, set(outcomes), limits)
     process = ctx.Process(target=grade_one, args=arguments, daemon=True)
     process.start()
     theirs.close()
-    current, until = "", min(time.monotonic() + settings.seconds + 60, deadline)  # it has to start first
+    # it has to start first
+    current, until = "", min(time.monotonic() + settings.seconds + 60, deadline)
     try:
         while True:
             if not ours.poll(max(0, until - time.monotonic())):
                 whole = time.monotonic() >= deadline
-                return current, f"not finished within {settings.total if whole else settings.seconds:g} seconds"
+                return (
+                    current,
+                    f"not finished within {settings.total if whole else settings.seconds:g} "
+                    f"seconds",
+                )
             kind, value = json.loads(ours.recv_bytes(LONGEST))
             if kind == "note":
                 notes.append(legible(value)[:300])
@@ -131,7 +161,8 @@ def attempt(folder, settings, ctx, outcomes, notes, deadline) -> tuple[str, str]
                 outcomes[current], current = checked(value, settings.tasks[current]), ""
             elif kind == "end":
                 return "", ""
-    except (EOFError, OSError, ValueError, TypeError, KeyError, RecursionError):  # it ended, or said what it never says
+    # it ended, or said what it never says
+    except (EOFError, OSError, ValueError, TypeError, KeyError, RecursionError):
         process.join(5)
         return current, f"not graded: the process ended ({how(process.exitcode)})"
     finally:
@@ -161,7 +192,9 @@ def how(code: int | None) -> str:
     if code is None or code >= 0:
         return f"code {code}"
     name = signal.Signals(-code).name
-    return {"SIGKILL": "SIGKILL: out of memory?", "SIGXCPU": "too much processor time"}.get(name, name)
+    return {"SIGKILL": "SIGKILL: out of memory?", "SIGXCPU": "too much processor time"}.get(
+        name, name
+    )
 
 
 def end(process) -> None:
@@ -178,26 +211,39 @@ def end(process) -> None:
 
 def mark(submission: Submission, settings: Settings) -> str:
     """Changes when a submission has to be graded again."""
-    return f"{submission.fingerprint} {settings.version} {settings.using} {' '.join(settings.names)}"
+    return (
+        f"{submission.fingerprint} {settings.version} {settings.using} {' '.join(settings.names)}"
+    )
 
 
-def grade_all(submissions: list[Submission], settings: Settings, out: Path, jobs: int, resume: bool) -> list[dict]:
+def grade_all(
+    submissions: list[Submission], settings: Settings, out: Path, jobs: int, resume: bool
+) -> list[dict]:
     """Grade all, some at a time, and write each result as soon as it is there."""
     results, todo = [], []
     for submission in submissions:
         old = stored(out, submission) if resume else None
-        (results if old and old["fingerprint"] == mark(submission, settings) else todo).append(old or submission)
+        (results if old and old["fingerprint"] == mark(submission, settings) else todo).append(
+            old or submission
+        )
         if old and results[-1:] != [old]:
             todo[-1] = submission
     ctx = context(settings)
     with ThreadPoolExecutor(jobs) as pool:
         running = [pool.submit(grade, submission, settings, ctx) for submission in todo]
-        for future in tqdm(as_completed(running), "grading", len(running), unit="submission", disable=None):
+        for future in tqdm(
+            as_completed(running), "grading", len(running), unit="submission", disable=None
+        ):
             result = future.result()
             results.append(result)
             name = report.file_name(result["student"])
-            report.write(out / "students" / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-            report.write(out / "feedback" / f"{name}.md", report.feedback(result, settings.chapters))
+            report.write(
+                out / "students" / f"{name}.json",
+                json.dumps(result, indent=1, ensure_ascii=False) + "\n",
+            )
+            report.write(
+                out / "feedback" / f"{name}.md", report.feedback(result, settings.chapters)
+            )
             report.write_all(results, settings.chapters, out)
     report.write_all(results, settings.chapters, out)
     return results
@@ -208,36 +254,57 @@ def stored(out: Path, submission: Submission) -> dict | None:
     try:
         path = out / "students" / f"{report.file_name(submission.student)}.json"
         found = json.loads(path.read_text(encoding="utf-8"))
-        return found if {"student", "fingerprint", "total", "notes", "look", "tasks"} <= found.keys() else None
+        return (
+            found
+            if {"student", "fingerprint", "total", "notes", "look", "tasks"} <= found.keys()
+            else None
+        )
     except (OSError, ValueError, AttributeError):
         return None
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m course.grade", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m course.grade", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("submissions", type=Path, help="a folder with one entry per student")
-    parser.add_argument("--out", type=Path, required=True, help="the folder for scores and feedback")
-    parser.add_argument("--only", nargs="+", default=[], metavar="03", help="these chapters instead of all")
-    parser.add_argument("--using", choices=("reference", "student"), default="reference", help="whose other modules")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the folder for scores and feedback"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="03", help="these chapters instead of all"
+    )
+    parser.add_argument(
+        "--using", choices=("reference", "student"), default="reference", help="whose other modules"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="submissions at a time")
     parser.add_argument("--seconds", type=float, default=60, help="for one task")
     parser.add_argument("--total", type=float, default=900, help="seconds for one submission")
     parser.add_argument("--memory", type=float, default=4, help="GB for one submission")
-    parser.add_argument("--resume", action="store_true", help="keep what was graded and has not changed")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what was graded and has not changed"
+    )
     args = parser.parse_args(argv)
     try:
         found = find_chapters(args.only)
         submissions = find_submissions(args.submissions, {chapter.path.name for chapter in found})
         if not submissions:
-            raise ExportError(f"{args.submissions} holds no folder, zip or notebook: nothing to grade")
+            raise ExportError(
+                f"{args.submissions} holds no folder, zip or notebook: nothing to grade"
+            )
         chosen = tuple(chapter for chapter in found if chapter.tasks)
-        settings = Settings(chosen, args.using, args.seconds, args.total, int(args.memory * (1 << 30)))
+        settings = Settings(
+            chosen, args.using, args.seconds, args.total, int(args.memory * (1 << 30))
+        )
         results = grade_all(submissions, settings, args.out, max(1, args.jobs), args.resume)
     except (ExportError, OSError, ValueError) as error:
         print(f"course.grade: {error}", file=sys.stderr)
         return 2
     look = sum(bool(result["look"]) for result in results)
-    print(f"{len(results)} submissions graded into {args.out}; {look} to look at, see the column `look`")
+    print(
+        f"{len(results)} submissions graded into {args.out}; {look} to look at, see the column "
+        f"`look`"
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""Grade one student's work, in a process of its own; what it found goes through a pipe to the parent."""
+"""Grade one student's work, in a process of its own; what it found goes through a pipe to the
+parent.
+"""
 
 import importlib
 import json
@@ -29,8 +31,11 @@ def chapters(names: tuple[str, ...]) -> list[Chapter]:
 
 
 def load_reference() -> None:
-    """Import every module of the reference and keep its text, since afterwards its files cannot be opened."""
-    import torch._dynamo.pgo as profiles  # subtle: imported later, it would put its own manual_seed into torch
+    """Import every module of the reference and keep its text, since afterwards its files cannot be
+    opened.
+    """
+    # subtle: imported later, it would put its own manual_seed into torch
+    import torch._dynamo.pgo as profiles
 
     import minillama
 
@@ -58,11 +63,18 @@ def work_of(folder: Path, chapter: Chapter) -> Work:
     path = folder / chapter.path.name
     if path.exists():
         return collect(path, chapter)
-    return Work({id: blank(chapter, id) for id in chapter.solutions}, notes=[f"{chapter.path.name} was not handed in"])
+    return Work(
+        {id: blank(chapter, id) for id in chapter.solutions},
+        notes=[f"{chapter.path.name} was not handed in"],
+    )
 
 
-def grade_one(pipe, folder: Path, names: tuple[str, ...], using: str, done: set[str], limits: Limits) -> None:
-    """Say ("note", text), ("start", task id), ("done", outcome) and ("end", None); tasks in `done` are left out."""
+def grade_one(
+    pipe, folder: Path, names: tuple[str, ...], using: str, done: set[str], limits: Limits
+) -> None:
+    """Say ("note", text), ("start", task id), ("done", outcome) and ("end", None); tasks in `done`
+    are left out.
+    """
     if hasattr(os, "setsid"):
         os.setsid()  # so that the parent can end all that this process starts
     torch.set_num_threads(1)
@@ -89,7 +101,9 @@ def grade_one(pipe, folder: Path, names: tuple[str, ...], using: str, done: set[
 
 
 def say(pipe, kind: str, value) -> None:
-    """JSON, not the pipe's own pickles: what a student's process sends must not be able to run in the parent."""
+    """JSON, not the pipe's own pickles: what a student's process sends must not be able to run in
+    the parent.
+    """
     pipe.send_bytes(json.dumps([kind, value]).encode())
 
 
@@ -107,10 +121,13 @@ def outcome_of(task: Task, work: Work, using: str, why: str) -> Outcome:
         return failed(task, f"{task.title} is still missing")
     if why:
         return failed(task, f"not graded: {why}")
-    sources = {id: text for id, text in work.sources.items() if using == "student" or id in task.solutions}
+    sources = {
+        id: text for id, text in work.sources.items() if using == "student" or id in task.solutions
+    }
     try:
         return run_task(task, sources, work.extra)
-    except BaseException as error:  # KeyboardInterrupt, or what a student's code left behind in the machinery
+    # KeyboardInterrupt, or what a student's code left behind in the machinery
+    except BaseException as error:
         return failed(task, f"not graded: it ended the run with {type(error).__name__}")
 
 
@@ -121,9 +138,16 @@ def fair(outcome: Outcome, snapshot: Snapshot, task: Task) -> Outcome:
 
 
 def use_package_of(found: dict[str, Work], names: tuple[str, ...], folder: Path) -> None:
-    """Put a package in place of the reference's whose modules hold the student's solutions; refused ones stay stubs."""
+    """Put a package in place of the reference's whose modules hold the student's solutions; refused
+    ones stay stubs.
+    """
     package, notebooks = folder / "student" / "minillama", folder / "student" / "notebooks"
-    shutil.copytree(ROOT / "minillama", package, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    shutil.copytree(
+        ROOT / "minillama",
+        package,
+        ignore=shutil.ignore_patterns("__pycache__"),
+        dirs_exist_ok=True,
+    )
     notebooks.mkdir(exist_ok=True)
     for chapter in chapters(names):
         sources = solved(chapter, found[chapter.path.name])
@@ -137,7 +161,11 @@ def use_package_of(found: dict[str, Work], names: tuple[str, ...], folder: Path)
             name, text = chapter.module, 'raise ImportError("this module is no Python yet")\n'
         if name and not by_hand(name):
             file_of(package, name).write_text(text, encoding="utf-8")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "minillama" or name == "course.cuda_on_cpu"]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.partition(".")[0] == "minillama" or name == "course.cuda_on_cpu"
+    ]:
         del sys.modules[name]
     sys.path.insert(0, str(folder / "student"))
     try:

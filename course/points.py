@@ -1,10 +1,11 @@
 """The points of the course: a table for its guide, and nbgrader's metadata in the notebooks.
 
 python -m course.points            chapters, tasks, points and estimated hours, as a Markdown table
-python -m course.points --write    give the notebooks' cells the metadata that follows from their tasks
+python -m course.points --write    give the notebooks' cells the metadata that follows from their
+tasks
 
-Solutions and checks carry their task's name, checks their part of its points. Nothing reads points from there but
-nbgrader, so a notebook is never numbered by hand: `make export` does it.
+Solutions and checks carry their task's name, checks their part of its points. Nothing reads points
+from there but nbgrader, so a notebook is never numbered by hand: `make export` does it.
 """
 
 import argparse
@@ -19,11 +20,14 @@ from course.tasks import Chapter
 
 
 WORDS, LINES = 150, 10  # read in a minute, of prose and of code
+CHARACTERS = 42  # of a line of code, spaces not counted
 TASK, LINE = 8, 3  # minutes for a task, and for each line of the reference's solution
 
 
 def metadata(chapter: Chapter) -> dict[str, dict]:
-    """nbgrader's metadata, by cell id. A check that several tasks share is named after the first and has all points."""
+    """nbgrader's metadata, by cell id. A check that several tasks share is named after the first
+    and has all points.
+    """
     found = {}
     for task in chapter.tasks:
         for number, id in enumerate(task.solutions, 1):
@@ -51,11 +55,14 @@ def numbered(chapter: Chapter) -> str:
         cell["metadata"].pop("nbgrader", None)
         if cell["id"] in wanted:
             cell["metadata"]["nbgrader"] = wanted[cell["id"]]
-    return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"  # as nbformat writes it
+    # as nbformat writes it
+    return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
 def write(chapter: Chapter) -> bool:
-    """Bring a notebook's metadata up to date, the file whole or not at all; whether anything changed."""
+    """Bring a notebook's metadata up to date, the file whole or not at all; whether anything
+    changed.
+    """
     text = numbered(chapter)
     if text == chapter.path.read_text(encoding="utf-8"):
         return False
@@ -68,15 +75,29 @@ def write(chapter: Chapter) -> bool:
 def hours(chapter: Chapter) -> tuple[float, float]:
     """Estimated hours to read a chapter, running its cells, and to do its tasks."""
     cells = json.loads(chapter.path.read_text(encoding="utf-8"))["cells"]
-    words = sum(len("".join(cell["source"]).split()) for cell in cells if cell["cell_type"] == "markdown")
-    lines = sum(bool(line.strip()) for cell in chapter.cells for line in cell.source.split("\n"))
-    solved = sum(last - first - 1 for text in chapter.solutions.values() for first, last in blocks(text))
+    words = sum(
+        len("".join(cell["source"]).split()) for cell in cells if cell["cell_type"] == "markdown"
+    )
+    lines = sum(lines_of(cell.source) for cell in chapter.cells)
+    solved = sum(
+        lines_of("\n".join(text.split("\n")[first + 1 : last]))
+        for text in chapter.solutions.values()
+        for first, last in blocks(text)
+    )
     return (words / WORDS + lines / LINES) / 60, (TASK * len(chapter.tasks) + LINE * solved) / 60
+
+
+def lines_of(source: str) -> float:
+    """Lines of code of the usual length, however they are broken."""
+    return len("".join(source.split())) / CHARACTERS
 
 
 def table(chapters: list[Chapter]) -> str:
     """A Markdown table with a row for each chapter."""
-    lines = ["| chapter | tasks | points | hours to read | hours for the tasks |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| chapter | tasks | points | hours to read | hours for the tasks |",
+        "|---|---:|---:|---:|---:|",
+    ]
     sums = [0, 0, 0, 0]
     for chapter in chapters:
         row = [len(chapter.tasks), sum(task.points for task in chapter.tasks), *hours(chapter)]
@@ -86,9 +107,15 @@ def table(chapters: list[Chapter]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m course.points", description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write the metadata instead of printing the table")
-    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder of notebooks")
+    parser = argparse.ArgumentParser(
+        prog="python -m course.points", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write the metadata instead of printing the table"
+    )
+    parser.add_argument(
+        "--notebooks", type=Path, default=ROOT / "notebooks", help="folder of notebooks"
+    )
     args = parser.parse_args(argv)
     try:
         chapters = [Chapter(path) for path in sorted(args.notebooks.glob("*.ipynb"))]
@@ -99,7 +126,10 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, KeyError) as error:
         print(f"course.points: {error}", file=sys.stderr)
         return 2
-    print(f"grading metadata: {', '.join(changed) or 'nothing'} to bring up to date in {len(chapters)} notebooks")
+    print(
+        f"grading metadata: {', '.join(changed) or 'nothing'} to bring up to date in "
+        f"{len(chapters)} notebooks"
+    )
     return 0
 
 

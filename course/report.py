@@ -38,30 +38,48 @@ def feedback(result: dict, chapters: list[Chapter]) -> str:
     lines = [f"# {html.escape(result['student'])}: {total(result)} of {most} points", ""]
     lines += [f"- {html.escape(note)}" for note in result["notes"]] + [""] * bool(result["notes"])
     for chapter in chapters:
-        rows = [(task, result["tasks"][task.id]) for task in chapter.tasks if task.id in result["tasks"]]
+        rows = [
+            (task, result["tasks"][task.id]) for task in chapter.tasks if task.id in result["tasks"]
+        ]
         if not rows:
             continue
         points, of = sum(row["points"] for _, row in rows), sum(task.points for task, _ in rows)
-        lines += [f"## {chapter.title}: {points} of {of}", "", "| task | points | |", "|---|---:|---|"]
+        lines += [
+            f"## {chapter.title}: {points} of {of}",
+            "",
+            "| task | points | |",
+            "|---|---:|---|",
+        ]
         for task, row in rows:
             message = html.escape(row["message"]).replace("|", "\\|")
-            words = "right" if row["passed"] else f"{message}. Read again: {row['section']}" if message else "not right"
+            words = (
+                "right"
+                if row["passed"]
+                else f"{message}. Read again: {row['section']}"
+                if message
+                else "not right"
+            )
             lines.append(f"| {task.title} | {row['points']} of {task.points} | {words} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def scores(results: list[dict], chapters: list[Chapter]) -> str:
-    """The table of all students, as CSV: points per task, their sum, whether anything is to be looked at."""
+    """The table of all students, as CSV: points per task, their sum, whether anything is to be
+    looked at.
+    """
     tasks = [task for chapter in chapters for task in chapter.tasks]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["student", *(task.id for task in tasks), "total", "look"])
-    writer.writerow(["(points)", *(task.points for task in tasks), sum(task.points for task in tasks), ""])
+    writer.writerow(
+        ["(points)", *(task.points for task in tasks), sum(task.points for task in tasks), ""]
+    )
     for result in results:
         points = [result["tasks"].get(task.id, {}).get("points", 0) for task in tasks]
         name = result["student"]
-        safe = "'" + name if name[:1] in "=+-@\t\r" else name  # subtle: spreadsheets run what begins like this
+        # subtle: spreadsheets run what begins like this
+        safe = "'" + name if name[:1] in "=+-@\t\r" else name
         writer.writerow([safe, *points, total(result), "; ".join(result["look"])])
     return out.getvalue()
 

@@ -1,7 +1,8 @@
 """Run tasks: the checks of the notebooks on a student's cells, each in a namespace of its own.
 
-Only the cells that a student is to write are taken from the student; the checks and all they need come from the
-reference's notebook. Fetched weights are not used, so that the outcome is the same on every machine.
+Only the cells that a student is to write are taken from the student; the checks and all they need
+come from the reference's notebook. Fetched weights are not used, so that the outcome is the same on
+every machine.
 """
 
 import ast
@@ -31,7 +32,9 @@ STUDENT = "your cell"  # what a student's code is called in a traceback
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task went: the points it earned, and one line that says what is wrong and where to reread."""
+    """How a task went: the points it earned, and one line that says what is wrong and where to
+    reread.
+    """
 
     task: str
     passed: bool
@@ -40,17 +43,23 @@ class Outcome:
     section: str = ""
 
 
-def run_task(task: Task, sources: dict[str, str] | None = None, extra: str = "", folder: Path | None = None) -> Outcome:
-    """Run one task with `sources` (cell id -> text) in place of the reference's cells; never raises for what they do.
+def run_task(
+    task: Task, sources: dict[str, str] | None = None, extra: str = "", folder: Path | None = None
+) -> Outcome:
+    """Run one task with `sources` (cell id -> text) in place of the reference's cells; never raises
+    for what they do.
 
-    extra: further definitions of the student's that the sources use. folder: where it runs, by default the task's.
+    extra: further definitions of the student's that the sources use. folder: where it runs, by
+    default the task's.
     """
     theirs, folder = Theirs(), folder or task.chapter.path.parent
     try:
         with undisturbed(), scene(folder) as module:
             theirs.run(task, sources or {}, extra, vars(module))
         if theirs.changed and (changed := theirs.changed - changed_by_reference(task, folder)):
-            return failed(task, f"your code changes `{min(changed)}`, which it was only given: work on a copy")
+            return failed(
+                task, f"your code changes `{min(changed)}`, which it was only given: work on a copy"
+            )
     except SyntaxError as error:
         return failed(task, f"line {error.lineno}: {error.msg}" if error.lineno else str(error))
     except (Exception, SystemExit) as error:
@@ -60,7 +69,9 @@ def run_task(task: Task, sources: dict[str, str] | None = None, extra: str = "",
 
 @lru_cache
 def changed_by_reference(task: Task, folder: Path) -> frozenset:
-    """The names whose values the reference's solution changes while it is checked, as a cache's `truncate` does."""
+    """The names whose values the reference's solution changes while it is checked, as a cache's
+    `truncate` does.
+    """
     theirs = Theirs()
     with undisturbed(), scene(folder) as module:
         theirs.run(task, task.reference, "", vars(module))
@@ -68,20 +79,27 @@ def changed_by_reference(task: Task, folder: Path) -> frozenset:
 
 
 class Theirs(dict):
-    """The namespace of a student's code. What the reference's cells bind is copied into it, never the other way, except
-    the names that the reference's solution binds too: so a `check` or `len` of the student's is for the student alone.
+    """The namespace of a student's code. What the reference's cells bind is copied into it, never
+    the other way, except the names that the reference's solution binds too: so a `check` or `len`
+    of the student's is for the student alone.
     """
 
     def run(self, task: Task, sources: dict[str, str], extra: str, ours: dict) -> None:
-        """Run a task, the reference's cells in `ours`. `changed`: names whose values the student's code changed there.
+        """Run a task, the reference's cells in `ours`. `changed`: names whose values the student's
+        code changed there.
 
-        subtle: zeros in place of an input turn what is computed from it afterwards, the right answer, into zeros too.
+        subtle: zeros in place of an input turn what is computed from it afterwards, the right
+        answer, into zeros too.
         """
         self.update(ours)
         self.changed, own = set(), set()
         for step in task.program(sources, extra):
             text = {"extra": extra, **sources}.get(step.cell)
-            name = f"{task.chapter.path.name} {step.cell}" if text is None else f"{STUDENT} {step.cell}"
+            name = (
+                f"{task.chapter.path.name} {step.cell}"
+                if text is None
+                else f"{STUDENT} {step.cell}"
+            )
             lines = (text or task.chapter[step.cell].source).splitlines(keepends=True)
             linecache.cache[name] = (None, None, lines, name)  # what a traceback shows
             code = compile(ast.Module([step.node], []), name, "exec")
@@ -90,7 +108,9 @@ class Theirs(dict):
                 exec(code, ours)
                 free = own | step.binds | step.changes
                 self.changed |= {
-                    name for name in before if name not in free and contents(ours.get(name)) != before[name]
+                    name
+                    for name in before
+                    if name not in free and contents(ours.get(name)) != before[name]
                 }
                 self.update({name: ours[name] for name in step.binds - own if name in ours})
             else:
@@ -105,16 +125,28 @@ class Theirs(dict):
 
 
 def contents(value, depth: int = 3):
-    """What a tensor, an array, a module or a container of them holds, in short; None for other things."""
-    if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.layout == torch.strided:
-        value = torch.view_as_real(value.detach().resolve_conj()) if value.is_complex() else value.detach()
+    """What a tensor, an array, a module or a container of them holds, in short; None for other
+    things.
+    """
+    if (
+        isinstance(value, torch.Tensor)
+        and value.device.type == "cpu"
+        and value.layout == torch.strided
+    ):
+        value = (
+            torch.view_as_real(value.detach().resolve_conj())
+            if value.is_complex()
+            else value.detach()
+        )
         return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy())
     if isinstance(value, np.ndarray) and value.dtype != object:
         return zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
     if isinstance(value, torch.nn.Module):
         return [contents(tensor) for tensor in (*value.parameters(), *value.buffers())]
     if depth and type(value) in (list, tuple, dict):
-        return [contents(each, depth - 1) for each in (value.values() if type(value) is dict else value)]
+        return [
+            contents(each, depth - 1) for each in (value.values() if type(value) is dict else value)
+        ]
     return value if type(value) in (int, float, str, bytes, bool) else None
 
 
@@ -162,8 +194,14 @@ def scene(notebooks: Path):
 
 @contextlib.contextmanager
 def undisturbed():
-    """Put back afterwards what one task could leave behind for the next: settings, seeds, the package's tables."""
-    grad, dtype, printing = torch.is_grad_enabled(), torch.get_default_dtype(), torch._tensor_str.PRINT_OPTS
+    """Put back afterwards what one task could leave behind for the next: settings, seeds, the
+    package's tables.
+    """
+    grad, dtype, printing = (
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch._tensor_str.PRINT_OPTS,
+    )
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     printing, tables = copy.copy(printing), snapshot()
     try:
@@ -180,9 +218,13 @@ def undisturbed():
 
 
 def snapshot() -> list[tuple]:
-    """(owner, its attributes, copies of those that are tables) for the package's modules and their classes."""
+    """(owner, its attributes, copies of those that are tables) for the package's modules and their
+    classes.
+    """
     modules = [
-        module for name, module in sorted(sys.modules.items()) if name.partition(".")[0] in ("minillama", "course")
+        module
+        for name, module in sorted(sys.modules.items())
+        if name.partition(".")[0] in ("minillama", "course")
     ]
     classes = {
         value

@@ -1,7 +1,9 @@
-"""The tasks of the course, found in the notebooks: what a student writes, and the cells that check it.
+"""The tasks of the course, found in the notebooks: what a student writes, and the cells that check
+it.
 
-A task is a cell with `# BEGIN SOLUTION` (or, in an exercise, all of them) and the cells behind it that assert
-something about what it defines. Names and points follow from the text; course/points.py writes them into the metadata.
+A task is a cell with `# BEGIN SOLUTION` (or, in an exercise, all of them) and the cells behind it
+that assert something about what it defines. Names and points follow from the text; course/points.py
+writes them into the metadata.
 """
 
 import ast
@@ -58,11 +60,15 @@ class Task:
         return {id: self.chapter[id].source for id in self.solutions}
 
     def program(self, sources: dict[str, str] | None = None, extra: str = "") -> list[Statement]:
-        """The statements to run, in order: the checks and what they need, with `sources` in place of those cells.
+        """The statements to run, in order: the checks and what they need, with `sources` in place
+        of those cells.
 
-        extra: definitions of the student's own, which count as if they stood before the first solution. SyntaxError.
+        extra: definitions of the student's own, which count as if they stood before the first
+        solution. SyntaxError.
         """
-        steps = self.chapter.steps((*self.solutions, *self.checks), sources or {}, self.solutions[0], extra)
+        steps = self.chapter.steps(
+            (*self.solutions, *self.checks), sources or {}, self.solutions[0], extra
+        )
         own = [place for place, step in enumerate(steps) if step.cell in self.solutions]
         asserts = [place for place, step in enumerate(steps) if step.cell in self.checks]
         roots = own + [place for place in asserts if not needs_weights(steps, place)]
@@ -74,9 +80,13 @@ class Chapter:
 
     def __init__(self, path: Path):
         self.path, self.cells, exercise = path, [], None
-        notebook = nbformat.from_dict(json.loads(path.read_text(encoding="utf-8")))  # validating would take seconds
-        self.listed = notebook.metadata.get("course", {}).get("tasks")  # in an assignment, whose solutions are gone
-        self.title = section = heading = "".join(notebook.cells[0].source).split("\n")[0].lstrip("# ")
+        # validating would take seconds
+        notebook = nbformat.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        # in an assignment, whose solutions are gone
+        self.listed = notebook.metadata.get("course", {}).get("tasks")
+        self.title = section = heading = (
+            "".join(notebook.cells[0].source).split("\n")[0].lstrip("# ")
+        )
         for cell in notebook.cells:
             cell.source = "".join(cell.source)
             if cell.cell_type == "code":
@@ -86,9 +96,12 @@ class Chapter:
                 heading, found = line.lstrip("# "), EXERCISE.match(line)
                 section = heading if line.startswith("## ") else section
                 exercise = found.groups() if found else None
-        said = {word: value for cell in self.cells for word, value in DIRECTIVE.findall(cell.source)}
+        said = {
+            word: value for cell in self.cells for word, value in DIRECTIVE.findall(cell.source)
+        }
         self.module = said.get("default_exp", path.stem)
-        self.name = said.get("tasks", self.module.rpartition(".")[2])  # that its tasks' names begin with
+        # that its tasks' names begin with
+        self.name = said.get("tasks", self.module.rpartition(".")[2])
         self.place = {cell.id: place for place, cell in enumerate(self.cells)}
 
     def __getitem__(self, id: str) -> Cell:
@@ -108,7 +121,10 @@ class Chapter:
         """In the notebook's order. ValueError for a solution that nothing checks."""
         if self.listed is not None:
             return [
-                Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in t.items()}, chapter=self)
+                Task(
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in t.items()},
+                    chapter=self,
+                )
                 for t in self.listed
             ]
         groups: dict[object, list[Cell]] = {}
@@ -127,9 +143,15 @@ class Chapter:
 
     @cached_property
     def waiting(self) -> frozenset[str]:
-        """The cells that need a solution: they use what it binds, or what a cell binds that stops for want of it."""
+        """The cells that need a solution: they use what it binds, or what a cell binds that stops
+        for want of it.
+        """
         steps = [step for cell in self.cells for step in whole(cell.id, cell.source)]
-        theirs = {place for place, step in enumerate(steps) if holds_solution(self[step.cell].source, step.node)}
+        theirs = {
+            place
+            for place, step in enumerate(steps)
+            if holds_solution(self[step.cell].source, step.node)
+        }
         late: set[int] = set()
         for place, step in enumerate(steps):
             stopped = place - 1 in late and steps[place - 1].cell == step.cell
@@ -145,10 +167,20 @@ class Chapter:
         checks = self.checks(ids, bool(number))
         points = POINTS_EXERCISE if number else POINTS_DEFINITION
         title = f"Exercise {number}: {title}" if number else f"`{name}`"
-        return Task(f"{self.name}-{name}", title, points, self.reread(ids, checks, bool(number)), ids, checks, self)
+        return Task(
+            f"{self.name}-{name}",
+            title,
+            points,
+            self.reread(ids, checks, bool(number)),
+            ids,
+            checks,
+            self,
+        )
 
     def checks(self, solutions: tuple[str, ...], is_exercise: bool) -> tuple[str, ...]:
-        """Ids of the cells that assert something about a solution; those of the first section that has any."""
+        """Ids of the cells that assert something about a solution; those of the first section that
+        has any.
+        """
         found, solved = [], set(solutions)
         for cell in self.cells[self.place[solutions[0]] + 1 :]:
             if cell.id in solved:
@@ -161,7 +193,8 @@ class Chapter:
                 found.append(cell.id)
         if not found:
             raise ValueError(
-                f"{self.path.name}: nothing checks the solution in cell {solutions[0]} without the real weights"
+                f"{self.path.name}: nothing checks the solution in cell {solutions[0]} without the "
+                f"real weights"
             )
         return tuple(found)
 
@@ -174,8 +207,12 @@ class Chapter:
             new = statements(cell.id, sources.get(cell.id, cell.source), cell.id in whole)
             if (
                 cell.id in sources
-            ):  # names of the student's own are for the student: the checks have them from elsewhere
-                new = [step if step.binds <= self.names(cell.id) else replace(step, certain=False) for step in new]
+                # the student's own names are for the student: the checks have them from elsewhere
+            ):
+                new = [
+                    step if step.binds <= self.names(cell.id) else replace(step, certain=False)
+                    for step in new
+                ]
             steps += new
         return without_weights(steps)
 
@@ -185,19 +222,29 @@ class Chapter:
             return False
         steps = self.steps([cell.id])
         for place, step in enumerate(steps):
-            if step.cell == cell.id and any(map(is_check, ast.walk(step.node))) and not needs_weights(steps, place):
+            if (
+                step.cell == cell.id
+                and any(map(is_check, ast.walk(step.node)))
+                and not needs_weights(steps, place)
+            ):
                 if solved & {steps[p].cell for p in needed(steps, [place])}:
                     return True
         return False
 
     def reread(self, solutions, checks, is_exercise) -> str:
-        """The heading of what a solution rests on: a definition's section; for an exercise the last that it uses."""
+        """The heading of what a solution rests on: a definition's section; for an exercise the last
+        that it uses.
+        """
         own = self[solutions[0]].section
         if not is_exercise:
             return own
         steps = self.steps((*solutions, *checks))
         roots = [p for p, step in enumerate(steps) if step.cell in (*solutions, *checks)]
-        ideas = [steps[p].cell for p in sorted(needed(steps, roots)) if isinstance(steps[p].node, DEFINITION)]
+        ideas = [
+            steps[p].cell
+            for p in sorted(needed(steps, roots))
+            if isinstance(steps[p].node, DEFINITION)
+        ]
         used = [self[cell].section for cell in ideas]
         return ([section for section in used if section != own] or [self.title])[-1]
 
@@ -208,7 +255,9 @@ def needs_weights(steps: list[Statement], place: int) -> bool:
 
 
 def loads_weights(node: ast.stmt) -> bool:
-    """Whether a statement loads fetched weights by name, here or not: `load("smollm2-135m-instruct")`."""
+    """Whether a statement loads fetched weights by name, here or not:
+    `load("smollm2-135m-instruct")`.
+    """
     return any(
         isinstance(call, ast.Call)
         and ast.unparse(call.func) in ("load", "hub.load", "minillama.load")
@@ -236,7 +285,10 @@ def demands(test: ast.expr, names: set[str]) -> bool:
 
 def holds_solution(source: str, node: ast.stmt) -> bool:
     """Whether a solution lies within a statement of a cell, or the statement within a solution."""
-    pairs = zip(*[iter(n for n, line in enumerate(source.split("\n"), 1) if MARKER.fullmatch(line))] * 2, strict=True)
+    pairs = zip(
+        *[iter(n for n, line in enumerate(source.split("\n"), 1) if MARKER.fullmatch(line))] * 2,
+        strict=True,
+    )
     return any(first <= node.end_lineno and node.lineno <= last for first, last in pairs)
 
 
@@ -245,7 +297,11 @@ def definition(source: str) -> str:
     lines = source.split("\n")
     marked = [number for number, line in enumerate(lines, 1) if line.strip() == BEGIN]
     body = ast.parse(source).body
-    names = [getattr(node, "name", None) for node in body if any(node.lineno <= n <= node.end_lineno for n in marked)]
+    names = [
+        getattr(node, "name", None)
+        for node in body
+        if any(node.lineno <= n <= node.end_lineno for n in marked)
+    ]
     return next((name for name in reversed(names) if name), "answer")
 
 

@@ -1,4 +1,6 @@
-"""In a notebook, a cell that waits for an unsolved task says so in one line, instead of a traceback."""
+"""In a notebook, a cell that waits for an unsolved task says so in one line, instead of a
+traceback.
+"""
 
 import ast
 import re
@@ -28,9 +30,16 @@ def show(shell, kind, error, trace, tb_offset=None) -> None:
 def reason(error: Exception, trace) -> str:
     """What a cell waits for, in one line; empty where the error is of another kind."""
     if type(error) is NameError:
-        return f"This cell waits for `{error.name}`, as a cell above it does." if error.name in WAITING else ""
+        return (
+            f"This cell waits for `{error.name}`, as a cell above it does."
+            if error.name in WAITING
+            else ""
+        )
     *_, (frame, _) = traceback.walk_tb(trace)
-    place, notebook = frame.f_globals["__name__"], re.search(r"notebooks/(\w+)", frame.f_globals["__doc__"] or "")
+    place, notebook = (
+        frame.f_globals["__name__"],
+        re.search(r"notebooks/(\w+)", frame.f_globals["__doc__"] or ""),
+    )
     if place == "__main__":
         return f"{OWN}{error} is still missing."
     if place.startswith("minillama.") and notebook:
@@ -41,5 +50,7 @@ def reason(error: Exception, trace) -> str:
 def bound(source: str) -> set[str]:
     """The names that a cell binds."""
     nodes = list(ast.walk(ast.parse(source)))
-    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names = {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
     return names | {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}

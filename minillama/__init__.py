@@ -1,4 +1,6 @@
-"""Llama 3.1 from scratch. The names below follow the data: text, ids, vectors, blocks, logits, sampled id."""
+"""Llama 3.1 from scratch. The names below follow the data: text, ids, vectors, blocks, logits,
+sampled id.
+"""
 
 import minillama.kernels.tensor_cores  # noqa: F401  (tells PyTorch that attention has a kernel for CUDA; compiles nothing)
 from minillama import chat

@@ -16,12 +16,16 @@ from minillama.rope import apply_rope
 
 
 def causal_mask(n_queries: int, n_keys: int, device=None) -> torch.Tensor:
-    """True where a query may look: (T, S), with the last query aligned to the last key (lower right)."""
+    """True where a query may look: (T, S), with the last query aligned to the last key (lower
+    right).
+    """
     allowed = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
     return allowed.tril(diagonal=n_keys - n_queries)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor | None = None
+) -> torch.Tensor:
     """Grouped-query attention: q (B, H, T, W), k and v (B, K, S, W) -> (B, H, T, W).
 
     allowed: True where a query may look, (T, S) or (B, 1, T, S); None for everywhere.
@@ -29,7 +33,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Ten
     """
     B, H, T, W = q.shape
     K, S = k.shape[1:3]
-    q = q.reshape(B, K, H // K * T, W)  # the G heads of a group are just more queries to the same keys
+    # the G heads of a group are just more queries to the same keys
+    q = q.reshape(B, K, H // K * T, W)
     scores = (q @ k.transpose(-2, -1) / math.sqrt(W)).view(B, H, T, S)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
@@ -39,11 +44,13 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Ten
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Where the tokens of a pass stand and what each may see: made once per pass, handed to every layer.
+    """Where the tokens of a pass stand and what each may see: made once per pass, handed to every
+    layer.
 
-    positions: of the queries, (T,), or (B, 1, T) where rows differ. length: how many keys are in use, the last query at
-    the last of them; an int or, in a recorded step (chapter 11d), int32 (1,) on the device. allowed: None for causal
-    attention; else True where a query may look, (T, S) or (B, 1, T, S).
+    positions: of the queries, (T,), or (B, 1, T) where rows differ. length: how many keys are in
+    use, the last query at the last of them; an int or, in a recorded step (chapter 11d), int32 (1,)
+    on the device. allowed: None for causal attention; else True where a query may look, (T, S) or
+    (B, 1, T, S).
     """
 
     positions: torch.Tensor
@@ -56,12 +63,15 @@ class AttentionMask:
         return cls(torch.arange(start, start + n_queries, device=device), start + n_queries)
 
     def table(self, n_keys: int) -> torch.Tensor | None:
-        """True where a query may look, (T, S) or (B, 1, T, S), over n_keys keys; None for everywhere."""
+        """True where a query may look, (T, S) or (B, 1, T, S), over n_keys keys; None for
+        everywhere.
+        """
         if self.allowed is not None:
             return self.allowed
         T = self.positions.shape[-1]
         if isinstance(self.length, torch.Tensor):  # of more keys than are in use
-            own = self.length - T + torch.arange(T, device=self.length.device)  # (T,): each query's own key
+            # (T,): each query's own key
+            own = self.length - T + torch.arange(T, device=self.length.device)
             return torch.arange(n_keys, device=self.length.device) <= own[:, None]
         return self.triangle if T > 1 else None
 
@@ -71,7 +81,9 @@ class AttentionMask:
         return causal_mask(self.positions.shape[-1], self.length, self.positions.device)
 
 
-def attend_naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
+def attend_naive(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: AttentionMask
+) -> torch.Tensor:
     """Attention backend: all scores at once, as in `attend`."""
     return attend(q, k, v, mask.table(k.shape[2]))
 
@@ -81,11 +93,14 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionMask], tor
 
 @dataclass(frozen=True)
 class AttentionBackend:
-    """A way to compute attention: q (B, H, T, W), k and v (B, K, S, W), and the mask -> (B, H, T, W)."""
+    """A way to compute attention: q (B, H, T, W), k and v (B, K, S, W), and the mask -> (B, H, T,
+    W).
+    """
 
     name: str
     attend: Attend
-    takes_tables: bool = True  # whether it can use AttentionMask.allowed; if not, such passes are attended naively
+    # whether it can use AttentionMask.allowed; if not, such passes are attended naively
+    takes_tables: bool = True
 
 
 NAIVE = AttentionBackend("naive", attend_naive)

@@ -1,6 +1,8 @@
-"""How a model's conversations are written, read off the text of its chat template, which is never run.
+"""How a model's conversations are written, read off the text of its chat template, which is never
+run.
 
-Two formats are known, Llama 3's and ChatML; chapter 10 writes them. What is not known is said in one line.
+Two formats are known, Llama 3's and ChatML; chapter 10 writes them. What is not known is said in
+one line.
 """
 
 import re
@@ -16,9 +18,11 @@ ENDS = {"llama3": ("<|eot_id|>", "<|eom_id|>"), "chatml": ("<|im_end|>",)}  # of
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a model's conversations are written: "llama3" or "chatml", or None and why that is not known.
+    """How a model's conversations are written: "llama3" or "chatml", or None and why that is not
+    known.
 
-    first: the ids before all messages. system: a message where none is given. template: the file's, as text.
+    first: the ids before all messages. system: a message where none is given. template: the file's,
+    as text.
     """
 
     name: str | None
@@ -36,8 +40,12 @@ def format_of(tokenizer: Tokenizer) -> ChatFormat:
     return layout
 
 
-def chat_format(tokenizer: Tokenizer, template: str | None = None, bos_id: int | None = None) -> ChatFormat:
-    """What the text of a chat template shows or, without one, the vocabulary. bos_id: what it calls bos_token."""
+def chat_format(
+    tokenizer: Tokenizer, template: str | None = None, bos_id: int | None = None
+) -> ChatFormat:
+    """What the text of a chat template shows or, without one, the vocabulary. bos_id: what it calls
+    bos_token.
+    """
     name, system, why, begin = None, "", "", tokenizer.specials.get("<|begin_of_text|>")
     bos_id = bos_id if type(bos_id) is int and bos_id in tokenizer.token_bytes else None
     try:
@@ -46,54 +54,84 @@ def chat_format(tokenizer: Tokenizer, template: str | None = None, bos_id: int |
     except ValueError as error:
         why = str(error)
     if template:
-        first = begin if "<|begin_of_text|>" in template else bos_id if "bos_token" in template else None
+        first = (
+            begin
+            if "<|begin_of_text|>" in template
+            else bos_id
+            if "bos_token" in template
+            else None
+        )
     else:
         first = begin if name == "llama3" else None
     return ChatFormat(name, () if first is None else (first,), system, template or None, why)
 
 
 def format_name(tokenizer: Tokenizer, template: str) -> str:
-    """The format whose marks the template shows or, without one, the vocabulary; ValueError if that is not just one."""
+    """The format whose marks the template shows or, without one, the vocabulary; ValueError if that
+    is not just one.
+    """
     if len(template) > 100_000:
-        raise ValueError(f"its chat template has {len(template):,} characters, at most 100,000 are read")
+        raise ValueError(
+            f"its chat template has {len(template):,} characters, at most 100,000 are read"
+        )
     specials, where = tokenizer.specials, "its chat template" if template else "its vocabulary"
     shown = [name for name in MARKS if MARKS[name][0] in (template or specials)]
     if len(shown) == 2 and not template:  # the token at which it stops may tell
-        shown = [name for name in shown if specials.get(ENDS[name][0], -1) == tokenizer.eos_id] or shown
+        shown = [
+            name for name in shown if specials.get(ENDS[name][0], -1) == tokenizer.eos_id
+        ] or shown
     if len(shown) == 2:
         raise ValueError(f"{where} has the marks of Llama 3's chat format and of ChatML")
     if not shown and not template:
-        raise ValueError("this tokenizer has no chat tokens; use tokenizer.encode and continue plain text")
+        raise ValueError(
+            "this tokenizer has no chat tokens; use tokenizer.encode and continue plain text"
+        )
     if not shown:
         theirs = ", ".join(dict.fromkeys(re.findall(r"<[|｜][\w▁.-]{1,40}[|｜]>", template)))[:80]
-        raise ValueError(f"{where} ({theirs or 'no marks'}) is neither Llama 3's chat format nor ChatML")
+        raise ValueError(
+            f"{where} ({theirs or 'no marks'}) is neither Llama 3's chat format nor ChatML"
+        )
     needed = [*MARKS[shown[0]], ENDS[shown[0]][0]]
     needed += ["<|begin_of_text|>"] if shown == ["llama3"] and not template else []
     if missing := [mark for mark in needed if mark not in specials]:
-        raise ValueError(f"{where} has {needed[0]}, but there is no token {missing[0]}, which belongs to it")
+        raise ValueError(
+            f"{where} has {needed[0]}, but there is no token {missing[0]}, which belongs to it"
+        )
     return shown[0]
 
 
-SET_SYSTEM = re.compile(r"""\bset\s+\w{0,40}system\w{0,40}\s*=\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")""")
+SET_SYSTEM = re.compile(
+    r"""\bset\s+\w{0,40}system\w{0,40}\s*=\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")"""
+)
 
 
 def default_system(name: str, template: str) -> str:
-    """The system message that a template writes where none is given, "" if it has none; ValueError for several."""
-    opening = {"llama3": "<|start_header_id|>system<|end_header_id|>\n\n", "chatml": "<|im_start|>system\n"}[name]
+    """The system message that a template writes where none is given, "" if it has none; ValueError
+    for several.
+    """
+    opening = {
+        "llama3": "<|start_header_id|>system<|end_header_id|>\n\n",
+        "chatml": "<|im_start|>system\n",
+    }[name]
     template = template.replace(r"\n", "\n")  # as in a string of the template language
     found = {single or double for single, double in SET_SYSTEM.findall(template)}
     for before, after in pairwise(template.split(opening)):
         text, end, _ = after.partition(ENDS[name][0])
         quote = before[-1:] if before[-1:] in ("'", '"') else "{"
-        if end and quote not in re.sub(r"\\.", "", text):  # nothing is put in there: these are the words
+        # nothing is put in there: these are the words
+        if end and quote not in re.sub(r"\\.", "", text):
             found.add(text)
     if len(found := found - {""}) > 1:
-        raise ValueError("its chat template has several default system messages, and only running it would choose")
+        raise ValueError(
+            "its chat template has several default system messages, and only running it would "
+            "choose"
+        )
     return re.sub(r"\\(.)", r"\1", max(found, default=""))
 
 
 def set_chat_format(tokenizer: Tokenizer, template=None, bos_id: int | None = None) -> Tokenizer:
-    """The tokenizer, which now knows its format, stops where a message ends, and takes no control id from text.
+    """The tokenizer, which now knows its format, stops where a message ends, and takes no control
+    id from text.
 
     ValueError if the template is no text, or if a control token is an ordinary one as well.
     """
@@ -113,19 +151,27 @@ def set_chat_format(tokenizer: Tokenizer, template=None, bos_id: int | None = No
 
 
 def turn_ends(tokenizer: Tokenizer) -> list[int]:
-    """The ids that end a message in this tokenizer's chat format, the usual one first; none where it is not known."""
+    """The ids that end a message in this tokenizer's chat format, the usual one first; none where
+    it is not known.
+    """
     layout = tokenizer.chat_format or chat_format(tokenizer)
-    return [tokenizer.specials[name] for name in ENDS.get(layout.name, ()) if name in tokenizer.specials]
+    return [
+        tokenizer.specials[name] for name in ENDS.get(layout.name, ()) if name in tokenizer.specials
+    ]
 
 
 CHAT_TEMPLATES = {  # for a tokenizer that came without one; plain messages only
     "llama3": "{{ '<|begin_of_text|>' }}{% for message in messages %}"
-    "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% endif %}"
-    "{{ '<|start_header_id|>' + ('ipython' if message.role == 'tool' else message.role) + '<|end_header_id|>' }}"
+    "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% "
+    "endif %}"
+    "{{ '<|start_header_id|>' + ('ipython' if message.role == 'tool' else message.role) + "
+    "'<|end_header_id|>' }}"
     "{{ '\\n\\n' + message.content + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% "
+    "endif %}",
     "chatml": "{% for message in messages %}"
-    "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% endif %}"
+    "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% "
+    "endif %}"
     "{{ '<|im_start|>' + ('tool' if message.role == 'ipython' else message.role) + '\\n' }}"
     "{{ message.content + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",

@@ -1,4 +1,6 @@
-"""The command line; its commands are minillama/commands. Mistakes are one line and exit code 2, no traceback."""
+"""The command line; its commands are minillama/commands. Mistakes are one line and exit code 2, no
+traceback.
+"""
 
 import argparse
 import contextlib
@@ -70,8 +72,11 @@ def run(args) -> int:
 
 
 def open_streams() -> None:
-    """Standard streams in UTF-8; the null device for one that is closed, or None in a program without a console."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # subtle: each gets the lowest free number
+    """Standard streams in UTF-8; the null device for one that is closed, or None in a program
+    without a console.
+    """
+    # subtle: each gets the lowest free number
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None or stream.closed:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
@@ -86,7 +91,9 @@ def complain(text: str) -> None:
 
 
 def give_up_what_cannot_be_written() -> None:
-    """Send the rest of the output nowhere, or Python would try again at its end, and fail with many lines."""
+    """Send the rest of the output nowhere, or Python would try again at its end, and fail with many
+    lines.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

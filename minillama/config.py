@@ -18,15 +18,21 @@ class RopeScaling:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ValueError(f"rope_scaling.{field.name} must be a positive number, not {value!r}")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 < value < float("inf")
+            ):
+                raise ValueError(
+                    f"rope_scaling.{field.name} must be a positive number, not {value!r}"
+                )
         if self.high_freq_factor <= self.low_freq_factor:
             raise ValueError("rope_scaling.high_freq_factor must be greater than low_freq_factor")
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Every number that fixes a Llama's architecture; ValueError for one that cannot be meant.
+    """Every number that fixes a Llama's architecture; ValueError for one that is invalid.
 
     Letters used for these sizes in shapes, equations and figures of the whole series:
     B batch, T tokens (queries), S positions they may look at (keys), D dim, L n_layers, H n_heads,
@@ -51,12 +57,16 @@ class LlamaConfig:
             value = getattr(self, field.name)
             if field.type is int and (type(value) is not int or value < 1):
                 raise ValueError(f"{field.name} must be a positive whole number, not {value!r}")
-            if field.type is float and (type(value) not in (int, float) or not 0 < value < float("inf")):
+            if field.type is float and (
+                type(value) not in (int, float) or not 0 < value < float("inf")
+            ):
                 raise ValueError(f"{field.name} must be a positive number, not {value!r}")
             if field.type is bool and type(value) is not bool:
                 raise ValueError(f"{field.name} must be True or False, not {value!r}")
         if not isinstance(self.rope_scaling, RopeScaling | None):
-            raise ValueError(f"rope_scaling must be a RopeScaling or None, not {self.rope_scaling!r}")
+            raise ValueError(
+                f"rope_scaling must be a RopeScaling or None, not {self.rope_scaling!r}"
+            )
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"{self.n_heads} heads cannot share {self.n_kv_heads} kv heads evenly")
         if self.head_dim % 2:
@@ -70,7 +80,9 @@ class LlamaConfig:
         return cls(**SIZES[name])
 
 
-LLAMA_31 = dict(head_dim=128, n_kv_heads=8, vocab_size=128_256, rope_scaling=RopeScaling(), max_seq_len=131_072)
+LLAMA_31 = dict(
+    head_dim=128, n_kv_heads=8, vocab_size=128_256, rope_scaling=RopeScaling(), max_seq_len=131_072
+)
 SIZES = {
     "llama-3.1-8b": dict(dim=4096, n_layers=32, n_heads=32, ffn_dim=14_336, **LLAMA_31),
     "llama-3.1-70b": dict(dim=8192, n_layers=80, n_heads=64, ffn_dim=28_672, **LLAMA_31),

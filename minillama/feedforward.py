@@ -11,7 +11,9 @@ from minillama.config import LlamaConfig
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: x (B, T, D) -> two of (B, T, F), one gates the other -> (B, T, D). Shazeer 2020, arXiv:2002.05202."""
+    """SwiGLU: x (B, T, D) -> two of (B, T, F), one gates the other -> (B, T, D). Shazeer 2020,
+    arXiv:2002.05202.
+    """
 
     def __init__(self, cfg: LlamaConfig):
         super().__init__()

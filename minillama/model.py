@@ -19,7 +19,9 @@ from minillama.rope import rope_table
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each on a normalised copy and added to the stream. (B, T, D)"""
+    """One layer: attention, then feed-forward, each on a normalised copy and added to the stream.
+    (B, T, D)
+    """
 
     def __init__(self, cfg: LlamaConfig):
         super().__init__()
@@ -34,7 +36,9 @@ class Block(nn.Module):
 
 
 class DecodeStep(Protocol):
-    """A way to take one token through the blocks behind a cache, as `Llama.hidden` does, and faster."""
+    """A way to take one token through the blocks behind a cache, as `Llama.hidden` does, and
+    faster.
+    """
 
     def takes(self, cache: KVCache) -> bool:
         """Whether it can go on behind this cache."""
@@ -46,11 +50,12 @@ class DecodeStep(Protocol):
 class Llama(nn.Module):
     """The decoder: tokens (B, T) int64 -> logits (B, T, V) float32.
 
-    With a cache, tokens continue what it holds: their positions start at cache.length, less the row's padding.
-    mask: what a query may see, if not what is usual: everything before it. last: logits of the last positions alone.
-    attention_backend: how all layers attend. decode_step: a faster way for a single token, or None.
-    activation_checkpointing: in training, keep only each block's input and compute the rest again. ran: how many
-    passes with a cache each backend or decode step has done.
+    With a cache, tokens continue what it holds: their positions start at cache.length, less the
+    row's padding. mask: what a query may see, if not what is usual: everything before it. last:
+    logits of the last positions alone. attention_backend: how all layers attend. decode_step: a
+    faster way for a single token, or None. activation_checkpointing: in training, keep only each
+    block's input and compute the rest again. ran: how many passes with a cache each backend or
+    decode step has done.
     """
 
     def __init__(self, cfg: LlamaConfig):
@@ -70,7 +75,13 @@ class Llama(nn.Module):
     device = property(lambda self: self.norm.weight.device)
     dtype = property(lambda self: self.norm.weight.dtype)
 
-    def forward(self, tokens, cache: KVCache | None = None, mask: AttentionMask | None = None, last: int | None = None):
+    def forward(
+        self,
+        tokens,
+        cache: KVCache | None = None,
+        mask: AttentionMask | None = None,
+        last: int | None = None,
+    ):
         step = self.decode_step
         if step is not None and cache is not None and tokens.shape == (1, 1) and step.takes(cache):
             x = step(tokens, cache)
@@ -78,7 +89,9 @@ class Llama(nn.Module):
             x = self.hidden(tokens, cache, mask)
         return self.head(x if last is None else x[:, -last:]).float()
 
-    def hidden(self, tokens, cache: KVCache | None = None, mask: AttentionMask | None = None) -> torch.Tensor:
+    def hidden(
+        self, tokens, cache: KVCache | None = None, mask: AttentionMask | None = None
+    ) -> torch.Tensor:
         """What the head reads: the normalised end of the stream, (B, T) -> (B, T, D)."""
         T = tokens.shape[1]
         if cache is not None:
@@ -96,14 +109,20 @@ class Llama(nn.Module):
         return self.norm(x)
 
     def through(self, block: Block, *inputs) -> torch.Tensor:
-        """One block, whose activations are kept for the backward pass or, checkpointed, computed again."""
+        """One block, whose activations are kept for the backward pass or, checkpointed, computed
+        again.
+        """
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
     def backend_for(self, mask: AttentionMask, cache: KVCache | None) -> AttentionBackend:
         """The model's attention backend, or the naive one if that cannot use the mask's table."""
-        backend = self.attention_backend if mask.allowed is None or self.attention_backend.takes_tables else NAIVE
+        backend = (
+            self.attention_backend
+            if mask.allowed is None or self.attention_backend.takes_tables
+            else NAIVE
+        )
         if cache is not None:
             self.ran[backend.name] += 1
         return backend

@@ -10,7 +10,9 @@ import torch
 from minillama.config import LlamaConfig, RopeScaling
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> torch.Tensor:
+def rope_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> torch.Tensor:
     """Radians per position of each pair of a head, fastest first: (W/2,) float32."""
     exponents = torch.arange(0, head_dim, 2).float() / head_dim
     freqs = 1.0 / theta**exponents
@@ -38,8 +40,8 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 def scale_frequencies(freqs: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
     """Llama 3.1's long-context scaling: (W/2,) -> (W/2,).
 
-    Wavelengths that fit into the original context often enough stay, those that do not fit are stretched by
-    `factor`, those between are blended. Source: apply_scaling in Meta's llama-models.
+    Wavelengths that fit into the original context often enough stay, those that do not fit are
+    stretched by `factor`, those between are blended. Source: apply_scaling in Meta's llama-models.
     """
     turns = scaling.original_max_seq_len * freqs / (2 * math.pi)
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)

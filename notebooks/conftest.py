@@ -1,5 +1,8 @@
-"""nbval over the chapters: fetch what a chapter names first. Without a network its cells are skipped and say so,
-but in CI, or with MINILLAMA_REQUIRE_WEIGHTS=1, a missing file is a failure."""
+"""nbval over the chapters: fetch what a chapter names first.
+
+Without a network its cells are skipped and say so, but in CI, or with MINILLAMA_REQUIRE_WEIGHTS=1,
+a missing file is a failure.
+"""
 
 import functools
 import os

@@ -1,4 +1,6 @@
-"""The skips that are allowed: what their reason says, and a look, taken anew, at whether this machine makes it true."""
+"""The skips that are allowed: what their reason says, and a look, taken anew, at whether this
+machine makes it true.
+"""
 
 import importlib.util
 import os
@@ -26,7 +28,9 @@ def no_cuda() -> bool:
 
 def not_fetched(name: str = "smollm2-135m-instruct") -> bool:
     """Outside CI; conftest.fetched fails instead of skipping where a file is required."""
-    return hub.find(name) is None and not (os.environ.get("CI") or os.environ.get("MINILLAMA_REQUIRE_WEIGHTS"))
+    return hub.find(name) is None and not (
+        os.environ.get("CI") or os.environ.get("MINILLAMA_REQUIRE_WEIGHTS")
+    )
 
 
 def no_measure() -> bool:
@@ -49,7 +53,9 @@ ALLOWED = {  # the whole reason, as an expression; its groups are the look's arg
     "NVRTC, which compiles CUDA C\\+\\+, is not there: .*": lambda: sys.platform == "darwin",
     "([\\w.-]+) is needed: .*": not_fetched,
     "SmolLM2 is not in the cache; .*": not_fetched,
-    "opt-in: MINILLAMA_CHECKPOINT=folder or \\.gguf": lambda: "MINILLAMA_CHECKPOINT" not in os.environ,
+    "opt-in: MINILLAMA_CHECKPOINT=folder or \\.gguf": lambda: (
+        "MINILLAMA_CHECKPOINT" not in os.environ
+    ),
     "pip install -e '\\.\\[classroom\\]'": lambda: missing("nbgrader") or missing("otter"),
     "could not import 'ipywidgets': .*": lambda: missing("ipywidgets"),
     "could not import 'resource': .*": windows,
@@ -66,5 +72,9 @@ ALLOWED = {  # the whole reason, as an expression; its groups are the look's arg
 
 
 def is_allowed(reason: str) -> bool:
-    found = [(look, match) for text, look in ALLOWED.items() if (match := re.fullmatch(text, reason, re.DOTALL))]
+    found = [
+        (look, match)
+        for text, look in ALLOWED.items()
+        if (match := re.fullmatch(text, reason, re.DOTALL))
+    ]
     return any(look(*match.groups()) for look, match in found)

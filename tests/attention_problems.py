@@ -1,4 +1,6 @@
-"""Attention with a known answer: random questions, poison where nobody may look, and what float64 says."""
+"""Attention with a known answer: random questions, poison where nobody may look, and what float64
+says.
+"""
 
 import itertools
 import math
@@ -25,10 +27,16 @@ def problem(B, H, K, T, length, slots, W, dtype, seed=0):
 
 
 def attended(name: str, q, k, v, length) -> torch.Tensor:
-    """What a backend answers; a length on the device leaves it to the backend what not to look at."""
+    """What a backend answers; a length on the device leaves it to the backend what not to look
+    at.
+    """
     T = q.shape[2]
     if isinstance(length, int):
-        mask, k, v = AttentionMask.causal(T, length - T, q.device), k[:, :, :length], v[:, :, :length]
+        mask, k, v = (
+            AttentionMask.causal(T, length - T, q.device),
+            k[:, :, :length],
+            v[:, :, :length],
+        )
     else:
         mask = AttentionMask(torch.arange(T, device=q.device), length)
     return BACKENDS[name].attend(q, k, v, mask)
@@ -51,7 +59,11 @@ GRID = [
 
 
 def every_combination():
-    """(B, H, K, T, length, slots): batch, heads, queries, keys before them, and slots behind them, in all mixtures."""
+    """(B, H, K, T, length, slots): batch, heads, queries, keys before them, and slots behind them,
+    in all mixtures.
+    """
     heads = [(4, 4), (6, 2), (8, 1)]
-    for B, (H, K), T, past, spare in itertools.product((1, 2), heads, (1, 2, 33), (0, 1, 200), (0, 7)):
+    for B, (H, K), T, past, spare in itertools.product(
+        (1, 2), heads, (1, 2, 33), (0, 1, 200), (0, 7)
+    ):
         yield B, H, K, T, past + T, past + T + spare

@@ -1,4 +1,6 @@
-"""Fetched files and loaded models, once per session; the order of tests, what they leave behind, and what they skip."""
+"""Fetched files and loaded models, once per session; the order of tests, what they leave behind,
+and what they skip.
+"""
 
 import contextlib
 import functools
@@ -22,17 +24,24 @@ from minillama.inference.loading import load
 GOLDEN = Path(__file__).resolve().parent.parent / "data" / "golden"
 
 
-# The order: the longest files first, so that two workers end together; or any order, for no test may need another one
+# The order: the longest files first, so that two workers end together; or any order, for no test
+# may need another one
 
 LONGEST = """parallel compilation cuda assign tasks stories adapters fused_attention hugging_face exploits gguf
 instructions training generation reference mutations grade hub repository""".split()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--shuffle", type=int, metavar="SEED", help="files, and the tests of a file, in a random order")
+    parser.addoption(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="files, and the tests of a file, in a random order",
+    )
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest itself then puts together again what shares an expensive fixture
+# pytest itself then puts together again what shares an expensive fixture
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     place = {f"test_{name}.py": n for n, name in enumerate(LONGEST)}
     if (seed := config.getoption("shuffle")) is not None:
@@ -50,34 +59,53 @@ def settings() -> dict:
     os.umask(mask := os.umask(0))
     root = logging.getLogger()
     return {
-        "default dtype": torch.get_default_dtype(), "threads": torch.get_num_threads(),
-        "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(), "folder": os.getcwd(), "umask": mask,
-        "precision": torch.get_float32_matmul_precision(), "print": dict(vars(torch._tensor_str.PRINT_OPTS)),
+        "default dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "folder": os.getcwd(),
+        "umask": mask,
+        "precision": torch.get_float32_matmul_precision(),
+        "print": dict(vars(torch._tensor_str.PRINT_OPTS)),
         "process group": torch.distributed.is_available() and torch.distributed.is_initialized(),
         "path": [entry for entry in sys.path if "site-packages" not in entry],
         "logging": (root.level, root.disabled, root.manager.disable),
-        "signals": signal.getsignal(signal.SIGTERM),  # nbclient sets that of SIGINT anew where a parent had it ignored
-        "environment": {name: value for name, value in os.environ.items() if not name.startswith(WRITTEN)},
+        # nbclient sets that of SIGINT anew where a parent had it ignored
+        "signals": signal.getsignal(signal.SIGTERM),
+        "environment": {
+            name: value for name, value in os.environ.items() if not name.startswith(WRITTEN)
+        },
         "replaced": [name for name, module in kept.items() if sys.modules.get(name) is not module],
-    }  # fmt: skip
+    }
 
 
-# pytest's own variable, the one of the grader's first process, and what PyTorch and transformers set for themselves
+# pytest's own variable, the one of the grader's first process, and what PyTorch and transformers
+# set for themselves
 WRITTEN = ("PYTEST_", "MINILLAMA_GRADES", "TORCHINDUCTOR_", "KINETO", "TRITON", "KMP_", "TORCH")
 kept = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_trace():
-    """A file's tests leave a process as they found it: whichever files share one must not matter."""
-    kept.update({name: module for name, module in sys.modules.items() if name.startswith(("minillama", "course"))})
+    """A file's tests leave a process as they found it: whichever files share one must not
+    matter.
+    """
+    kept.update(
+        {
+            name: module
+            for name, module in sys.modules.items()
+            if name.startswith(("minillama", "course"))
+        }
+    )
     before = settings()
     yield
     after = settings()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
-    changed = [f"{name}: {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
+    changed = [
+        f"{name}: {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
+    ]
     assert not changed, "left behind: " + "; ".join(changed)
 
 
@@ -111,14 +139,18 @@ def pytest_sessionfinish(session):
 def pytest_terminal_summary(terminalreporter):
     for reason, test in skipped.items():
         if not is_allowed(reason):
-            terminalreporter.line(f"SKIPPED BUT NEEDED: {test}: {reason} (see tests/allowed_skips.py)", red=True)
+            terminalreporter.line(
+                f"SKIPPED BUT NEEDED: {test}: {reason} (see tests/allowed_skips.py)", red=True
+            )
 
 
 # Fetched files and loaded models
 
 
 def fetched(name: str) -> Path:
-    """The fetched file; without a network a skip, but in CI (or MINILLAMA_REQUIRE_WEIGHTS=1) a failure."""
+    """The fetched file; without a network a skip, but in CI (or MINILLAMA_REQUIRE_WEIGHTS=1) a
+    failure.
+    """
     try:
         return hub.fetch(name)
     except hub.FetchError as error:
@@ -128,10 +160,14 @@ def fetched(name: str) -> Path:
 
 @pytest.fixture
 def no_compiler():
-    """PyTorch finds no C++ compiler. subtle: setattr on its configuration, undone, would take the setting away."""
+    """PyTorch finds no C++ compiler. subtle: setattr on its configuration, undone, would take the
+    setting away.
+    """
     import torch._inductor.config
 
-    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+    with torch._inductor.config.patch(
+        {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    ):
         yield
 
 
@@ -142,17 +178,23 @@ def smollm2_path() -> Path:
 
 @functools.cache
 def gguf_reader(path: Path):
-    """A file as the gguf package reads it, from plain arrays: np.memmap is slow where every field is a slice."""
+    """A file as the gguf package reads it, from plain arrays: np.memmap is slow where every field
+    is a slice.
+    """
     from gguf.gguf_reader import GGUFReader
 
     mapped = np.memmap
-    with mock.patch.object(np, "memmap", lambda *args, **options: np.asarray(mapped(*args, **options))):
+    with mock.patch.object(
+        np, "memmap", lambda *args, **options: np.asarray(mapped(*args, **options))
+    ):
         return GGUFReader(path)
 
 
 @contextlib.contextmanager
 def one_reader():
-    """transformers reads a GGUF file once for each thing it wants and makes the table of names for every module."""
+    """transformers reads a GGUF file once for each thing it wants and makes the table of names for
+    every module.
+    """
     import gguf
 
     with (
@@ -188,13 +230,16 @@ def theirs(smollm2_path):
     transformers.logging.disable_progress_bar()
     folder, name = str(smollm2_path.parent), smollm2_path.name
     with one_reader():
-        return transformers.LlamaForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+        return transformers.LlamaForCausalLM.from_pretrained(
+            folder, gguf_file=name, dtype=torch.float32
+        ).eval()
 
 
 @pytest.fixture(scope="session")
 def their_tokenizer(smollm2_path, tmp_path_factory):
-    """transformers' conversion of the GGUF's tokenizer; from a folder of its own, for beside Meta's tokenizer.model it
-    would silently take that."""
+    """transformers' conversion of the GGUF's tokenizer; from a folder of its own, for beside Meta's
+    tokenizer.model it would silently take that.
+    """
     import transformers
 
     folder = tmp_path_factory.mktemp("gguf")
@@ -206,13 +251,18 @@ def their_tokenizer(smollm2_path, tmp_path_factory):
 @pytest.fixture(scope="session")
 def golden():
     """What Meta's own code computed, by name; data/golden/make_meta_logits.py made it."""
-    with np.load(GOLDEN / "meta_smollm2.npz") as smollm2, np.load(GOLDEN / "meta_llama31.npz") as llama31:
+    with (
+        np.load(GOLDEN / "meta_smollm2.npz") as smollm2,
+        np.load(GOLDEN / "meta_llama31.npz") as llama31,
+    ):
         return dict(smollm2) | dict(llama31)
 
 
 @pytest.fixture(scope="session")
 def meta_logits(smollm2_gguf, golden):
-    """Meta's logits (T, V) from its hidden states and the embedding as the gguf package reads it."""
+    """Meta's logits (T, V) from its hidden states and the embedding as the gguf package reads
+    it.
+    """
     import gguf
 
     tensor = next(t for t in smollm2_gguf.tensors if t.name == "token_embd.weight")

@@ -1,4 +1,5 @@
-"""Loads every checkpoint whose path stands on standard input; a JSON line for each. helpers.py runs it.
+"""Loads every checkpoint whose path stands on standard input; a JSON line for each. helpers.py runs
+it.
 
 A process of its own, so that memory can be measured and everything that is touched can be seen.
 """
@@ -13,7 +14,17 @@ from minillama.checkpoints.tensors import CheckpointError
 from minillama.inference.loading import load
 
 
-WATCHED = ("open", "os.", "shutil.", "subprocess.", "socket.", "ctypes.", "exec", "compile", "pickle.find_class")
+WATCHED = (
+    "open",
+    "os.",
+    "shutil.",
+    "subprocess.",
+    "socket.",
+    "ctypes.",
+    "exec",
+    "compile",
+    "pickle.find_class",
+)
 RESET = Path("/proc/self/clear_refs")
 events = []
 
@@ -24,7 +35,9 @@ def watch(event: str, arguments: tuple) -> None:
 
 
 def memory(field: str) -> int:
-    """Bytes: VmHWM is the most since it was last reset, VmRSS what is in use now; 0 where the system is not Linux."""
+    """Bytes: VmHWM is the most since it was last reset, VmRSS what is in use now; 0 where the
+    system is not Linux.
+    """
     if not RESET.exists():
         return 0
     status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -32,7 +45,9 @@ def memory(field: str) -> int:
 
 
 def attempt(path: str) -> dict:
-    """What loading it did: the error's type and text (None if it loaded), seconds, extra bytes, what was touched."""
+    """What loading it did: the error's type and text (None if it loaded), seconds, extra bytes,
+    what was touched.
+    """
     if RESET.exists():
         RESET.write_text("5", encoding="utf-8")  # the peak starts anew
     before, start = memory("VmRSS"), time.process_time()
@@ -44,9 +59,14 @@ def attempt(path: str) -> dict:
         error = caught
     touched, seconds = [*events], time.process_time() - start
     return {
-        "path": path, "error": type(error).__name__, "text": str(error), "known": isinstance(error, CheckpointError),
-        "seconds": seconds, "bytes": memory("VmHWM") - before, "touched": touched,
-    }  # fmt: skip
+        "path": path,
+        "error": type(error).__name__,
+        "text": str(error),
+        "known": isinstance(error, CheckpointError),
+        "seconds": seconds,
+        "bytes": memory("VmHWM") - before,
+        "touched": touched,
+    }
 
 
 if __name__ == "__main__":

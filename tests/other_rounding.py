@@ -1,9 +1,10 @@
 """Another processor, pretended: the last digits of floating-point results are turned over.
 
-As PYTHONSTARTUP of a notebook's kernel, with MINILLAMA_ROUNDING=1 (or 2, 3 ...: other digits), it changes whatever a
-cell prints or asserts beyond what holds on every processor. Sums and products differ by up to three units in the last
-place, functions such as exp by one, equal numbers alike. Numbers that end in eight zero bits stay: what is exact on
-one processor (toy numbers, whole numbers) is exact on all.
+As PYTHONSTARTUP of a notebook's kernel, with MINILLAMA_ROUNDING=1 (or 2, 3 ...: other digits), it
+changes whatever a cell prints or asserts beyond what holds on every processor. Sums and products
+differ by up to three units in the last place, functions such as exp by one, equal numbers alike.
+Numbers that end in eight zero bits stay: what is exact on one processor (toy numbers, whole
+numbers) is exact on all.
 """
 
 import os
@@ -13,7 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 SUMS = "mm addmm bmm baddbmm mv dot sum mean var std linalg_vector_norm nll_loss_forward".split()
-SUMS += ["_scaled_dot_product_flash_attention_for_cpu", "_weight_int4pack_mm_for_cpu", "_weight_int8pack_mm"]
+SUMS += [
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_weight_int4pack_mm_for_cpu",
+    "_weight_int8pack_mm",
+]
 FUNCTIONS = "_softmax _log_softmax logsumexp exp log sin cos rsqrt pow silu silu_backward sigmoid tanh".split()
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 

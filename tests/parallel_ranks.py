@@ -1,8 +1,8 @@
 """What ranks do for test_parallel.py; each writes what it found into the folder.
 
-A process that has imported everything once forks the ranks of each line of its standard input, TASK RANKS SECONDS
-FOLDER. It says on standard output, a line each, their process numbers and, when one ends, RANK CODE; their standard
-errors are files.
+A process that has imported everything once forks the ranks of each line of its standard input, TASK
+RANKS SECONDS FOLDER. It says on standard output, a line each, their process numbers and, when one
+ends, RANK CODE; their standard errors are files.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from minillama.training import pretraining as training
 
 SIZES = dict(dim=64, n_layers=2, n_heads=8, n_kv_heads=2, head_dim=8, ffn_dim=96, vocab_size=128)
 CFG = LlamaConfig(**SIZES)
-SETTINGS = training.Settings(steps=4, warmup=0, peak_lr=1e-2, clip=0.5)
+SETTINGS = training.Settings(steps=4, warmup=0, peak_lr=1e-2, max_grad_norm=0.5)
 
 
 def fresh(cfg=CFG) -> Llama:
@@ -50,8 +50,13 @@ def ids(cfg=CFG, count=20) -> torch.Tensor:
 
 def batches():
     """Two batches of four packed rows, in which the ranks have different numbers of targets."""
-    documents = [[int(x) for x in ids(count=length)[0]] for length in (9, 30, 3, 2, 2, 17, 40, 2, 2, 2, 2, 31)]
-    return [training.shift(*(part[i : i + 4] for part in training.pack(documents, 16))) for i in (0, 4)]
+    documents = [
+        [int(x) for x in ids(count=length)[0]]
+        for length in (9, 30, 3, 2, 2, 17, 40, 2, 2, 2, 2, 31)
+    ]
+    return [
+        training.shift(*(part[i : i + 4] for part in training.pack(documents, 16))) for i in (0, 4)
+    ]
 
 
 def mine(batch, mesh):
@@ -61,7 +66,9 @@ def mine(batch, mesh):
 
 def whole(model) -> dict:
     """Every weight, put together."""
-    found = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in model.named_parameters()}
+    found = {
+        n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in model.named_parameters()
+    }
     return {name: weight.detach().clone() for name, weight in found.items()}
 
 
@@ -71,15 +78,19 @@ def off(a, b) -> float:
 
 @torch.no_grad()
 def inference(mesh, folder, cfg=CFG, repeat_kv=False) -> dict:
-    """Logits and ids of a model that was whole, and of the same one read piece by piece, beside a single process."""
+    """Logits and ids of a model that was whole, and of the same one read piece by piece, beside a
+    single process.
+    """
     alone = fresh(cfg).eval()
     cut = parallel.parallelize(fresh(cfg).eval(), mesh, repeat_kv)
-    read, _ = parallel.load(folder / ("tied" if cfg.tied_embeddings else "model"), mesh, repeat_kv=repeat_kv)
+    read, _ = parallel.load(
+        folder / ("tied" if cfg.tied_embeddings else "model"), mesh, repeat_kv=repeat_kv
+    )
     tokens, prompt = ids(cfg), ids(cfg)[0].tolist()
     cache = KVCache(cut.cfg, max_seq_len=20)
     pieces = torch.cat([cut(piece, cache) for piece in tokens.split(7, dim=1)], dim=1)
     shapes = {name: tuple(parallel.local(p).shape) for name, p in read.named_parameters()}
-    with CommDebugMode() as counted, parallel.Messages() as heard:
+    with CommDebugMode() as counted, parallel.CollectiveCounter() as heard:
         cut(tokens)
     seed = parallel.common_seed()
     return {
@@ -99,26 +110,42 @@ def gradients(mesh) -> float:
     for model in (alone, cut):
         training.token_loss(model(ids()[:, :-1]), ids()[:, 1:]).backward()
     expected = {name: parameter.grad for name, parameter in alone.named_parameters()}
-    found = {n: p.grad.full_tensor() if isinstance(p, DTensor) else p.grad for n, p in cut.named_parameters()}
+    found = {
+        n: p.grad.full_tensor() if isinstance(p, DTensor) else p.grad
+        for n, p in cut.named_parameters()
+    }
     return max(off(found[name], expected[name]) for name in expected)
 
 
 def step_alone(model, optimizer, i, settings=SETTINGS):
     return training.train_step(
-        model, lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1]), batches(), optimizer, settings,
-        training.learning_rate(i, settings), training.count_targets,
-    )  # fmt: skip
+        model,
+        lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1]),
+        batches(),
+        optimizer,
+        settings,
+        training.learning_rate(i, settings),
+        training.count_targets,
+    )
 
 
 def step(model, optimizer, mesh, i, settings=SETTINGS, loss_of=parallel.packed_loss):
     mine_now = [mine(batch, mesh) for batch in batches()]
     return training.train_step(
-        model, loss_of, mine_now, optimizer, settings, training.learning_rate(i, settings), parallel.all_targets
+        model,
+        loss_of,
+        mine_now,
+        optimizer,
+        settings,
+        training.learning_rate(i, settings),
+        parallel.all_targets,
     )
 
 
 def sharded(mesh, folder, cfg=CFG) -> dict:
-    """One step of FSDP2 and of a single process; then states saved, and read under other layouts."""
+    """One step of FSDP2 and of a single process; then states saved, and read under other
+    layouts.
+    """
     alone = fresh(cfg)
     loss, norm = step_alone(alone, training.adamw(alone, SETTINGS), 0)
     found = {"targets": [[training.count_targets(mine(b, mesh)) for b in batches()]]}
@@ -128,9 +155,12 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
         optimizer = training.adamw(model, SETTINGS)
         my_loss, my_norm = step(model, optimizer, mesh, 0)
         found[name] = {
-            "loss": abs(parallel.together(my_loss) / mesh.size() - loss), "norm": abs(my_norm - norm),
-            "weights": max(off(a, b) for a, b in zip(whole(model).values(), whole(alone).values(), strict=True)),
-        }  # fmt: skip
+            "loss": abs(parallel.sum_over_ranks(my_loss) / mesh.size() - loss),
+            "norm": abs(my_norm - norm),
+            "weights": max(
+                off(a, b) for a, b in zip(whole(model).values(), whole(alone).values(), strict=True)
+            ),
+        }
     held = sum(parallel.local(p).numel() for p in model.parameters())
     found["held"] = held / sum(p.numel() for p in model.parameters())
     state = folder / f"state-{'tied' if cfg.tied_embeddings else 'plain'}"
@@ -143,18 +173,26 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
     again = parallel.shard(fresh(cfg), mesh)
     other = training.adamw(again, SETTINGS)
     found["steps"] = parallel.resume(state, dict(again.named_parameters()), other)
-    found["restored"] = all(torch.equal(a, b) for a, b in zip(whole(again).values(), saved.values(), strict=True))
+    found["restored"] = all(
+        torch.equal(a, b) for a, b in zip(whole(again).values(), saved.values(), strict=True)
+    )
     step(again, other, mesh, 1)
-    found["goes on"] = all(torch.equal(a, b) for a, b in zip(whole(again).values(), after.values(), strict=True))
+    found["goes on"] = all(
+        torch.equal(a, b) for a, b in zip(whole(again).values(), after.values(), strict=True)
+    )
     cut = parallel.parallelize(fresh(cfg), mesh)
     parallel.resume(state, dict(cut.named_parameters()))
-    found["as tensor ranks"] = all(torch.equal(a, b) for a, b in zip(whole(cut).values(), saved.values(), strict=True))
+    found["as tensor ranks"] = all(
+        torch.equal(a, b) for a, b in zip(whole(cut).values(), saved.values(), strict=True)
+    )
     wider = parallel.shard(fresh(LlamaConfig(**SIZES | {"ffn_dim": 192})), mesh)
     found["another shape"] = refused(parallel.resume, state, dict(wider.named_parameters()))
     return found
 
 
-RUN = training.Settings(steps=6, warmup=2, peak_lr=1e-2, accumulate=2, save_every=2, eval_every=3)
+RUN = training.Settings(
+    steps=6, warmup=2, peak_lr=1e-2, gradient_accumulation_steps=2, save_every=2, eval_every=3
+)
 
 
 def batch_at(i):
@@ -165,19 +203,34 @@ def batch_at(i):
 def trained(mesh, folder, progress=False) -> list[dict]:
     """Six steps on all ranks; the rows of metrics."""
     model = parallel.shard(fresh(), mesh)
-    validate = lambda m: training.token_loss(training.logits(m, *batches()[0][::2]), batches()[0][1])  # noqa: E731
-    return parallel.fit(model, batch_at, RUN, mesh, folder, validate=validate, progress=progress, data="theirs")
+
+    def validate(m):
+        return training.token_loss(training.logits(m, *batches()[0][::2]), batches()[0][1])
+
+    return parallel.fit_sharded(
+        model, batch_at, RUN, mesh, folder, validate=validate, progress=progress, data="theirs"
+    )
 
 
 def trained_alone() -> list[dict]:
     """The same six steps in one process."""
     loss = lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1])  # noqa: E731
     validate = lambda m: loss(m, batches()[0])  # noqa: E731
-    return training.fit(fresh(), loss, batch_at, RUN, validate=validate, progress=False, weigh=training.count_targets)
+    return training.fit(
+        fresh(),
+        loss,
+        batch_at,
+        RUN,
+        validate=validate,
+        progress=False,
+        weigh=training.count_targets,
+    )
 
 
 def training_run(mesh, folder) -> list[dict]:
-    """Six steps; the first time, rank 1 says after five of them that it is ready to be killed, and waits."""
+    """Six steps; the first time, rank 1 says after five of them that it is ready to be killed, and
+    waits.
+    """
     begun = parallel.states(folder / "run")
 
     def wait(row):
@@ -199,7 +252,9 @@ def with_adapter() -> Llama:
 
 
 def adapter(mesh, folder) -> dict:
-    """A step of LoRA with FSDP2 and of one process; the state that the ranks leave, and the adapter of the one."""
+    """A step of LoRA with FSDP2 and of one process; the state that the ranks leave, and the adapter
+    of the one.
+    """
     alone, model = with_adapter(), parallel.shard(with_adapter(), mesh)
     loss, norm = step_alone(alone, training.adamw(alone, SETTINGS), 0)
     optimizer = training.adamw(model, SETTINGS)
@@ -209,10 +264,13 @@ def adapter(mesh, folder) -> dict:
         adapters.save_adapter(alone, folder / "adapter")
     frozen = {n: p for n, p in alone.named_parameters() if not p.requires_grad}
     return {
-        "loss": abs(parallel.together(my_loss) / mesh.size() - loss), "norm": abs(my_norm / norm - 1),
-        "frozen": bool(frozen) and all(torch.equal(whole(model)[name], frozen[name]) for name in frozen),
-        "held": sum(parallel.local(p).numel() for p in model.parameters()) / sum(p.numel() for p in model.parameters()),
-    }  # fmt: skip
+        "loss": abs(parallel.sum_over_ranks(my_loss) / mesh.size() - loss),
+        "norm": abs(my_norm / norm - 1),
+        "frozen": bool(frozen)
+        and all(torch.equal(whole(model)[name], frozen[name]) for name in frozen),
+        "held": sum(parallel.local(p).numel() for p in model.parameters())
+        / sum(p.numel() for p in model.parameters()),
+    }
 
 
 def refused(function, *args, **options) -> str:
@@ -224,20 +282,29 @@ def refused(function, *args, **options) -> str:
 
 
 def high_water() -> int:
-    """The most bytes of memory since the peak was reset; ru_maxrss would begin with the parent's."""
+    """The most bytes of memory since the peak was reset; ru_maxrss would begin with the
+    parent's.
+    """
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def memory(mesh, folder) -> dict:
-    """How much more this process ever had in memory after loading than before, beside its share of the weights."""
+    """How much more this process ever had in memory after loading than before, beside its share of
+    the weights.
+    """
     if not Path("/proc/self/clear_refs").exists():
         return {}
-    parallel.load(folder / "model", mesh)  # what a forked process shares with its parent until it uses it, it uses now
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew from what there is now
+    # what a forked process shares with its parent until it uses it, it uses now
+    parallel.load(folder / "model", mesh)
+    # the peak starts anew from what there is now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = high_water()
     model, _ = parallel.load(folder / "large", mesh)
-    return {"grown": high_water() - before, "share": sum(parallel.local(p).nbytes for p in model.parameters())}
+    return {
+        "grown": high_water() - before,
+        "share": sum(parallel.local(p).nbytes for p in model.parameters()),
+    }
 
 
 CHAT = LlamaConfig(**SIZES | {"vocab_size": 260})
@@ -260,16 +327,30 @@ class Unreadable(io.StringIO):
 
 def commands(folder) -> dict[str, tuple[list[str], str]]:
     """Command lines, and what is typed."""
-    draw = ["--model", str(folder / "chat"), "--max-new-tokens", "12", "--temperature", "1", "--seed", "3"]
+    draw = [
+        "--model",
+        str(folder / "chat"),
+        "--max-new-tokens",
+        "12",
+        "--temperature",
+        "1",
+        "--seed",
+        "3",
+    ]
     return {
         "generate": (["generate", *draw, "Gr\u00fc\u00dfe"], ""),
         "piped": (["generate", "--raw", "--attention", "naive", *draw, "-"], "Hello" * 120),
-        "chat": (["chat", *draw], f"one\n/system Rhyme.\ntwo\n/save {folder / 'said.json'}\n/sing\nthree\n"),
-    }  # fmt: skip
+        "chat": (
+            ["chat", *draw],
+            f"one\n/system Rhyme.\ntwo\n/save {folder / 'said.json'}\n/sing\nthree\n",
+        ),
+    }
 
 
 def commanded(mesh, args, typed="") -> list:
-    """What the command line says and prints on this rank: its exit code or its error, standard output, error."""
+    """What the command line says and prints on this rank: its exit code or its error, standard
+    output, error.
+    """
     told = io.StringIO(), io.StringIO()
     before, sys.stdin = sys.stdin, Unreadable() if mesh.get_local_rank() else io.StringIO(typed)
     try:
@@ -286,8 +367,14 @@ def refusals(mesh, folder) -> dict:
     """What cannot be done on ranks: name -> as `commanded`, the error of rank 0."""
     ask = ["generate", "--raw", "x", "--model"]
     options = {"quantize": "int8", "compiled": "max", "adapter": "folder", "top-p": "2"}
-    wrong = {name: [*ask, str(folder / "chat"), f"--{name}", value] for name, value in options.items()}
-    wrong |= {"file": [*ask, __file__], "no tokenizer": [*ask, f"{folder}/model"], "plan": ["plan", "llama-3.1-8b"]}
+    wrong = {
+        name: [*ask, str(folder / "chat"), f"--{name}", value] for name, value in options.items()
+    }
+    wrong |= {
+        "file": [*ask, __file__],
+        "no tokenizer": [*ask, f"{folder}/model"],
+        "plan": ["plan", "llama-3.1-8b"],
+    }
     found = {name: commanded(mesh, args) for name, args in wrong.items()}
     locate = hub.locate
     if mesh.get_local_rank():
@@ -302,13 +389,33 @@ def two(mesh, folder) -> dict:
     found |= {"inference": inference(mesh, folder), "gradients": gradients(mesh)}
     tied = LlamaConfig(**SIZES, tied_embeddings=True)
     found |= {"tied": inference(mesh, folder, tied)}
-    found |= {"trained": [trained(mesh, folder / "whole"), trained_alone()], "adapter": adapter(mesh, folder)}
-    found |= {"compiled": refused(parallel.fit, fresh(), batch_at, replace(RUN, compiled=True), mesh)}
-    found |= {"other data": refused(parallel.fit, parallel.shard(fresh(), mesh), batch_at, RUN, mesh, folder / "whole")}
+    found |= {
+        "trained": [trained(mesh, folder / "whole"), trained_alone()],
+        "adapter": adapter(mesh, folder),
+    }
+    found |= {
+        "compiled": refused(
+            parallel.fit_sharded, fresh(), batch_at, replace(RUN, compiled=True), mesh
+        )
+    }
+    found |= {
+        "other data": refused(
+            parallel.fit_sharded,
+            parallel.shard(fresh(), mesh),
+            batch_at,
+            RUN,
+            mesh,
+            folder / "whole",
+        )
+    }
     (folder / "refusing" / "partial").parent.mkdir(exist_ok=True)
     (folder / "refusing" / "partial").touch()  # a file where a folder must be
     again = parallel.shard(fresh(), mesh)
-    found |= {"disk": refused(parallel.fit, again, batch_at, RUN, mesh, folder / "refusing", progress=False)}
+    found |= {
+        "disk": refused(
+            parallel.fit_sharded, again, batch_at, RUN, mesh, folder / "refusing", progress=False
+        )
+    }
     found |= {"sharded": sharded(mesh, folder), "sharded, tied": sharded(mesh, folder, tied)}
     found |= {"commands": {name: commanded(mesh, *args) for name, args in commands(folder).items()}}
     found |= {"refusals": refusals(mesh, folder)}
@@ -319,13 +426,18 @@ def two(mesh, folder) -> dict:
 def four(mesh, folder) -> dict:
     again = parallel.shard(fresh(), mesh)
     optimizer = training.adamw(again, SETTINGS)
-    steps, weights = parallel.resume(folder / "state-plain", dict(again.named_parameters()), optimizer), whole(again)
+    steps, weights = (
+        parallel.resume(folder / "state-plain", dict(again.named_parameters()), optimizer),
+        whole(again),
+    )
     saved = torch.load(folder / "state-plain.pt", weights_only=True)
     return {
-        "inference": inference(mesh, folder, repeat_kv=True), "refused": refused(parallel.parallelize, fresh(), mesh),
+        "inference": inference(mesh, folder, repeat_kv=True),
+        "refused": refused(parallel.parallelize, fresh(), mesh),
         "command": commanded(mesh, ["generate", "--model", str(folder / "chat"), "x"]),
-        "steps": steps, "restored": all(torch.equal(weights[name], saved[name]) for name in saved),
-    }  # fmt: skip
+        "steps": steps,
+        "restored": all(torch.equal(weights[name], saved[name]) for name in saved),
+    }
 
 
 def three(mesh, folder) -> dict:
@@ -381,7 +493,10 @@ def fork(task: str, rank: int, count: int, seconds: float, folder: Path) -> int:
 def serve() -> None:
     for line in sys.stdin:
         task, count, seconds, folder = line.rstrip("\n").split(" ", 3)
-        ranks = {fork(task, rank, int(count), float(seconds), Path(folder)): rank for rank in range(int(count))}
+        ranks = {
+            fork(task, rank, int(count), float(seconds), Path(folder)): rank
+            for rank in range(int(count))
+        }
         print(*ranks, flush=True)
         for _ in range(int(count)):
             pid, status = os.wait()

@@ -1,9 +1,11 @@
-"""Notebooks and numeric tests under other instruction sets, which PyTorch and its libraries can pretend to have.
+"""Notebooks and numeric tests under other instruction sets, which PyTorch and its libraries can
+pretend to have.
 
     python tests/portable.py [notebooks/03_rope.ipynb tests/test_rope.py ...] [--sets SSE AVX2 ...] [--threads 1 2]
 
-Without files: every notebook, and every test that compares numbers. `rounding` runs notebooks alone, with last digits
-turned over (other_rounding.py): what still prints the same should hold on processors that cannot be pretended here.
+Without files: every notebook, and every test that compares numbers. `rounding` runs notebooks
+alone, with last digits turned over (other_rounding.py): what still prints the same should hold on
+processors that cannot be pretended here.
 """
 
 import argparse
@@ -29,15 +31,21 @@ SETS = {
         "OPENBLAS_CORETYPE": "Haswell",
     },
     "own": {},
-    "rounding": {"MINILLAMA_ROUNDING": "1", "PYTHONSTARTUP": str(ROOT / "tests" / "other_rounding.py")},
+    "rounding": {
+        "MINILLAMA_ROUNDING": "1",
+        "PYTHONSTARTUP": str(ROOT / "tests" / "other_rounding.py"),
+    },
 }
 FILES = "assign atomic classroom cli course_check execute exploits export grade hostile hub notebooks package"
-OF_FILES = {f"test_{name}.py" for name in (FILES + " project_files repository").split()}  # no numbers in them
+# no numbers in them
+OF_FILES = {f"test_{name}.py" for name in (FILES + " project_files repository").split()}
 NBVAL = "--nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=600".split()
 
 
 def run(name: str, threads: int, notebooks: list[str], tests: list[str]) -> dict[str, bool]:
-    """What passed under one set: row of the table -> passed. The tests' own output goes to the terminal."""
+    """What passed under one set: row of the table -> passed. The tests' own output goes to the
+    terminal.
+    """
     environment = os.environ | SETS[name] | {"OMP_NUM_THREADS": str(threads)}
     workers = ["-n", "2" if threads == 1 else "1", "--dist", "loadfile"]
     passed = {}
@@ -56,19 +64,31 @@ def run(name: str, threads: int, notebooks: list[str], tests: list[str]) -> dict
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python tests/portable.py", description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="*", help="notebooks and tests (default: all with numbers in them)")
+    parser = argparse.ArgumentParser(
+        prog="python tests/portable.py", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "files", nargs="*", help="notebooks and tests (default: all with numbers in them)"
+    )
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="(all)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="(1 2)")
     args = parser.parse_args(argv)
     files = args.files or [str(path) for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
-    files += [] if args.files else [str(p) for p in sorted(ROOT.glob("tests/test_*.py")) if p.name not in OF_FILES]
-    notebooks, tests = ([file for file in files if file.endswith(kind)] for kind in (".ipynb", ".py"))
+    files += (
+        []
+        if args.files
+        else [str(p) for p in sorted(ROOT.glob("tests/test_*.py")) if p.name not in OF_FILES]
+    )
+    notebooks, tests = (
+        [file for file in files if file.endswith(kind)] for kind in (".ipynb", ".py")
+    )
     passed = {}
     for name in args.sets:
         for threads in args.threads[: 1 if name == "rounding" else None]:
             passed |= run(name, threads, notebooks, tests)
-    print("\n" + "\n".join(f"{'passed' if good else 'FAILED'}  {row}" for row, good in passed.items()))
+    print(
+        "\n" + "\n".join(f"{'passed' if good else 'FAILED'}  {row}" for row, good in passed.items())
+    )
     return int(not all(passed.values()))
 
 

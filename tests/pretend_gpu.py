@@ -1,8 +1,10 @@
-"""A GPU that is not there. Whatever is asked of device "cuda" is done in the processor's memory, our operations run
-what is registered for CUDA, and a driver of our own takes their launches: it checks them and, if asked to, plays them.
+"""A GPU that is not there. Whatever is asked of device "cuda" is done in the processor's memory,
+our operations run what is registered for CUDA, and a driver of our own takes their launches: it
+checks them and, if asked to, plays them.
 
-A recording replays operations on the tensors they were given, as a CUDA graph would. What this cannot see: time,
-tensors on two devices (test_cuda.py has fake tensors for that), and whether a real driver agrees.
+A recording replays operations on the tensors they were given, as a CUDA graph would. What this
+cannot see: time, tensors on two devices (test_cuda.py has fake tensors for that), and whether a
+real driver agrees.
 """
 
 import contextlib
@@ -23,11 +25,14 @@ from minillama.kernels.attention import kernel
 from minillama.kernels.tensor_cores import TENSOR_CORES
 
 
-SMALLEST, MOST = 48 * 1024, 99 * 1024  # bytes of shared memory: what a launch may have unasked, and at most on an A10
+# bytes of shared memory: what a launch may have unasked, and at most on an A10
+SMALLEST, MOST = 48 * 1024, 99 * 1024
 
 
 class Driver:
-    """libcuda.so.1, as far as minillama.kernels.cuda calls it. played: compute what is launched, or only look at it."""
+    """libcuda.so.1, as far as minillama.kernels.cuda calls it. played: compute what is launched, or
+    only look at it.
+    """
 
     def __init__(self, played: bool):
         self.played, self.texts, self.room, self.launched = played, [], {}, []
@@ -37,7 +42,10 @@ class Driver:
         module._obj.value = len(self.texts)
 
     def cuModuleGetFunction(self, function, module, name):
-        assert 'extern "C" __global__ void __launch_bounds__' in self.texts[module.value - 1] and name == b"kernel"
+        assert (
+            'extern "C" __global__ void __launch_bounds__' in self.texts[module.value - 1]
+            and name == b"kernel"
+        )
         function._obj.value = module.value
 
     def cuFuncSetAttribute(self, function, attribute, size):
@@ -80,7 +88,11 @@ def apart(f, backend):
     compiled = compile_apart(f, backend)
 
     def call(*args):
-        with _pop_mode_temporarily() if torch._C._len_torch_function_stack() else contextlib.nullcontext():
+        with (
+            _pop_mode_temporarily()
+            if torch._C._len_torch_function_stack()
+            else contextlib.nullcontext()
+        ):
             return compiled(*args)
 
     return call
@@ -104,15 +116,27 @@ class Event:
 
 @contextlib.contextmanager
 def gpu(monkeypatch, played=True, capability=(9, 0), place="cpu"):
-    """The driver of a GPU that is there as long as the context lasts; its tensors lie in `place`."""
-    stream, nothing = SimpleNamespace(cuda_stream=0, wait_stream=lambda other: None), contextlib.nullcontext
+    """The driver of a GPU that is there as long as the context lasts; its tensors lie in
+    `place`.
+    """
+    stream, nothing = (
+        SimpleNamespace(cuda_stream=0, wait_stream=lambda other: None),
+        contextlib.nullcontext,
+    )
     about = SimpleNamespace(name="pretended", multi_processor_count=2, total_memory=0)
     pretended = {
-        "device": lambda device: nothing(), "device_count": lambda: 1, "current_device": lambda: 0,
-        "get_device_capability": lambda: capability, "get_device_properties": lambda device: about,
-        "current_stream": lambda: stream, "Stream": lambda device: stream, "stream": lambda stream: nothing(),
-        "CUDAGraph": Graph, "graph": lambda graph, stream: graph, "Event": Event,
-    }  # fmt: skip
+        "device": lambda device: nothing(),
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_capability": lambda: capability,
+        "get_device_properties": lambda device: about,
+        "current_stream": lambda: stream,
+        "Stream": lambda device: stream,
+        "stream": lambda stream: nothing(),
+        "CUDAGraph": Graph,
+        "graph": lambda graph, stream: graph,
+        "Event": Event,
+    }
     driver = Driver(played)
     with monkeypatch.context() as patch:
         for name, value in pretended.items():

@@ -1,4 +1,6 @@
-"""What a CUDA graph would hold, without a GPU: operations and the very tensors that they were given."""
+"""What a CUDA graph would hold, without a GPU: operations and the very tensors that they were
+given.
+"""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +15,9 @@ class Tape(TorchDispatchMode):
         self.calls = []
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        assert operation is not torch.ops.aten._local_scalar_dense.default, "a number is read on the host"
+        assert operation is not torch.ops.aten._local_scalar_dense.default, (
+            "a number is read on the host"
+        )
         out = operation(*args, **(kwargs or {}))
         self.calls.append((operation, args, kwargs or {}, out))
         return out

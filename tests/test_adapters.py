@@ -1,4 +1,6 @@
-"""An adapter's files beside peft, both ways, merged and unmerged; folders that do not fit are refused in one line."""
+"""An adapter's files beside peft, both ways, merged and unmerged; folders that do not fit are
+refused in one line.
+"""
 
 import copy
 import json
@@ -15,17 +17,30 @@ from test_finetuning import fill
 import minillama
 from minillama import CheckpointError
 from minillama.training.adapters import CONFIG, WEIGHTS, load_adapter, save_adapter
-from minillama.training.finetuning import add_lora, fuse, lora_layers, without_lora
+from minillama.training.finetuning import add_lora, lora_layers, merge_lora, without_lora
 
 
-PEFT = dict(wq="q_proj", wk="k_proj", wv="v_proj", wo="o_proj", gate="gate_proj", up="up_proj", down="down_proj")
+PEFT = dict(
+    wq="q_proj",
+    wk="k_proj",
+    wv="v_proj",
+    wo="o_proj",
+    gate="gate_proj",
+    up="up_proj",
+    down="down_proj",
+)
 MERGED = pytest.mark.parametrize("merged", [False, True], ids=["unmerged", "merged"])
-CHOICES = pytest.mark.parametrize("targets", [tuple(PEFT), ("wq", "wk"), ("wv",), ("wo", "down")], ids="+".join)
+CHOICES = pytest.mark.parametrize(
+    "targets", [tuple(PEFT), ("wq", "wk"), ("wv",), ("wo", "down")], ids="+".join
+)
 
 
 def made_by_peft(reference, folder, targets=tuple(PEFT), rank=4, alpha=6, **settings):
     """A peft model whose adapter has no part that is zero, and its files."""
-    settings = {"target_modules": [PEFT[name] for name in targets], "task_type": "CAUSAL_LM"} | settings
+    settings = {
+        "target_modules": [PEFT[name] for name in targets],
+        "task_type": "CAUSAL_LM",
+    } | settings
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, **settings)
     model = peft.get_peft_model(copy.deepcopy(reference), config).eval()
     generator = torch.Generator().manual_seed(1)
@@ -54,7 +69,7 @@ def test_pefts_adapter_in_our_model(tmp_path, merged, targets, kv_heads):
         load_adapter(ours, tmp_path / "adapter")
         assert {name.split(".")[-1] for name in lora_layers(ours)} == set(targets)
         if merged:
-            ours, theirs = fuse(ours), theirs.merge_and_unload()
+            ours, theirs = merge_lora(ours), theirs.merge_and_unload()
         same(ours(ids), theirs(ids).logits, base)
         if not merged:
             with without_lora(ours), theirs.disable_adapter():
@@ -74,7 +89,7 @@ def test_our_adapter_in_pefts_model(tmp_path, merged, targets, kv_heads):
         save_adapter(ours, tmp_path / "adapter")
         theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").eval()
         if merged:
-            ours, theirs = fuse(ours), theirs.merge_and_unload()
+            ours, theirs = merge_lora(ours), theirs.merge_and_unload()
         same(theirs(ids).logits, ours(ids), base)
 
 
@@ -87,9 +102,15 @@ SETTINGS = {  # that are plain LoRA, as peft writes them
     "gaussian": dict(init_lora_weights="gaussian"),
     "mica": dict(init_lora_weights="mica"),
     "every linear layer": dict(target_modules="all-linear"),
-    "all but one kind": dict(target_modules="all-linear", exclude_modules=["up_proj", "self_attn.k_proj"]),
-    "all but a pattern": dict(target_modules=["v_proj", "o_proj"], exclude_modules=r".*\.0\..*o_proj"),
-    "by paths": dict(target_modules=["model.layers.0.self_attn.q_proj", "layers.1.mlp.down_proj", "v_proj"]),
+    "all but one kind": dict(
+        target_modules="all-linear", exclude_modules=["up_proj", "self_attn.k_proj"]
+    ),
+    "all but a pattern": dict(
+        target_modules=["v_proj", "o_proj"], exclude_modules=r".*\.0\..*o_proj"
+    ),
+    "by paths": dict(
+        target_modules=["model.layers.0.self_attn.q_proj", "layers.1.mlp.down_proj", "v_proj"]
+    ),
     "one block": dict(layers_to_transform=1),
     "blocks": dict(layers_to_transform=[0], layers_pattern="layers"),
 }
@@ -98,7 +119,9 @@ SETTINGS = {  # that are plain LoRA, as peft writes them
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @MERGED
 def test_settings_that_are_plain_lora(tmp_path, merged, settings):
-    """peft's adapter in our model; and written again by us, in peft's: the same logits each time."""
+    """peft's adapter in our model; and written again by us, in peft's: the same logits each
+    time.
+    """
     reference, ours = tiny_pair(tmp_path / "model")
     theirs, ids = made_by_peft(reference, tmp_path / "adapter", **settings), random_ids(20)
     adapted = {name for name, module in theirs.named_modules() if name.endswith("lora_A")}
@@ -108,9 +131,15 @@ def test_settings_that_are_plain_lora(tmp_path, merged, settings):
         assert len(lora_layers(ours)) == len(adapted)
         save_adapter(ours, tmp_path / "again")
         again = peft.PeftModel.from_pretrained(copy.deepcopy(reference), tmp_path / "again").eval()
-        assert {name for name, module in again.named_modules() if name.endswith("lora_A")} == adapted
+        assert {
+            name for name, module in again.named_modules() if name.endswith("lora_A")
+        } == adapted
         if merged:
-            ours, theirs, again = fuse(ours), theirs.merge_and_unload(), again.merge_and_unload()
+            ours, theirs, again = (
+                merge_lora(ours),
+                theirs.merge_and_unload(),
+                again.merge_and_unload(),
+            )
         same(ours(ids), theirs(ids).logits)
         same(again(ids).logits, ours(ids))
         assert (theirs(ids).logits - base).abs().max() > 0.01 * base.abs().max()
@@ -123,7 +152,11 @@ def test_what_is_saved_is_what_is_read_bit_for_bit(tmp_path):
     again = load_adapter(copy.deepcopy(model), tmp_path / "a")
     for name, layer in lora_layers(again).items():
         old = lora_layers(changed)[name]
-        assert torch.equal(layer.a, old.a) and torch.equal(layer.b, old.b) and (layer.rank, layer.alpha) == (5, 2)
+        assert (
+            torch.equal(layer.a, old.a)
+            and torch.equal(layer.b, old.b)
+            and (layer.rank, layer.alpha) == (5, 2)
+        )
         assert layer.a.requires_grad and layer.b.requires_grad
     save_adapter(again, tmp_path / "b")
     for name in (CONFIG, WEIGHTS):
@@ -142,7 +175,9 @@ def test_an_adapter_on_quantized_layers(tmp_path, quantize):
         assert torch.equal(layer.b, lora_layers(exact)[name].b)
     save_adapter(model, tmp_path / "again")
     theirs, ours = (load_file(tmp_path / folder / WEIGHTS) for folder in ("adapter", "again"))
-    assert theirs.keys() == ours.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert theirs.keys() == ours.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -153,7 +188,9 @@ def test_adapters_of_half_width_become_float32(tmp_path, dtype):
     half = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
     save_file(half, file)
     load_adapter(ours, tmp_path / "adapter")
-    assert torch.equal(lora_layers(ours)["blocks.1.attention.wv"].b, half[key(1, "self_attn.v_proj", "B")].float())
+    assert torch.equal(
+        lora_layers(ours)["blocks.1.attention.wv"].b, half[key(1, "self_attn.v_proj", "B")].float()
+    )
 
 
 def key(block, module, part):
@@ -165,13 +202,15 @@ def test_on_real_weights(tmp_path, ours, theirs):
     base, tokenizer = ours
     changed = fill(add_lora(copy.deepcopy(base), rank=8, alpha=16), size=0.02)
     save_adapter(changed, tmp_path / "adapter")
-    ids = torch.tensor([tokenizer.encode("The sky is blue, because light from the sun is scattered by the air.")])
+    ids = torch.tensor(
+        [tokenizer.encode("The sky is blue, because light from the sun is scattered by the air.")]
+    )
     reference = peft.PeftModel.from_pretrained(copy.deepcopy(theirs), tmp_path / "adapter").eval()
     with torch.no_grad():
         mine = changed.hidden(ids)
         other = reference.base_model.model.model(ids).last_hidden_state
         assert (mine - base.hidden(ids)).abs().max() > 1
-        fused = fuse(changed).hidden(ids)
+        fused = merge_lora(changed).hidden(ids)
         merged = reference.merge_and_unload().model(ids).last_hidden_state
     off = [(a - b).abs().max().item() for a, b in ((mine, other), (fused, merged), (fused, mine))]
     assert max(off) < 1e-4, off
@@ -213,7 +252,10 @@ def truncate(folder):
 A = key(0, "self_attn.q_proj", "A")
 REFUSED = {
     "no config": (lambda folder: (folder / CONFIG).unlink(), "No such file: adapter_config.json"),
-    "no tensors": (lambda folder: (folder / WEIGHTS).unlink(), "No such file: adapter_model.safetensors"),
+    "no tensors": (
+        lambda folder: (folder / WEIGHTS).unlink(),
+        "No such file: adapter_model.safetensors",
+    ),
     "no JSON": (replace(CONFIG, b"{"), "the JSON of adapter_config.json is malformed"),
     "a list": (replace(CONFIG, b"[]"), "is not an object"),
     "bytes": (replace(WEIGHTS, b"\xff" * 100), "adapter_model.safetensors"),
@@ -222,7 +264,10 @@ REFUSED = {
     "config outside": (outside(CONFIG), "only files inside the folder are read"),
     "tensors outside": (outside(WEIGHTS), "only files inside the folder are read"),
     "another type": (config(peft_type="IA3"), "peft_type = 'IA3', which is not known here"),
-    "no type": (lambda folder: edit_json(folder / CONFIG, lambda c: c.pop("peft_type")), "peft_type = None"),
+    "no type": (
+        lambda folder: edit_json(folder / CONFIG, lambda c: c.pop("peft_type")),
+        "peft_type = None",
+    ),
     "a classifier": (config(task_type="SEQ_CLS"), "task_type = 'SEQ_CLS'"),
     "dora": (config(use_dora=True), "use_dora = True"),
     "rslora perhaps": (config(use_rslora="yes"), "use_rslora = 'yes'"),
@@ -233,16 +278,28 @@ REFUSED = {
     "alphas by layer": (config(alpha_pattern={"q_proj": 2}), "alpha_pattern = "),
     "biases": (config(bias="all"), "bias = 'all'"),
     "more modules": (config(modules_to_save=["lm_head"]), "modules_to_save = "),
-    "some blocks": (config(layers_to_transform=[0]), "layers.1.self_attn.k_proj.lora_A.weight is no target"),
+    "some blocks": (
+        config(layers_to_transform=[0]),
+        "layers.1.self_attn.k_proj.lora_A.weight is no target",
+    ),
     "blocks in words": (config(layers_to_transform="0"), "is no target"),
     "blocks that are none": (config(layers_to_transform={"a": 1.5}), "is no target"),
-    "blocks of another name": (config(layers_to_transform=[0, 1], layers_pattern="h"), "layers_pattern = 'h'"),
+    "blocks of another name": (
+        config(layers_to_transform=[0, 1], layers_pattern="h"),
+        "layers_pattern = 'h'",
+    ),
     "all but some": (config(exclude_modules=["k_proj"]), "k_proj.lora_A.weight is no target"),
-    "all but a number": (config(exclude_modules=7), "target_modules of adapter_config.json is malformed"),
+    "all but a number": (
+        config(exclude_modules=7),
+        "target_modules of adapter_config.json is malformed",
+    ),
     "transposed": (config(fan_in_fan_out=True), "fan_in_fan_out = True"),
     "from tomorrow": (config(use_something=1), "use_something = 1"),
     "a list as type": (config(peft_type=["LORA"]), "peft_type = "),
-    "another rank": (config(r=8), "has shape \\(4, 64\\); for this model and r = 8 it is \\(8, 64\\)"),
+    "another rank": (
+        config(r=8),
+        "has shape \\(4, 64\\); for this model and r = 8 it is \\(8, 64\\)",
+    ),
     "rank 0": (config(r=0), "r = 0"),
     "a rank in words": (config(r="4"), "r = '4'"),
     "rank true": (config(r=True), "r = True"),
@@ -255,7 +312,10 @@ REFUSED = {
         config(target_modules=["c_attn"]),
         "'c_attn' in target_modules, which is no layer of this model",
     ),
-    "targets by half a name": (config(target_modules=["proj"]), "'proj' in target_modules, which is no layer"),
+    "targets by half a name": (
+        config(target_modules=["proj"]),
+        "'proj' in target_modules, which is no layer",
+    ),
     "targets in another block": (
         config(target_modules=["q_proj", "model.layers.2.self_attn.k_proj"]),
         "layers.2.self_attn.k_proj' in target",
@@ -268,11 +328,23 @@ REFUSED = {
     "no targets": (config(target_modules=None), "target_modules"),
     "targets empty": (config(target_modules=[]), "no target"),
     "targets nested": (config(target_modules=[["q_proj"]]), "target_modules"),
-    "targets fewer": (config(target_modules=["k_proj"]), "q_proj.lora_A.weight is no target of adapter_config.json"),
-    "targets more": (config(target_modules=["q_proj", "k_proj", "v_proj"]), "v_proj.lora_A.weight is missing"),
+    "targets fewer": (
+        config(target_modules=["k_proj"]),
+        "q_proj.lora_A.weight is no target of adapter_config.json",
+    ),
+    "targets more": (
+        config(target_modules=["q_proj", "k_proj", "v_proj"]),
+        "v_proj.lora_A.weight is missing",
+    ),
     "one missing": (tensors(lambda t: t.pop(A)), "q_proj.lora_A.weight is missing"),
-    "one too many": (tensors(lambda t: t.update({A + "x": t[A].clone()})), "1 tensors are not those of an adapter"),
-    "a block too many": (tensors(lambda t: t.update({key(2, "self_attn.q_proj", "A"): t[A].clone()})), "are not those"),
+    "one too many": (
+        tensors(lambda t: t.update({A + "x": t[A].clone()})),
+        "1 tensors are not those of an adapter",
+    ),
+    "a block too many": (
+        tensors(lambda t: t.update({key(2, "self_attn.q_proj", "A"): t[A].clone()})),
+        "are not those",
+    ),
     "no tensor": (tensors(lambda t: t.clear()), "missing|empty"),
     "misshapen": (tensors(lambda t: t.update({A: t[A][:, 1:]})), "has shape \\(4, 63\\)"),
     "transposed parts": (tensors(lambda t: t.update({A: t[A].T})), "has shape \\(64, 4\\)"),
@@ -300,8 +372,14 @@ def test_what_does_not_fit_is_refused_in_one_line(good, tmp_path, name):
     with pytest.raises(CheckpointError) as caught:
         load_adapter(model, tmp_path / "adapter")
     said = str(caught.value)
-    assert said.startswith(f"{tmp_path / 'adapter'}: ") and re.search(message, said) and "\n" not in said
-    assert not lora_layers(model) and all(parameter.requires_grad for parameter in model.parameters())
+    assert (
+        said.startswith(f"{tmp_path / 'adapter'}: ")
+        and re.search(message, said)
+        and "\n" not in said
+    )
+    assert not lora_layers(model) and all(
+        parameter.requires_grad for parameter in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("modules", ["all-linear", r".*\.(q_proj|k_proj)"])
@@ -318,7 +396,9 @@ def test_targets_as_a_pattern_are_what_the_tensors_say(good, tmp_path, modules):
 
 def test_another_models_adapter(good, tmp_path):
     _, other = tiny_pair(tmp_path, hidden_size=32)
-    with pytest.raises(CheckpointError, match=r"has shape \(4, 64\); for this model and r = 4 it is \(4, 32\)"):
+    with pytest.raises(
+        CheckpointError, match=r"has shape \(4, 64\); for this model and r = 4 it is \(4, 32\)"
+    ):
         load_adapter(other, good[1])
 
 
@@ -345,14 +425,16 @@ def test_only_an_older_adapter_is_replaced(tmp_path):
     tiny_hugging_face().save_pretrained(tmp_path / "model")
     model = add_lora(minillama.load(tmp_path / "model")[0])
     before = sorted(os.listdir(tmp_path / "model"))
-    with pytest.raises(CheckpointError, match="holds 'config.json', which would be lost: choose another folder"):
+    with pytest.raises(
+        CheckpointError, match="holds 'config.json', which would be lost: choose another folder"
+    ):
         save_adapter(model, tmp_path / "model")
     assert sorted(os.listdir(tmp_path / "model")) == before
     save_adapter(model, tmp_path / "adapter")
     save_adapter(fill(model), tmp_path / "adapter")
     assert load_file(tmp_path / "adapter" / WEIGHTS)[key(0, "self_attn.v_proj", "B")].any()
     with pytest.raises(CheckpointError, match="holds 'adapter_config.json', which would be lost"):
-        minillama.save(fuse(model), None, tmp_path / "adapter")
+        minillama.save(merge_lora(model), None, tmp_path / "adapter")
     assert sorted(os.listdir(tmp_path / "adapter")) == [CONFIG, WEIGHTS]
 
 
@@ -368,5 +450,7 @@ def test_a_failure_while_saving_keeps_the_old_one(good, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
         save_adapter(fill(model, seed=9), tmp_path / "adapter")
     monkeypatch.undo()
-    assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == before and os.listdir(tmp_path) == ["adapter"]
+    assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == before and os.listdir(tmp_path) == [
+        "adapter"
+    ]
     assert json.loads((tmp_path / "adapter" / CONFIG).read_text(encoding="utf-8"))["r"] == 8

@@ -1,4 +1,6 @@
-"""Forms of a sum beside Python's own, problems kept apart, what is asked and what is not, and an answer read right."""
+"""Forms of a sum beside Python's own, problems kept apart, what is asked and what is not, and an
+answer read right.
+"""
 
 import importlib.util
 import json
@@ -12,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillama.studies import addition
-from minillama.studies.addition import END, Problems, backwards, decode, encode, held_back, plain, question, steps
+from minillama.studies.addition import (
+    END,
+    Problems,
+    backwards,
+    decode,
+    encode,
+    held_back,
+    plain,
+    question,
+    steps,
+)
 from minillama.studies.stories import initial
 from minillama.training.pretraining import IGNORE
 
@@ -87,8 +99,11 @@ def test_batches_hold_whole_problems_and_ask_for_their_answers(form, mask):
             a, b = map(int, text.split("=")[0].split("+"))
             full = question(a, b) + form(a, b) + "\n"
             assert full[:-1] == text
-            first = len(question(a, b)) - 1 if mask else 0  # "=" asks for the first character of the answer
-            assert (asked[:first] == IGNORE).all() and decode(asked[first:].tolist()) == full[first + 1 :]
+            # "=" asks for the first character of the answer
+            first = len(question(a, b)) - 1 if mask else 0
+            assert (asked[:first] == IGNORE).all() and decode(asked[first:].tolist()) == full[
+                first + 1 :
+            ]
             solved += 1
     assert solved == batches.solved
 
@@ -113,7 +128,10 @@ def test_solving_is_the_likeliest_token_again_and_again():
         ids = encode(question(a, b))
         start = len(ids)
         with torch.no_grad():
-            while len(ids) - start <= longest and (id := model(torch.tensor([ids]))[0, -1].argmax().item()) != END:
+            while (
+                len(ids) - start <= longest
+                and (id := model(torch.tensor([ids]))[0, -1].argmax().item()) != END
+            ):
                 ids.append(id)
         assert said == decode(ids[start:])
 
@@ -135,17 +153,26 @@ def test_a_small_one_learns_single_digits():
     assert 2.4 < rows[0]["loss"] < 2.9 and rows[-1]["loss"] < 0.6
     problems = [(a, b) for a in range(10) for b in range(10) if not held_back(a, b)]
     said = addition.solve(model, plain, problems)
-    assert sum(text == str(a + b) for (a, b), text in zip(problems, said, strict=True)) > 0.6 * len(problems)
+    assert sum(text == str(a + b) for (a, b), text in zip(problems, said, strict=True)) > 0.6 * len(
+        problems
+    )
 
 
 def test_the_study_is_what_its_plan_says():
     spec = importlib.util.spec_from_file_location("make_studies", STUDIES / "make.py")
     spec.loader.exec_module(make := importlib.util.module_from_spec(spec))
     plan, n_steps, _ = make.addition()
-    assert [(run["form"], run["mask_question"], run["steps"], run["seed"]) for run in STUDY["runs"]] == plan
-    assert n_steps == [run["steps"] for run in STUDY["runs"]] and STUDY["about"]["command"].endswith(" addition")
+    assert [
+        (run["form"], run["mask_question"], run["steps"], run["seed"]) for run in STUDY["runs"]
+    ] == plan
+    assert n_steps == [run["steps"] for run in STUDY["runs"]] and STUDY["about"][
+        "command"
+    ].endswith(" addition")
     for run in STUDY["runs"]:
-        assert set(run["accuracy"]) == {"1", "2", "3", "4", "5"} and run["curve"][-1][0] == run["problems"]
+        assert (
+            set(run["accuracy"]) == {"1", "2", "3", "4", "5"}
+            and run["curve"][-1][0] == run["problems"]
+        )
         assert run["tokens"] == run["steps"] * addition.ROWS * addition.ROW
 
 

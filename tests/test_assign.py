@@ -1,4 +1,6 @@
-"""The students' repository: what is in it and what is not, that it works, and the way from there to a full score."""
+"""The students' repository: what is in it and what is not, that it works, and the way from there to
+a full score.
+"""
 
 import ast
 import json
@@ -43,8 +45,14 @@ print(json.dumps([wrong, said]))
 
 
 def python(folder: Path, *arguments, **env) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"} | env
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, encoding="utf-8")
+    env = (
+        os.environ
+        | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        | env
+    )
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +88,20 @@ def solve(folder: Path, name: str, changes: dict[str, str] | None = None) -> Non
 
 
 def test_everything_is_still_missing_and_nothing_else_is_wrong(mine):
-    names = [name for name in CHAPTERS if not name.startswith(("11a", "11d"))]  # those compile for seconds
+    # those compile for seconds
+    names = [name for name in CHAPTERS if not name.startswith(("11a", "11d"))]
     done = python(mine, "-c", ASK, *names)
     assert done.returncode == 0, done.stderr
     wrong, said = json.loads(done.stdout)
     assert wrong == [] and len(said) == sum(len(CHAPTERS[name].tasks) for name in names)
     others = {id: words for id, words in said.items() if "still missing" not in words}
-    assert others == {"config-LlamaConfig": "heads that do not divide was accepted"}  # whose stub is `pass`
+    # whose stub is `pass`
+    assert others == {"config-LlamaConfig": "heads that do not divide was accepted"}
     modules = ", ".join(f"minillama.{chapter.module}" for chapter in CHAPTERS.values())
     done = python(mine, "-c", f"import {modules}; print(minillama.__file__)")
-    assert done.returncode == 0 and done.stdout.strip() == str(mine / "minillama" / "__init__.py"), done.stderr
+    assert done.returncode == 0 and done.stdout.strip() == str(
+        mine / "minillama" / "__init__.py"
+    ), done.stderr
 
 
 def test_with_the_solutions_put_back_everything_passes(mine):
@@ -100,7 +112,8 @@ def test_with_the_solutions_put_back_everything_passes(mine):
     assert done.returncode == 0, done.stderr
     wrong, said = json.loads(done.stdout)
     assert wrong == [] and {id: words for id, words in said.items() if words != "passed"} == {}
-    for chapter in CHAPTERS.values():  # the modules are the reference's, so the other chapters pass as in test_tasks.py
+    # the modules are the reference's, so the other chapters pass as in test_tasks.py
+    for chapter in CHAPTERS.values():
         ours = file_of(ROOT / "minillama", chapter.module).read_bytes()
         assert file_of(mine / "minillama", chapter.module).read_bytes() == ours
 
@@ -120,50 +133,78 @@ def solution_lines() -> set[str]:
 def words(outputs: list) -> str:
     """All text in a cell's outputs."""
     parts = [
-        [output.get("text", ""), *output.get("data", {}).values(), *output.get("traceback", [])] for output in outputs
+        [output.get("text", ""), *output.get("data", {}).values(), *output.get("traceback", [])]
+        for output in outputs
     ]
     return "\n".join(str(part) for part in sum(parts, []))
 
 
 def test_nothing_leaks(handed_out):
     files = [path for path in handed_out.rglob("*") if path.is_file()]
-    texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in files if path.suffix != ".ipynb"}
+    texts = {
+        path: path.read_text(encoding="utf-8", errors="replace")
+        for path in files
+        if path.suffix != ".ipynb"
+    }
     for path in handed_out.rglob("*.ipynb"):
         cells = nbformat.read(path, as_version=4).cells
         assert not [cell for cell in cells if cell.get("execution_count")]
-        texts[path] = "\n".join(f"{cell.source}\n{words(cell.get('outputs', []))}" for cell in cells)
+        texts[path] = "\n".join(
+            f"{cell.source}\n{words(cell.get('outputs', []))}" for cell in cells
+        )
     secret = solution_lines()
     assert len(secret) > 400
     leaks = {
-        path.name: found for path, text in texts.items() if (found := secret & set(map(str.strip, text.split("\n"))))
+        path.name: found
+        for path, text in texts.items()
+        if (found := secret & set(map(str.strip, text.split("\n"))))
     }
     assert leaks == {}
     markers = ("BEGIN SOLUTION", "END SOLUTION", "HIDDEN TESTS")
     tools = handed_out / "course"
-    assert not [path for path, text in texts.items() if path.parent != tools and any(word in text for word in markers)]
+    assert not [
+        path
+        for path, text in texts.items()
+        if path.parent != tools and any(word in text for word in markers)
+    ]
     modules = set(modules_in(handed_out / "minillama"))
-    assert all(map(by_hand, modules)) and not modules & {chapter.module for chapter in CHAPTERS.values()}
-    with zipfile.ZipFile(handed_out / "minillama" / ARCHIVE) as archive:  # the only place where solutions are
+    assert all(map(by_hand, modules)) and not modules & {
+        chapter.module for chapter in CHAPTERS.values()
+    }
+    # the only place where solutions are
+    with zipfile.ZipFile(handed_out / "minillama" / ARCHIVE) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {
-            f"{chapter.module.replace('.', '/')}.py": file_of(ROOT / "minillama", chapter.module).read_bytes()
+            f"{chapter.module.replace('.', '/')}.py": file_of(
+                ROOT / "minillama", chapter.module
+            ).read_bytes()
             for chapter in CHAPTERS.values()
         }
     assert not {"assign.py", "grade.py", "mutations.py"} & {path.name for path in files}
-    assert not [path for path in files if "__pycache__" in path.parts or path.stat().st_size > 2_000_000]
+    assert not [
+        path for path in files if "__pycache__" in path.parts or path.stat().st_size > 2_000_000
+    ]
 
 
 def test_without_finished_modules_no_file_holds_a_solution(withheld):
-    files = {path: path.read_text(encoding="utf-8", errors="replace") for path in withheld.rglob("*.py")}
+    files = {
+        path: path.read_text(encoding="utf-8", errors="replace") for path in withheld.rglob("*.py")
+    }
     assert not (withheld / "minillama" / ARCHIVE).exists()
-    assert {file_of(withheld / "minillama", chapter.module) for chapter in CHAPTERS.values()} <= set(files)
+    assert {
+        file_of(withheld / "minillama", chapter.module) for chapter in CHAPTERS.values()
+    } <= set(files)
     secret = solution_lines()
-    assert not [path.name for path, text in files.items() if secret & set(map(str.strip, text.split("\n")))]
+    assert not [
+        path.name for path, text in files.items() if secret & set(map(str.strip, text.split("\n")))
+    ]
 
 
 def test_outputs_show_what_to_expect_and_answer_nothing(handed_out):
     kept = 0
     for name, chapter in CHAPTERS.items():
-        theirs = {c.id: c for c in nbformat.read(handed_out / "notebooks" / name, as_version=4).cells}
+        theirs = {
+            c.id: c for c in nbformat.read(handed_out / "notebooks" / name, as_version=4).cells
+        }
         ours = {c.id: c for c in nbformat.read(chapter.path, as_version=4).cells}
         for cell in chapter.cells:
             left, said = theirs[cell.id].outputs, words(theirs[cell.id].outputs)
@@ -174,23 +215,37 @@ def test_outputs_show_what_to_expect_and_answer_nothing(handed_out):
                 assert left == [], f"{name}, cell {cell.id} shows what an exercise asks for"
             else:
                 assert "right" not in said.split("\n"), f"{name}, cell {cell.id}"
-                figures = [output for output in ours[cell.id].outputs if "image/png" in output.get("data", {})]
-                assert figures == [output for output in left if "image/png" in output.get("data", {})]
+                figures = [
+                    output
+                    for output in ours[cell.id].outputs
+                    if "image/png" in output.get("data", {})
+                ]
+                assert figures == [
+                    output for output in left if "image/png" in output.get("data", {})
+                ]
         assigned = nbformat.read(handed_out / "course/assigned" / name, as_version=4).cells
         assert not [cell for cell in assigned if cell.get("outputs")]
     assert kept > 600
 
 
 def answers(task) -> set[str]:
-    """The numbers that an exercise asks for (`answer = ...`), as outputs print them, if they have three digits."""
+    """The numbers that an exercise asks for (`answer = ...`), as outputs print them, if they have
+    three digits.
+    """
     stubs, values = "\n".join(blank(task.chapter, id) for id in task.solutions), []
     if names := re.findall(r"^(\w+) = \.\.\.$", stubs, re.MULTILINE):
         steps = task.chapter.steps(task.solutions)
         with undisturbed(), scene(task.chapter.path.parent) as module:
-            for place in sorted(needed(steps, [p for p, step in enumerate(steps) if step.cell in task.solutions])):
+            for place in sorted(
+                needed(steps, [p for p, step in enumerate(steps) if step.cell in task.solutions])
+            ):
                 exec(compile(ast.Module([steps[place].node], []), task.id, "exec"), vars(module))
         given = [getattr(module, name, None) for name in names]
-        values = [value for each in given for value in (each if isinstance(each, list | tuple) else [each])]
+        values = [
+            value
+            for each in given
+            for value in (each if isinstance(each, list | tuple) else [each])
+        ]
     forms = ("", ",.0f", ".0f", ".1f", ".2f", ".3f", ".3g")
     texts = {f"{value:{form}}" for value in values if type(value) in (int, float) for form in forms}
     return {text for text in texts if len(re.sub(r"\D|e.*", "", text).strip("0")) > 2}
@@ -198,21 +253,37 @@ def answers(task) -> set[str]:
 
 def printed(numbers: set[str], path: Path) -> set[str]:
     """Those numbers that a notebook's outputs hold."""
-    text = "\n".join(words(cell.get("outputs", [])) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
-    return {number for number in numbers if re.search(rf"(?<![\d.,]){re.escape(number)}(?!\d|[.,]\d)", text)}
+    text = "\n".join(
+        words(cell.get("outputs", []))
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+    )
+    return {
+        number
+        for number in numbers
+        if re.search(rf"(?<![\d.,]){re.escape(number)}(?!\d|[.,]\d)", text)
+    }
 
 
 def test_no_output_holds_the_answer_to_an_exercise(handed_out):
     asked = {name: set().union(*map(answers, chapter.tasks)) for name, chapter in CHAPTERS.items()}
     assert sum(map(len, asked.values())) > 60
-    assert {name: found for name in asked if (found := printed(asked[name], handed_out / "notebooks" / name))} == {}
+    assert {
+        name: found
+        for name in asked
+        if (found := printed(asked[name], handed_out / "notebooks" / name))
+    } == {}
     assert printed({"6.5625", "6.562"}, handed_out / "notebooks" / "07c_gguf.ipynb") == {"6.5625"}
 
 
 def test_the_files_that_chapters_open_are_there(handed_out):
     cells = [cell for chapter in CHAPTERS.values() for cell in chapter.cells]
-    named = {Path(name) for cell in cells for name in re.findall(r"[\"']\.\./([\w/.-]+)[\"']", cell.source)}
-    named = {path for path in named if ".." not in path.parts and (ROOT / path).exists()}  # 7a names /etc/passwd
+    named = {
+        Path(name)
+        for cell in cells
+        for name in re.findall(r"[\"']\.\./([\w/.-]+)[\"']", cell.source)
+    }
+    # 7a names /etc/passwd
+    named = {path for path in named if ".." not in path.parts and (ROOT / path).exists()}
     assert Path("data/studies/scaling.json") in named
     assert [path for path in sorted(named) if not (handed_out / path).exists()] == []
 
@@ -230,24 +301,36 @@ def test_the_same_repository_gives_the_same_bytes(handed_out, tmp_path):
     assert assign.main([str(tmp_path / "again")]) == 0
     files = sorted(path.relative_to(handed_out) for path in handed_out.rglob("*") if path.is_file())
     assert files == sorted(
-        path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()
+        path.relative_to(tmp_path / "again")
+        for path in (tmp_path / "again").rglob("*")
+        if path.is_file()
     )
-    assert all((handed_out / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
+    assert all(
+        (handed_out / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+        for file in files
+    )
 
 
 def test_one_chapter_comes_with_all_other_modules(tmp_path, capsys):
     assert assign.main([str(tmp_path / "one"), "--only", "03"]) == 0
     assert "1 notebooks with 9 tasks" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "one" / "notebooks").glob("*.ipynb")] == ["03_rope.ipynb"]
+    assert [path.name for path in (tmp_path / "one" / "notebooks").glob("*.ipynb")] == [
+        "03_rope.ipynb"
+    ]
     assert all(map(by_hand, modules_in(tmp_path / "one" / "minillama")))
     solve(tmp_path / "one", "03_rope.ipynb")
     done = python(tmp_path / "one", "-m", "course.check_work", "3")
-    assert done.returncode == 0 and done.stdout.count("right") == 9 and "21 of  21" in done.stdout, done.stdout
+    assert (
+        done.returncode == 0 and done.stdout.count("right") == 9 and "21 of  21" in done.stdout
+    ), done.stdout
 
 
 @pytest.mark.parametrize(
     "arguments, words",
-    [(["--only", "99"], "there is no chapter 99; the chapters are 0, 1"), ([], "is not empty: name a new folder")],
+    [
+        (["--only", "99"], "there is no chapter 99; the chapters are 0, 1"),
+        ([], "is not empty: name a new folder"),
+    ],
 )
 def test_a_fault_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, words):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
@@ -263,19 +346,31 @@ STUBS = {  # a cell, the names that others use, what is handed out
         "def f(x):\n    y = x\n    # BEGIN SOLUTION\n    z = y\n    return z\n    # END SOLUTION",
         "def f(x):\n    y = x\n    raise NotImplementedError(\"exercise 1: 'f'\")",
     ),
-    "answers": ("# BEGIN SOLUTION\nhelp_ = 1\na, b = help_, 2\n# END SOLUTION\nc = 3", "a = ...\nb = ...\nc = 3"),
-    "a definition": ("# BEGIN SOLUTION\ndef a(x):\n    y = x\n    return y\n# END SOLUTION", "a = ..."),
+    "answers": (
+        "# BEGIN SOLUTION\nhelp_ = 1\na, b = help_, 2\n# END SOLUTION\nc = 3",
+        "a = ...\nb = ...\nc = 3",
+    ),
+    "a definition": (
+        "# BEGIN SOLUTION\ndef a(x):\n    y = x\n    return y\n# END SOLUTION",
+        "a = ...",
+    ),
     "two in one cell": (
-        "def f():\n    # BEGIN SOLUTION\n    return 1\n    # END SOLUTION\n\n\n# BEGIN SOLUTION\nb = 2\n# END SOLUTION",
+        "def f():\n    # BEGIN SOLUTION\n    return 1\n    # END SOLUTION\n\n\n# BEGIN SOLUTION\nb "
+        "= 2\n# END SOLUTION",
         "def f():\n    raise NotImplementedError(\"exercise 1: 'f'\")\n\n\nb = ...",
     ),
     "cases": (
-        "match x:\n    # BEGIN SOLUTION\n    case 1:\n        pass\n    # END SOLUTION\n    case other:\n        pass",
-        "match x:\n    case _ if True:  # put your cases here\n        raise NotImplementedError(\"exercise 1: 'f'\")\n"
+        "match x:\n    # BEGIN SOLUTION\n    case 1:\n        pass\n    # END SOLUTION\n    case "
+        "other:\n        pass",
+        "match x:\n    case _ if True:  # put your cases here\n        raise "
+        "NotImplementedError(\"exercise 1: 'f'\")\n"
         "    case other:\n        pass",
     ),
-    "hidden tests": ("a = 1\n# BEGIN HIDDEN TESTS\nassert a\n# END HIDDEN TESTS\nb = 2", "a = 1\nb = 2"),
-}  # fmt: skip
+    "hidden tests": (
+        "a = 1\n# BEGIN HIDDEN TESTS\nassert a\n# END HIDDEN TESTS\nb = 2",
+        "a = 1\nb = 2",
+    ),
+}
 
 
 @pytest.mark.parametrize("cell, left", STUBS.values(), ids=STUBS)
@@ -286,7 +381,9 @@ def test_stubs(cell, left):
 
 @pytest.fixture
 def check(mine, monkeypatch, capsys):
-    """check_work on `mine`, in this process, with the reference's package: its exit code and what it printed."""
+    """check_work on `mine`, in this process, with the reference's package: its exit code and what
+    it printed.
+    """
     monkeypatch.setattr(sys, "path", sys.path[:])
 
     def run(*arguments):
@@ -297,13 +394,17 @@ def check(mine, monkeypatch, capsys):
 
 
 def test_the_student_s_loop(mine, check):
-    """Nothing, one mistake with its name and section, the right answer, the table; other chapters' results are kept."""
+    """Nothing, one mistake with its name and section, the right answer, the table; other chapters'
+    results are kept.
+    """
     rmsnorm = CHAPTERS["02_rmsnorm.ipynb"]
     (definition,) = next(task.solutions for task in rmsnorm.tasks if task.id == "rmsnorm-RMSNorm")
     right = rmsnorm.solutions[definition]
     _, out, _ = check("02")
     assert "to do  `RMSNorm`, Exercise 2.1: how many norms?" in out and "WRONG" not in out
-    outside = right.replace("torch.rsqrt(mean_square + self.eps)", "(1 / (mean_square.sqrt() + self.eps))")
+    outside = right.replace(
+        "torch.rsqrt(mean_square + self.eps)", "(1 / (mean_square.sqrt() + self.eps))"
+    )
     solve(mine, "02_rmsnorm.ipynb", {definition: outside})
     _, out, _ = check("2")
     assert "  WRONG  `RMSNorm`\n         RMSNorm: is your eps inside the square root?\n" in out
@@ -315,7 +416,9 @@ def test_the_student_s_loop(mine, check):
     row = ["1", "of", "4", "3", "of", "9", "rmsnorm:", "yours"]
     assert [line.split()[-8:] for line in lines if line.startswith("2. RMSNorm")] == [row]
     assert (
-        len([line for line in lines if re.search(r"of +\d+( +\w+: (yours|finished|given))?$", line)])
+        len(
+            [line for line in lines if re.search(r"of +\d+( +\w+: (yours|finished|given))?$", line)]
+        )
         == len(CHAPTERS) + 1
     )
 
@@ -337,9 +440,13 @@ def test_a_module_takes_the_place_of_the_finished_one_once_its_definitions_are_r
     assert (mine / "minillama/rope.py").read_bytes() == (ROOT / "minillama/rope.py").read_bytes()
     last = rope.definitions[-1].solutions[-1]
     solve(mine, rope.path.name, {last: definitions[last].replace("return ", "return 0 * ")})
-    assert "rmsnorm: finished" in check("02")[1] and own_modules(mine) == {"rope"}, "another chapter's check changes it"
+    assert "rmsnorm: finished" in check("02")[1] and own_modules(mine) == {"rope"}, (
+        "another chapter's check changes it"
+    )
     assert "rope: finished" in check("03")[1] and own_modules(mine) == set()
-    assert check("--export")[0] == 0 and "rope" in own_modules(mine), "--export does not ask whether it is right"
+    assert check("--export")[0] == 0 and "rope" in own_modules(mine), (
+        "--export does not ask whether it is right"
+    )
 
 
 @pytest.mark.parametrize(
@@ -378,7 +485,9 @@ for module in (minillama.rmsnorm, rope):
 
 
 def test_one_name_is_one_module_in_a_process(mine):
-    """The student's RMSNorm is the one that finished modules use, unless the finished ones are asked for."""
+    """The student's RMSNorm is the one that finished modules use, unless the finished ones are
+    asked for.
+    """
     solve(mine, "02_rmsnorm.ipynb")
     assert "rmsnorm: yours" in python(mine, "-m", "course.check_work", "02").stdout
     archive = mine / "minillama" / ARCHIVE
@@ -399,25 +508,45 @@ def test_one_chapter_alone_with_a_reference_build(withheld, tmp_path):
     solve(mine, "04_attention.ipynb")
     done = python(mine, "-m", "course.check_work", "04")
     assert "still missing" in done.stdout and done.returncode == 0
-    done = python(mine, "-m", "course.check_work", "04", "--using", "reference", MINILLAMA_REFERENCE=str(ROOT))
-    assert done.stdout.count("  right  ") == len(CHAPTERS["04_attention.ipynb"].tasks) and "WRONG" not in done.stdout
+    done = python(
+        mine, "-m", "course.check_work", "04", "--using", "reference", MINILLAMA_REFERENCE=str(ROOT)
+    )
+    assert (
+        done.stdout.count("  right  ") == len(CHAPTERS["04_attention.ipynb"].tasks)
+        and "WRONG" not in done.stdout
+    )
     assert "attention: yours" in done.stdout and "rmsnorm: yours, not finished" in done.stdout
-    done = python(mine, "-m", "course.check_work", "04", "--using", "reference", "--reference", "nowhere")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no finished build (nowhere)" in done.stderr
+    done = python(
+        mine, "-m", "course.check_work", "04", "--using", "reference", "--reference", "nowhere"
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.count("\n") == 1
+        and "no finished build (nowhere)" in done.stderr
+    )
 
 
 def test_a_chapter_that_cannot_be_exported_does_not_stop_the_others(mine, check):
     solve(mine, "02_rmsnorm.ipynb")
-    solve(mine, "03_rope.ipynb", dict.fromkeys(CHAPTERS["03_rope.ipynb"].solutions, "#| export\ndef f(:"))
+    solve(
+        mine,
+        "03_rope.ipynb",
+        dict.fromkeys(CHAPTERS["03_rope.ipynb"].solutions, "#| export\ndef f(:"),
+    )
     code, out, _ = check("02", "03")
     assert code == 0 and own_modules(mine) == {"rmsnorm"}
     assert out.count("right  ") == 4 and "line 2: invalid syntax" in out
     code, out, _ = check("--export")
-    assert code == 0 and "not exported: 03_rope.ipynb, cell" in out and "attention" in own_modules(mine)
+    assert (
+        code == 0
+        and "not exported: 03_rope.ipynb, cell" in out
+        and "attention" in own_modules(mine)
+    )
 
 
 @pytest.mark.parametrize(
-    "arguments, words", [(["99"], "there is no chapter 99"), (["--using", "both"], "invalid choice")]
+    "arguments, words",
+    [(["99"], "there is no chapter 99"), (["--using", "both"], "invalid choice")],
 )
 def test_a_wrong_argument_is_one_line(mine, capsys, arguments, words):
     try:
@@ -441,10 +570,14 @@ ANSWER = "#| export\ndef rope_frequencies(head_dim, theta, scaling=None):\n    r
 
 @pytest.fixture
 def damaged(handed_out, tmp_path):
-    """damaged(change): what is collected from chapter 3 after change(cells, by_id) on the file's JSON."""
+    """damaged(change): what is collected from chapter 3 after change(cells, by_id) on the file's
+    JSON.
+    """
 
     def make(change=lambda cells, by_id: None, text=lambda text: text):
-        notebook = json.loads((handed_out / "notebooks" / "03_rope.ipynb").read_text(encoding="utf-8"))
+        notebook = json.loads(
+            (handed_out / "notebooks" / "03_rope.ipynb").read_text(encoding="utf-8")
+        )
         by_id = {cell["id"]: cell for cell in notebook["cells"]}
         by_id[FIRST]["source"] = ANSWER
         change(notebook["cells"], by_id)
@@ -499,7 +632,11 @@ def test_a_cell_that_was_split_or_lost_its_id(damaged):
         cells.insert(cells.index(by_id[FIRST]) + 1, half)
 
     work = damaged(split)
-    assert work.sources[FIRST] == ANSWER and work.notes == [] and work.extra == "def helper():\n    return 1"
+    assert (
+        work.sources[FIRST] == ANSWER
+        and work.notes == []
+        and work.extra == "def helper():\n    return 1"
+    )
 
     def renew(cells, by_id):
         by_id[FIRST]["source"] = ANSWER.replace("rope_frequencies", "mine")
@@ -524,7 +661,15 @@ def test_a_chapter_whose_exercises_were_renumbered_after_its_release(damaged):
 def test_an_answer_in_a_new_cell(damaged):
     def move(cells, by_id):
         by_id[FIRST]["source"] = blank(ROPE, FIRST)
-        cells.insert(3, {"cell_type": "code", "id": "new", "metadata": {}, "source": ANSWER.splitlines(keepends=True)})
+        cells.insert(
+            3,
+            {
+                "cell_type": "code",
+                "id": "new",
+                "metadata": {},
+                "source": ANSWER.splitlines(keepends=True),
+            },
+        )
 
     assert damaged(move).sources[FIRST] == ANSWER
 
@@ -535,10 +680,14 @@ def test_merge_markers(damaged, style):
     conflict = f'<<<<<<< mine\n   "nbformat_minor": 5,\n{between}=======\n   "nbformat_minor": 4,\n>>>>>>> theirs\n'
     work = damaged(text=lambda text: text.replace("{\n", "{\n" + conflict, 1))
     assert work.sources[FIRST] == ANSWER
-    assert work.notes == ["03_rope.ipynb has merge markers: its first version was taken wherever there are two"]
+    assert work.notes == [
+        "03_rope.ipynb has merge markers: its first version was taken wherever there are two"
+    ]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"cells": 3}', "null", '{"cells": [[]]}', "\x00\xff", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"cells": 3}', "null", '{"cells": [[]]}', "\x00\xff", "[" * 100_000]
+)
 def test_what_is_no_notebook(damaged, text):
     work = damaged(text=lambda _: text)
     assert all(work.untouched(ROPE, id) for id in ROPE.solutions)
@@ -546,13 +695,20 @@ def test_what_is_no_notebook(damaged, text):
 
 
 def test_own_definitions_come_along_but_take_nobody_s_name(damaged):
-    own = "import math\nSCALE = 2\n\n\ndef helper():\n    return SCALE\n\n\ndef check(*a):\n    pass"
+    own = (
+        "import math\nSCALE = 2\n\n\ndef helper():\n    return SCALE\n\n\ndef check(*a):\n    pass"
+    )
     own += "\n\n\ndef isinstance(*a):\n    return True"
 
     def add(cells, by_id):
         cells.insert(1, {"cell_type": "code", "id": "new", "metadata": {}, "source": own})
         given = next(cell for cell in cells if "def turn(" in "".join(cell["source"]))
-        given["source"] = "".join(given["source"]) + "\n\n\ndef turn_back(x):\n    return x\n\n\nW = 3"
+        given["source"] = (
+            "".join(given["source"]) + "\n\n\ndef turn_back(x):\n    return x\n\n\nW = 3"
+        )
 
     work = damaged(add)
-    assert work.extra == "SCALE = 2\n\n\ndef helper():\n    return SCALE\n\n\ndef turn_back(x):\n    return x"
+    assert (
+        work.extra
+        == "SCALE = 2\n\n\ndef helper():\n    return SCALE\n\n\ndef turn_back(x):\n    return x"
+    )

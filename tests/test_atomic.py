@@ -1,4 +1,6 @@
-"""A folder takes its name whole or not at all: killed at any moment, on a full disk, over somebody else's files."""
+"""A folder takes its name whole or not at all: killed at any moment, on a full disk, over somebody
+else's files.
+"""
 
 import ctypes
 import errno
@@ -42,7 +44,10 @@ def test_the_old_one_stays_until_all_is_written(tmp_path):
     write(tmp_path / "x", "old")
     with new_folder(tmp_path / "x") as new:
         (new / "config.json").write_text("new", encoding="utf-8")
-        assert new.parent == tmp_path and (tmp_path / "x" / "config.json").read_text(encoding="utf-8") == "old"
+        assert (
+            new.parent == tmp_path
+            and (tmp_path / "x" / "config.json").read_text(encoding="utf-8") == "old"
+        )
     assert tree(tmp_path) == {"x/config.json": "new"}
 
 
@@ -62,7 +67,9 @@ OTHERS = {
     "a text": lambda folder: (folder / "thesis.txt").write_text("x", encoding="utf-8"),
     "a hidden file": lambda folder: (folder / ".git").write_text("x", encoding="utf-8"),
     "other data": lambda folder: (folder / "results.json").write_text("x", encoding="utf-8"),
-    "a name like ours": lambda folder: (folder / "my-model.safetensors").write_text("x", encoding="utf-8"),
+    "a name like ours": lambda folder: (folder / "my-model.safetensors").write_text(
+        "x", encoding="utf-8"
+    ),
     "a folder": lambda folder: (folder / "model.safetensors").mkdir(),
 }
 
@@ -119,18 +126,27 @@ def test_a_full_disk(tmp_path, limit):
         for name in ("x", "y"):
             with pytest.raises(CheckpointError) as caught:
                 save_hugging_face(tiny(2), None, tmp_path / name)
-            assert str(caught.value) == f"{tmp_path / name} cannot be written: {os.strerror(errno.EFBIG)}"
+            assert (
+                str(caught.value)
+                == f"{tmp_path / name} cannot be written: {os.strerror(errno.EFBIG)}"
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert tree_bytes(tmp_path) == before
 
 
 def tree_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def killed_at(step: int, action) -> bool:
-    """Do it in a child that is killed when it asks the system for the step-th thing; True if it lived to the end."""
+    """Do it in a child that is killed when it asks the system for the step-th thing; True if it
+    lived to the end.
+    """
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -157,7 +173,9 @@ def test_killed_at_any_moment(tmp_path):
     while not done:
         folder = tmp_path / str(step) / "x"
         save_hugging_face(tiny(1), None, folder)
-        done = killed_at(step, partial(save_hugging_face, tiny(2), None, folder, max_shard_bytes=300))
+        done = killed_at(
+            step, partial(save_hugging_face, tiny(2), None, folder, max_shard_bytes=300)
+        )
         model, _ = minillama.load(folder)
         value = model.norm.weight[0].item()
         assert all((weight == value).all() for weight in model.parameters())
@@ -186,10 +204,16 @@ def test_where_folders_cannot_be_swapped_in_one_step(tmp_path, monkeypatch):
         else:
             assert len(set(tree(folder).values())) == 1 and len(tree(folder)) == 2
         step += 1
-    assert set(tree(folder.parent).values()) == {"new"} and os.listdir(folder.parent) == ["x"] and away == 1
+    assert (
+        set(tree(folder.parent).values()) == {"new"}
+        and os.listdir(folder.parent) == ["x"]
+        and away == 1
+    )
 
 
-@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="only Linux and macOS swap in one step")
+@pytest.mark.skipif(
+    sys.platform not in ("linux", "darwin"), reason="only Linux and macOS swap in one step"
+)
 def test_swapping_is_one_step_here(tmp_path, monkeypatch):
     write(tmp_path / "x", "old")
     monkeypatch.setattr(os, "rename", None)
@@ -198,9 +222,27 @@ def test_swapping_is_one_step_here(tmp_path, monkeypatch):
 
 
 def test_all_that_is_saved_may_be_replaced(tmp_path):
-    for name in ("model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+    for name in (
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ):
         assert atomic.FILES.fullmatch(name)
-    for name in ("consolidated.00.pth", "params.json", "tokenizer.model", "generation_config.json", "config.json"):
+    for name in (
+        "consolidated.00.pth",
+        "params.json",
+        "tokenizer.model",
+        "generation_config.json",
+        "config.json",
+    ):
         assert atomic.FILES.fullmatch(name)
-    for name in ("README.md", "data.json", "model.py", "model", "other.pth", "xconfig.json", "config.json.bak"):
+    for name in (
+        "README.md",
+        "data.json",
+        "model.py",
+        "model",
+        "other.pth",
+        "xconfig.json",
+        "config.json.bak",
+    ):
         assert not atomic.FILES.fullmatch(name)

@@ -38,7 +38,9 @@ def test_as_loops_in_float64(heads, kv_heads, queries, keys, width, masked):
 
 def test_as_torch():
     q, k, v = qkv(6, 2, 9, 9, 16)
-    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, enable_gqa=True
+    )
     torch.testing.assert_close(attend(q, k, v, causal_mask(9, 9)), theirs, atol=1e-6, rtol=0)
 
 

@@ -1,4 +1,6 @@
-"""Conversations as ids, as Meta writes them; text that tries to be a control token; calls; tools."""
+"""Conversations as ids, as Meta writes them; text that tries to be a control token; calls;
+tools.
+"""
 
 import json
 import sys
@@ -22,7 +24,11 @@ def llama3(llama3_vocabulary):
 
 @pytest.fixture(scope="module", params=["llama3", "smollm2"])
 def either(request):
-    return request.getfixturevalue("llama3") if request.param == "llama3" else request.getfixturevalue("ours")[1]
+    return (
+        request.getfixturevalue("llama3")
+        if request.param == "llama3"
+        else request.getfixturevalue("ours")[1]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +58,25 @@ def test_published_ids(llama3):
 
 @pytest.mark.weights
 def test_generated_dialogs_as_metas_own_code(llama3):
-    """Tools on and off, eom and eot, all roles, many scripts, names of control tokens: make_meta_chat.py."""
+    """Tools on and off, eom and eot, all roles, many scripts, names of control tokens:
+    make_meta_chat.py.
+    """
     with np.load(GOLDEN / "meta_chat.npz") as golden:
         dialogs = json.loads(golden["dialogs"].tobytes())
         ids = np.split(golden["ids"], golden["lengths"].cumsum()[:-1])
     assert len(dialogs) == len(ids) >= 400
     for dialog, theirs in zip(dialogs, ids, strict=True):
-        assert chat.encode_dialog(llama3, dialog["messages"], dialog["form"]) == theirs.tolist(), dialog
+        assert chat.encode_dialog(llama3, dialog["messages"], dialog["form"]) == theirs.tolist(), (
+            dialog
+        )
 
 
 @pytest.mark.weights
 @pytest.mark.parametrize("system", [True, False])
 def test_smollm2_as_its_own_template(ours, smollm2_gguf, system):
-    """The Jinja template inside the GGUF, rendered by jinja2, its names of control tokens allowed."""
+    """The Jinja template inside the GGUF, rendered by jinja2, its names of control tokens
+    allowed.
+    """
     import jinja2
 
     messages = [{"role": "system", "content": "Be brief."}] * system
@@ -78,19 +90,29 @@ def test_smollm2_as_its_own_template(ours, smollm2_gguf, system):
 
 
 def with_name(name: str) -> dict[str, list[dict]]:
-    """Dialogs that hold a name of a control token in every place where text can come from outside."""
+    """Dialogs that hold a name of a control token in every place where text can come from
+    outside.
+    """
     call = {"name": name, "arguments": {name: [name]}}
     answer = {"role": "assistant", "content": name, "calls": [call], "end": "eom"}
     unknown = chat.run_tool({"f": lambda x: x}, call)
     echo = chat.run_tool({"f": lambda x: x}, {"name": "f", "arguments": {"x": name}})
     assert name in unknown and echo == name
     code = {"name": "code_interpreter", "arguments": {"code": name}}
-    functions = [{"name": name, "description": name, "parameters": {"type": "object", "properties": {name: {}}}}]
+    functions = [
+        {
+            "name": name,
+            "description": name,
+            "parameters": {"type": "object", "properties": {name: {}}},
+        }
+    ]
     return {
         "content": [user(name)],
         "system": [{"role": "system", "content": chat.system_prompt(name, functions=functions)}],
         "call": [answer],
-        "query": [{"role": "assistant", "calls": [{"name": "brave_search", "arguments": {"query": name}}]}],
+        "query": [
+            {"role": "assistant", "calls": [{"name": "brave_search", "arguments": {"query": name}}]}
+        ],
         "code": [{"role": "assistant", "calls": [code], "tag": True}],
         "broken call": [{"role": "assistant", "calls": [{"error": name, "text": name}]}],
         "result": [{"role": "ipython", "content": unknown}, {"role": "tool", "content": echo}],
@@ -100,7 +122,8 @@ def with_name(name: str) -> dict[str, list[dict]]:
 @pytest.mark.weights
 @pytest.mark.parametrize("form", ["json", "function_tag"])
 def test_text_never_becomes_a_control_token(either, form):
-    """All of Llama 3.1's 256 names (SmolLM2: its 17): as many control ids as with a harmless word in their place.
+    """All of Llama 3.1's 256 names (SmolLM2: its 17): as many control ids as with a harmless word
+    in their place.
 
     As a role, a name is refused.
     """
@@ -120,7 +143,9 @@ def test_text_never_becomes_a_control_token(either, form):
     assert {place: count(dialog) for place, dialog in with_name(everything).items()} == harmless
 
 
-@pytest.mark.parametrize("name", [*llama3_special_names()[:12], "sytem", "", "User", "user\n", None, 5, ["user"]])
+@pytest.mark.parametrize(
+    "name", [*llama3_special_names()[:12], "sytem", "", "User", "user\n", None, 5, ["user"]]
+)
 def test_a_role_is_one_of_the_known_ones(toy, name):
     with pytest.raises(ValueError, match="role"):
         chat.encode_dialog(toy, [{"role": name, "content": "x"}])
@@ -160,23 +185,37 @@ def test_a_tokenizer_without_chat_tokens():
 def test_a_control_token_that_is_not_there_is_a_mistake_of_the_conversation():
     """Llama 3, before 3.1, had neither eom nor the tag of its calls."""
     names = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    old = Tokenizer({bytes([byte]): byte for byte in range(256)}, {name: 256 + i for i, name in enumerate(names)})
+    old = Tokenizer(
+        {bytes([byte]): byte for byte in range(256)},
+        {name: 256 + i for i, name in enumerate(names)},
+    )
     for more in ({"end": "eom"}, {"tag": True}):
-        with pytest.raises(ValueError, match="needs '<.(eom_id|python_tag).>', which this tokenizer does not have"):
+        with pytest.raises(
+            ValueError, match="needs '<.(eom_id|python_tag).>', which this tokenizer does not have"
+        ):
             chat.encode_dialog(old, [{"role": "assistant", "content": "x"} | more])
 
 
 # Calls.
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
 names = st.sampled_from(["weather", "f.g-1", "brave_search", "code_interpreter"]) | st.text()
-calls = st.fixed_dictionaries({"name": names, "arguments": st.dictionaries(st.text(), json_values, max_size=4)})
+calls = st.fixed_dictionaries(
+    {"name": names, "arguments": st.dictionaries(st.text(), json_values, max_size=4)}
+)
 queries = st.fixed_dictionaries(
-    {"name": st.sampled_from(chat.BUILTIN), "arguments": st.fixed_dictionaries({"query": st.text()})}
+    {
+        "name": st.sampled_from(chat.BUILTIN),
+        "arguments": st.fixed_dictionaries({"query": st.text()}),
+    }
 )
 programs = st.fixed_dictionaries(
     {"name": st.just("code_interpreter"), "arguments": st.fixed_dictionaries({"code": st.text()})}
@@ -189,7 +228,9 @@ programs = st.fixed_dictionaries(
 @example({"name": "code_interpreter", "arguments": {"code": '{"name": "f"}'}}, "json")
 @example({"name": "code_interpreter", "arguments": {"code": ""}}, "json")
 @example({"name": "a>{b", "arguments": {}}, "function_tag")
-@example({"name": "code_interpreter", "arguments": {"code": 'code_interpreter.call(code="1")'}}, "json")
+@example(
+    {"name": "code_interpreter", "arguments": {"code": 'code_interpreter.call(code="1")'}}, "json"
+)
 @example({"name": "code_interpreter", "arguments": {"code": '{"arguments": 1}'}}, "json")
 @settings(deadline=None)
 def test_parse_is_the_inverse_of_render(call, form):
@@ -202,13 +243,17 @@ def test_parse_is_the_inverse_of_render(call, form):
 @settings(deadline=None)
 def test_several_calls_in_one_turn(several, between):
     texts = [chat.render(call) for call in several]
-    assert chat.parse(between.join(texts)) == several or not all(text.startswith("{") for text in texts)
+    assert chat.parse(between.join(texts)) == several or not all(
+        text.startswith("{") for text in texts
+    )
 
 
 @given(st.text() | st.text(alphabet='{}[]":,<>=/; \nabfunctiontypemrs'))
 @settings(deadline=None)
 def test_any_text_is_calls_code_or_a_reported_error(text):
-    for call in chat.parse(text) + chat.parse('{"name": ' + text) + chat.parse("<function=f>" + text):
+    for call in (
+        chat.parse(text) + chat.parse('{"name": ' + text) + chat.parse("<function=f>" + text)
+    ):
         assert call.keys() in ({"name", "arguments"}, {"error", "text"})
         if "error" not in call:
             assert chat.parse(chat.render(call)) == [call]
@@ -228,7 +273,10 @@ MALFORMED = {
     "words behind it": ('{"name": "f", "parameters": {}} Done!', "expected"),
     "words for an end tag": ('<function=f>{"a": 1} Done!', "</function> is missing"),
     "half an end tag": ('<function=f>{"a": 1}</func', "</function> is missing"),
-    "parameters and arguments": ('{"name": "f", "parameters": {"a": 1}, "arguments": {"a": 2}}', '"parameters"'),
+    "parameters and arguments": (
+        '{"name": "f", "parameters": {"a": 1}, "arguments": {"a": 2}}',
+        '"parameters"',
+    ),
     "arguments in a string": ('{"name": "f", "arguments": "{}"}', '"parameters"'),
     "arguments first, and no name": ('{"arguments": {}}', '"name"'),
     "code without quotes": ("code_interpreter.call(code=print(1))", "expected"),
@@ -247,15 +295,24 @@ def test_a_malformed_call_is_reported_and_kept(toy, text, words):
     assert chat.run_tool({"f": print}, last).startswith("error: malformed call")
 
 
-@pytest.mark.parametrize("text", [text for name, (text, _) in MALFORMED.items() if name != "words behind it"])
+@pytest.mark.parametrize(
+    "text", [text for name, (text, _) in MALFORMED.items() if name != "words behind it"]
+)
 def test_a_malformed_call_stays_readable(toy, text):
-    """Without <|python_tag|> it is content, as at vLLM; it is reported as well, and written back once."""
+    """Without <|python_tag|> it is content, as at vLLM; it is reported as well, and written back
+    once.
+    """
     ids = ids_of(toy, f"{text}<|eot_id|>")
     message = chat.parse_assistant(toy, ids)
     (call,) = message["calls"]
     assert message["content"] == text and "malformed" in chat.run_tool({"f": print}, call)
     header = chat.encode_dialog(toy, [])[1:]
-    assert chat.encode_dialog(toy, [message]) == [chat.encode_dialog(toy, [])[0], *header, *ids, *header]
+    assert chat.encode_dialog(toy, [message]) == [
+        chat.encode_dialog(toy, [])[0],
+        *header,
+        *ids,
+        *header,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -288,42 +345,85 @@ REPLIES = {  # what the model emits -> content, calls, tag, end
     "One<|eot_id|>two<|eom_id|>": ("One", [], False, "eot"),
     "<|python_tag|>print(1)\n<|eom_id|>": ("", [CODE], True, "eom"),
     "Let me see.<|python_tag|>print(1)\n<|eom_id|>": ("Let me see.", [CODE], True, "eom"),
-    '<|python_tag|>brave_search.call(query="price of "gold"")<|eom_id|>': ("", [SEARCH], True, "eom"),
-    '<|python_tag|>{\n  "type": "function", "name": "songs",\n  "parameters": {"n": 10}}<|eom_id|>':
-        ("", [SONGS], True, "eom"),
+    '<|python_tag|>brave_search.call(query="price of "gold"")<|eom_id|>': (
+        "",
+        [SEARCH],
+        True,
+        "eom",
+    ),
+    '<|python_tag|>{\n  "type": "function", "name": "songs",\n  "parameters": {"n": 10}}<|eom_id|>': (
+        "",
+        [SONGS],
+        True,
+        "eom",
+    ),
     '{"name": "songs", "parameters": {"n": 10}}<|eot_id|>': ("", [SONGS], False, "eot"),
     '<function=songs>{"n": 10}</function><|eot_id|>': ("", [SONGS], False, "eot"),
     'Sure:\n<function=songs>{"n": 10}</function><|eot_id|>': ("Sure:\n", [SONGS], False, "eot"),
-    'I would write <function=songs>{"n": 10}</function><|eot_id|>':
-        ('I would write <function=songs>{"n": 10}</function>', [], False, "eot"),
+    'I would write <function=songs>{"n": 10}</function><|eot_id|>': (
+        'I would write <function=songs>{"n": 10}</function>',
+        [],
+        False,
+        "eot",
+    ),
     '{"city": "Paris"}<|eot_id|>': ('{"city": "Paris"}', [], False, "eot"),
-}  # fmt: skip
-SPELLINGS = {  # as others take them: Meta's reader (no end tag), the template in its repository (code), vLLM (the rest)
+}
+# as others take them: Meta's reader (no end tag), the template in its repository (code), vLLM (the
+# rest)
+SPELLINGS = {
     '<function=songs>{"n": 10}<|eot_id|>': ("", [SONGS], False, "eot"),
     '<|python_tag|><function=songs>{"n": 10}\n<|eom_id|>': ("", [SONGS], True, "eom"),
     '<|python_tag|>code_interpreter.call(code="print(1)\n")<|eom_id|>': ("", [CODE], True, "eom"),
-    'code_interpreter.call(code="print(1)\n"); code_interpreter.call(code="print(1)\n")':
-        ("", [CODE, CODE], False, None),
+    'code_interpreter.call(code="print(1)\n"); code_interpreter.call(code="print(1)\n")': (
+        "",
+        [CODE, CODE],
+        False,
+        None,
+    ),
     '{"name": "songs", "arguments": {"n": 10}}<|eot_id|>': ("", [SONGS], False, "eot"),
     '{"arguments": {"n": 10}, "name": "songs"}\n<|eot_id|>': ("", [SONGS], False, "eot"),
-    'Here: {"name": "songs", "parameters": {"n": 10}} More?<|eot_id|>': ("Here:  More?", [SONGS], False, "eot"),
-    'Both: {"name": "songs", "parameters": {"n": 10}} ; {"name": "songs", "arguments": {"n": 10}} More?<|eot_id|>':
-        ("Both:  More?", [SONGS, SONGS], False, "eot"),
-    'One {"name": "songs", "parameters": {"n": 10}} or two {"name": "songs", "parameters": {"n": 10}}<|eot_id|>':
-        ("One  or two ", [SONGS, SONGS], False, "eot"),
+    'Here: {"name": "songs", "parameters": {"n": 10}} More?<|eot_id|>': (
+        "Here:  More?",
+        [SONGS],
+        False,
+        "eot",
+    ),
+    'Both: {"name": "songs", "parameters": {"n": 10}} ; {"name": "songs", "arguments": {"n": 10}} More?<|eot_id|>': (
+        "Both:  More?",
+        [SONGS, SONGS],
+        False,
+        "eot",
+    ),
+    'One {"name": "songs", "parameters": {"n": 10}} or two {"name": "songs", "parameters": {"n": 10}}<|eot_id|>': (
+        "One  or two ",
+        [SONGS, SONGS],
+        False,
+        "eot",
+    ),
     '{"name": "songs", "parameters": {"n": 10}} Done!<|eot_id|>': (" Done!", [SONGS], False, "eot"),
-    'Say {"name": "songs", "parameters": {n}} so<|eot_id|>':
-        ('Say {"name": "songs", "parameters": {n}} so', [], False, "eot"),
+    'Say {"name": "songs", "parameters": {n}} so<|eot_id|>': (
+        'Say {"name": "songs", "parameters": {n}} so',
+        [],
+        False,
+        "eot",
+    ),
     'He is {"name": "Bob"}.<|eot_id|>': ('He is {"name": "Bob"}.', [], False, "eot"),
-    'As in {"call": {"name": "songs", "parameters": {}}}<|eot_id|>':
-        ('As in {"call": {"name": "songs", "parameters": {}}}', [], False, "eot"),
-}  # fmt: skip
+    'As in {"call": {"name": "songs", "parameters": {}}}<|eot_id|>': (
+        'As in {"call": {"name": "songs", "parameters": {}}}',
+        [],
+        False,
+        "eot",
+    ),
+}
 
 
 @pytest.mark.parametrize("text, want", (REPLIES | SPELLINGS).items(), ids=REPLIES | SPELLINGS)
 def test_replies_are_read_from_ids(toy, text, want):
     message = chat.parse_assistant(toy, ids_of(toy, text))
-    assert tuple(message[key] for key in ("content", "calls", "tag", "end")) == want and message["role"] == "assistant"
+    assert (
+        tuple(message[key] for key in ("content", "calls", "tag", "end")) == want
+        and message["role"] == "assistant"
+    )
 
 
 @pytest.mark.parametrize("text", ["x<|python_tag|>print(1)<|eot_id|>y", "<|eom_id|>", "<|im_end|>"])
@@ -337,13 +437,17 @@ def test_without_tools_nothing_is_a_call(toy):
     assert chat.parse_assistant(toy, toy.encode(text), tools=False)["content"] == text
 
 
-@pytest.mark.parametrize("text", [each for each in REPLIES if each.count("_id|>") == 1 and "\n  " not in each])
+@pytest.mark.parametrize(
+    "text", [each for each in REPLIES if each.count("_id|>") == 1 and "\n  " not in each]
+)
 def test_what_was_read_is_written_back_as_it_came(toy, text):
     """The prompt of the next round repeats the model's own ids (calls in the form they came in)."""
     ids = ids_of(toy, text)
     form = "function_tag" if "<function=" in text else "json"
     header = chat.encode_dialog(toy, [])[1:]
-    back = chat.encode_dialog(toy, [chat.parse_assistant(toy, ids)], form)[1 + len(header) : -len(header)]
+    back = chat.encode_dialog(toy, [chat.parse_assistant(toy, ids)], form)[
+        1 + len(header) : -len(header)
+    ]
     assert back == ids or text.startswith('{"name"')  # Meta's spelling says "type" first
 
 
@@ -363,7 +467,9 @@ def test_every_id_at_which_an_answer_stops_ends_its_message():
 
 def test_a_long_template_takes_no_long_time():
     """Repetitions that an expression could try in many ways."""
-    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {"<|im_start|>": 256, "<|im_end|>": 257})
+    tokenizer = Tokenizer(
+        {bytes([byte]): byte for byte in range(256)}, {"<|im_start|>": 256, "<|im_end|>": 257}
+    )
     for part in (
         "<|im_start|>system\n",
         "set system",
@@ -380,14 +486,19 @@ def test_a_long_template_takes_no_long_time():
 
 @pytest.fixture
 def ours_or_toy_chatml():
-    return Tokenizer({bytes([byte]): byte for byte in range(256)}, {"<|im_start|>": 256, "<|im_end|>": 257})
+    return Tokenizer(
+        {bytes([byte]): byte for byte in range(256)}, {"<|im_start|>": 256, "<|im_end|>": 257}
+    )
 
 
-# Replies as Meta's own reader takes them: make_meta_chat.py wrote replies of 27 kinds, 25 of each, what each one means,
-# and what Meta's decode_assistant_message makes of it. Ours reads every one as it was meant, or reports it.
+# Replies as Meta's own reader takes them: make_meta_chat.py wrote replies of 27 kinds, 25 of each,
+# what each one means,
+# and what Meta's decode_assistant_message makes of it. Ours reads every one as it was meant, or
+# reports it.
 
 AS_META = ["answer", "built-in", "code", "JSON", "JSON on several lines", "function tag"]
-UNLIKE_META = {  # kind -> what Meta's reader does with it, as (content, calls) beside what was meant
+# kind -> what Meta's reader does with it, as (content, calls) beside what was meant
+UNLIKE_META = {
     "space in front": "strips it",
     "name of a control token": "takes the spelled name at the end of a text that was cut off for the token",
     "python_tag spelled out": "takes the spelled name for the token, and the text for code",
@@ -432,14 +543,20 @@ def test_every_well_formed_reply_is_read_as_it_was_meant(llama3, replies):
     for kind in [*AS_META, *UNLIKE_META]:
         for ids, reply in replies[kind]:
             message = chat.parse_assistant(llama3, ids)
-            assert {key: message[key] for key in ("content", "calls", "end")} == reply["meant"], kind
+            assert {key: message[key] for key in ("content", "calls", "end")} == reply["meant"], (
+                kind
+            )
             assert message["tag"] == reply["tag"], kind
 
 
 def test_where_metas_reader_differs(replies):
-    """The lists above are complete and not too long: Meta's reader misreads these kinds and no other."""
+    """The lists above are complete and not too long: Meta's reader misreads these kinds and no
+    other.
+    """
     assert [*AS_META, *UNLIKE_META, *MALFORMED_AT_META] == [*replies]
-    misread = {kind: sum(reply["meta"] != reply["meant"] for _, reply in replies[kind]) for kind in replies}
+    misread = {
+        kind: sum(reply["meta"] != reply["meant"] for _, reply in replies[kind]) for kind in replies
+    }
     assert not any(misread[kind] for kind in AS_META)
     assert misread.pop("name of a control token") == 7  # the 7 without an end
     assert all(misread[kind] == 25 for kind in misread if kind in UNLIKE_META)
@@ -462,10 +579,17 @@ def test_malformed_replies_are_reported_where_metas_reader_guesses(llama3, repli
             if kind == "no end of the function":  # nothing is guessed: the arguments are whole
                 assert [call] == reply["meta"]["calls"]
             else:
-                assert call.keys() == {"error", "text"} and (call["text"] or message["content"]), (kind, call)
+                assert call.keys() == {"error", "text"} and (call["text"] or message["content"]), (
+                    kind,
+                    call,
+                )
 
 
-TOOLS = {"name": "погода", "description": "Погода в городе Zürich 🦙", "parameters": {"город": {"type": "string"}}}
+TOOLS = {
+    "name": "погода",
+    "description": "Погода в городе Zürich 🦙",
+    "parameters": {"город": {"type": "string"}},
+}
 
 
 def test_definitions_and_results_keep_their_letters():
@@ -477,7 +601,9 @@ def test_definitions_and_results_keep_their_letters():
     rendered, _ = render_jinja_template([[user()]], tools=tools, chat_template=template)
     assert rendered[0] in chat.system_prompt(functions=[TOOLS]) and "погода" in rendered[0]
     template = "{{ messages[0].content | tojson }}"
-    rendered, _ = render_jinja_template([[user({"небо": "снег", "°C": -3})]], chat_template=template)
+    rendered, _ = render_jinja_template(
+        [[user({"небо": "снег", "°C": -3})]], chat_template=template
+    )
     call = {"name": "f", "arguments": {}}
     assert chat.run_tool({"f": lambda: {"небо": "снег", "°C": -3}}, call) == rendered[0]
 
@@ -503,9 +629,13 @@ def test_the_loop_calls_answers_and_ends(toy):
     before = [user("2 + 3?")]
     after = chat.run_dialog(reply, toy, before, {"add": lambda a, b: a + b})
     assert [message["role"] for message in after] == ["user", "assistant", "ipython", "assistant"]
-    assert (after[2]["content"], after[3]["content"]) == ("5", "It is 5.") and before == [user("2 + 3?")]
+    assert (after[2]["content"], after[3]["content"]) == ("5", "It is 5.") and before == [
+        user("2 + 3?")
+    ]
     shown = call + "<|start_header_id|>ipython<|end_header_id|>\n\n5<|eot_id|>"
-    assert reply.seen[1] == reply.seen[0] + shown + "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert (
+        reply.seen[1] == reply.seen[0] + shown + "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
 
 
 def test_several_calls_get_a_result_each_and_mistakes_are_results(toy):
@@ -515,15 +645,28 @@ def test_several_calls_get_a_result_each_and_mistakes_are_results(toy):
     def odd():
         return "\ud800"
 
-    calls = ['{"name": "broken", "parameters": {}}', '{"name": "broken", "parameters": {"x": 1}}',
-             '{"name": "missing", "parameters": {}}', '{"name": "odd", "parameters": {}}', '{"name": "']  # fmt: skip
+    calls = [
+        '{"name": "broken", "parameters": {}}',
+        '{"name": "broken", "parameters": {"x": 1}}',
+        '{"name": "missing", "parameters": {}}',
+        '{"name": "odd", "parameters": {}}',
+        '{"name": "',
+    ]
     reply = scripted(toy, "<|python_tag|>" + "; ".join(calls) + "<|eom_id|>", "Sorry.<|eot_id|>")
-    results = [message["content"] for message in chat.run_dialog(reply, toy, [user()], {"broken": broken, "odd": odd})]
+    results = [
+        message["content"]
+        for message in chat.run_dialog(reply, toy, [user()], {"broken": broken, "odd": odd})
+    ]
     assert results[2:7] == [
-        "error: KeyError: 'no such song'", results[3], "error: there is no tool 'missing'; there are: broken, odd",
-        "?", results[6],
-    ]  # fmt: skip
-    assert results[3].startswith("error: TypeError") and results[6].startswith("error: malformed call: Unterminated")
+        "error: KeyError: 'no such song'",
+        results[3],
+        "error: there is no tool 'missing'; there are: broken, odd",
+        "?",
+        results[6],
+    ]
+    assert results[3].startswith("error: TypeError") and results[6].startswith(
+        "error: malformed call: Unterminated"
+    )
 
 
 def test_the_loop_has_a_limit(toy):
@@ -539,13 +682,19 @@ def test_code_is_not_run_unless_the_interpreter_is_given(toy):
 
 
 def test_the_oldest_turns_are_dropped_first(toy):
-    system, first = {"role": "system", "content": "Be brief."}, [user("one"), {"role": "assistant", "content": "1"}]
+    system, first = (
+        {"role": "system", "content": "Be brief."},
+        [user("one"), {"role": "assistant", "content": "1"}],
+    )
     second, last = [user("two"), {"role": "assistant", "content": "2"}], [user("three")]
     whole = [system, *first, *second, *last]
     size = len(chat.encode_dialog(toy, whole))
     assert chat.fit(toy, whole, size) == (whole, [])
     assert chat.fit(toy, whole, size - 1) == ([system, *second, *last], first)
-    assert chat.fit(toy, whole, len(chat.encode_dialog(toy, [system, *last]))) == ([system, *last], first + second)
+    assert chat.fit(toy, whole, len(chat.encode_dialog(toy, [system, *last]))) == (
+        [system, *last],
+        first + second,
+    )
     with pytest.raises(ValueError, match="the system prompt and the last turn take"):
         chat.fit(toy, whole, 20)
     assert chat.fit(toy, [], 20)[1] == []
@@ -561,9 +710,19 @@ def test_the_interpreter_runs_code_elsewhere():
     assert python("") == "" and python("'\ud800'") == ""
     assert python("import sys; sys.exit(3)") == "[exit status 3]"
     failed = python("print('before')\n1 / 0")
-    assert failed.startswith("before\n") and "ZeroDivisionError" in failed and failed.endswith("[exit status 1]")
+    assert (
+        failed.startswith("before\n")
+        and "ZeroDivisionError" in failed
+        and failed.endswith("[exit status 1]")
+    )
     assert "EOFError" in python("input()")
-    assert python("import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'while True: print(1)'])") != "1"
+    assert (
+        python(
+            "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'while True: "
+            "print(1)'])"
+        )
+        != "1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -581,11 +740,16 @@ def test_time_is_limited(code, note):
 
 def test_output_is_limited():
     python = chat.PythonInterpreter(characters=100)
-    assert python("while True: print('spam')") == ("spam\n" * 20).rstrip() + "\n[stopped: too much output]"
+    assert (
+        python("while True: print('spam')")
+        == ("spam\n" * 20).rstrip() + "\n[stopped: too much output]"
+    )
     assert python("print('é' * 101)") == "é" * 100 + "\n[the rest of the output was cut]"
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps a process's memory limit")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux keeps a process's memory limit"
+)
 def test_memory_is_limited():
     said = chat.PythonInterpreter(megabytes=300)("x = bytearray(1_000_000_000)")
     assert "MemoryError" in said and said.endswith("[exit status 1]")
@@ -627,7 +791,11 @@ def test_the_box_keeps_the_conversation_and_shows_text_as_text(box):
         box.thread.join(5)
     assert [message["content"] for message in box.messages] == ["<b>", "<1>", "two", "<3>"]
     assert [message["role"] for message in box.messages] == ["user", "assistant"] * 2
-    assert "&lt;b&gt;" in box.said.value and "<b>" not in box.said.value and "&lt;3&gt;" in box.said.value
+    assert (
+        "&lt;b&gt;" in box.said.value
+        and "<b>" not in box.said.value
+        and "&lt;3&gt;" in box.said.value
+    )
     assert (box.line.value, box.button.description, box.saying.value) == ("  ", "Send", "")
     box.anew.click()
     assert (box.messages, box.said.value) == ([], "")

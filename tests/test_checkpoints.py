@@ -12,7 +12,14 @@ from safetensors.torch import save_file
 
 from minillama import CheckpointError, Llama, LlamaConfig, Tokenizer
 from minillama.checkpoints.hugging_face import STORED
-from minillama.checkpoints.tensors import META, NAMES, Checkpoint, assemble, open_safetensors, rename
+from minillama.checkpoints.tensors import (
+    META,
+    NAMES,
+    Checkpoint,
+    assemble,
+    open_safetensors,
+    rename,
+)
 from minillama.inference.loading import load
 
 
@@ -57,7 +64,10 @@ def two(first, second, size):
 
 
 ENTRY = json.dumps(entry()).encode()
-MANY = {str(n): {"dtype": "F32", "shape": [1], "data_offsets": [4 * n, 4 * n + 4]} for n in range(20_000)}
+MANY = {
+    str(n): {"dtype": "F32", "shape": [1], "data_offsets": [4 * n, 4 * n + 4]}
+    for n in range(20_000)
+}
 SAFETENSORS = {
     "empty": b"",
     "seven bytes": bytes(7),
@@ -148,11 +158,19 @@ def test_a_file_that_shrinks_or_changes_while_it_is_read(folder):
 @pytest.mark.parametrize(
     "name",
     [
-        "layers.0.attention.wq", "layers.N.attention.wq.weight", "layers.01.attention.wq.weight", "norm", "",
-        "layers.-1.attention.wq.weight", "layers..attention.wq.weight", "layers.1234567.attention.wq.weight",
-        "layers.0.attention.wq.weight.weight", "model.norm.weight", "layers.٣.attention.wq.weight",
+        "layers.0.attention.wq",
+        "layers.N.attention.wq.weight",
+        "layers.01.attention.wq.weight",
+        "norm",
+        "",
+        "layers.-1.attention.wq.weight",
+        "layers..attention.wq.weight",
+        "layers.1234567.attention.wq.weight",
+        "layers.0.attention.wq.weight.weight",
+        "model.norm.weight",
+        "layers.٣.attention.wq.weight",
     ],
-)  # fmt: skip
+)
 def test_names_that_are_not_in_the_table(name):
     with pytest.raises(CheckpointError, match="not part of a Llama"):
         rename(name, META)
@@ -161,7 +179,9 @@ def test_names_that_are_not_in_the_table(name):
 def test_the_table_of_names_is_the_model():
     parameters = dict(Llama(LlamaConfig.named("debug")).named_parameters())
     ours = {row[0] + ".weight" for row in NAMES}
-    assert {name.replace("blocks.0", "blocks.N").replace("blocks.1", "blocks.N") for name in parameters} == ours
+    assert {
+        name.replace("blocks.0", "blocks.N").replace("blocks.1", "blocks.N") for name in parameters
+    } == ours
     for column in range(4):
         assert len({row[column] for row in NAMES}) == len(NAMES)
     ours = {name: name for name in (row[0] + ".weight" for row in NAMES)}

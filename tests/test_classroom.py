@@ -1,4 +1,6 @@
-"""nbgrader and otter take the notebooks as they are: minutes, and skipped without `pip install -e '.[classroom]'`."""
+"""nbgrader and otter take the notebooks as they are: minutes, and skipped without `pip install -e
+'.[classroom]'`.
+"""
 
 import os
 import shutil
@@ -13,20 +15,30 @@ from course.stubs import blocks
 from course.tasks import Chapter
 
 
-NAMES = ["02_rmsnorm", "04_attention", "07d_pth"]  # short; two tasks that share checks; a solution of `case`s
+# short; two tasks that share checks; a solution of `case`s
+NAMES = ["02_rmsnorm", "04_attention", "07d_pth"]
 CHAPTERS = [Chapter(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory):
-    """(chapter, student) -> (points, of how many): nbgrader on the reference, and on what it hands out, untouched."""
+    """(chapter, student) -> (points, of how many): nbgrader on the reference, and on what it hands
+    out, untouched.
+    """
     pytest.importorskip("nbgrader", reason="pip install -e '.[classroom]'")
     folder = tmp_path_factory.mktemp("course")
 
     def nbgrader(*arguments):
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # nbgrader calls alembic by its name
+        # nbgrader calls alembic by its name
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "nbgrader", *arguments, "--ExecutePreprocessor.timeout=300"]
+        command = [
+            sys.executable,
+            "-m",
+            "nbgrader",
+            *arguments,
+            "--ExecutePreprocessor.timeout=300",
+        ]
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr[-3000:]
 
@@ -36,7 +48,9 @@ def scores(tmp_path_factory):
         nbgrader("generate_assignment", name, "--create")
         for student, handed_in in (("reference", "source"), ("untouched", "release")):
             (folder / "submitted" / student / name).mkdir(parents=True)
-            shutil.copy(folder / handed_in / name / f"{name}.ipynb", folder / "submitted" / student / name)
+            shutil.copy(
+                folder / handed_in / name / f"{name}.ipynb", folder / "submitted" / student / name
+            )
         nbgrader("autograde", name)
 
     from nbgrader.api import Gradebook
@@ -44,7 +58,8 @@ def scores(tmp_path_factory):
     with Gradebook(f"sqlite:///{folder / 'gradebook.db'}") as book:
         found = [(each, submission) for each in book.assignments for submission in each.submissions]
         return {
-            (each.name, submission.student.id): (submission.score, submission.max_score) for each, submission in found
+            (each.name, submission.student.id): (submission.score, submission.max_score)
+            for each, submission in found
         }
 
 
@@ -57,7 +72,9 @@ def test_nbgrader_gives_the_reference_all_points_and_an_untouched_notebook_none(
 
 
 def test_otter_finds_every_solution_by_its_markers():
-    replace = pytest.importorskip("otter.assign.solutions", reason="pip install -e '.[classroom]'").replace_solutions
+    replace = pytest.importorskip(
+        "otter.assign.solutions", reason="pip install -e '.[classroom]'"
+    ).replace_solutions
     no_python = []
     for chapter in CHAPTERS:
         for id, source in chapter.solutions.items():
@@ -65,7 +82,9 @@ def test_otter_finds_every_solution_by_its_markers():
             inside = {n for first, last in blocks(source) for n in range(first, last + 1)}
             given = [line for n, line in enumerate(lines) if n not in inside]
             left = replace(lines, "python")
-            assert [line for line in left if line.strip() != "..."] == [line for line in given if line.strip() != "..."]
+            assert [line for line in left if line.strip() != "..."] == [
+                line for line in given if line.strip() != "..."
+            ]
             try:
                 compile("\n".join(left), id, "exec")
             except SyntaxError:

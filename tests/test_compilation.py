@@ -1,4 +1,6 @@
-"""Compiled steps beside transformers, float64 and the model itself; what is kept on disk; no compiler."""
+"""Compiled steps beside transformers, float64 and the model itself; what is kept on disk; no
+compiler.
+"""
 
 import contextlib
 import copy
@@ -16,7 +18,13 @@ from torch import nn
 import minillama
 from minillama import KVCache, LlamaConfig
 from minillama.inference import compilation
-from minillama.inference.compilation import CompiledStep, CompileError, Together, attend_one, fuse
+from minillama.inference.compilation import (
+    CompiledStep,
+    CompileError,
+    Together,
+    attend_one,
+    join_layers,
+)
 from minillama.inference.quantization import Int4Linear, Int8Linear, model_bytes, to_levels
 
 
@@ -49,11 +57,17 @@ def uncompiled(model) -> minillama.Llama:
     st.integers(0, 99),
 )
 def test_attention_of_one_token_against_float64(K, G, S, W, scale, seed):
-    q, k, v = normal(K, G, W, seed=seed) * scale, normal(K, W, seed=seed + 1), normal(K, W, seed=seed + 2)
+    q, k, v = (
+        normal(K, G, W, seed=seed) * scale,
+        normal(K, W, seed=seed + 1),
+        normal(K, W, seed=seed + 2),
+    )
     keys, values = normal(K, S, W, seed=seed + 3), normal(K, S, W, seed=seed + 4)
     for dtype, limit in ((torch.float32, 2e-5), (torch.bfloat16, 0.06)):
         past = keys.to(dtype), values.to(dtype)
-        q_, k_, v_, keys_, values_ = (t.double() for t in (q.to(dtype) if dtype == torch.bfloat16 else q, k, v, *past))
+        q_, k_, v_, keys_, values_ = (
+            t.double() for t in (q.to(dtype) if dtype == torch.bfloat16 else q, k, v, *past)
+        )
         # the past is looked at in its own type, the token itself in float32
         old = q_ @ keys_.transpose(1, 2) / W**0.5
         own = (q.double() * k_.unsqueeze(1)).sum(-1, keepdim=True) / W**0.5
@@ -79,12 +93,20 @@ def layers_of(kind: str, *sizes: int) -> list[nn.Module]:
 def test_layers_side_by_side_give_the_same_from_the_same_bytes(kind, rows):
     layers, x = nn.ModuleList(layers_of(kind, 128, 64, 192)), normal(rows, 64)
     want, before = torch.cat([layer(x) for layer in layers], -1), model_bytes(layers)
-    whole = fuse(list(layers))
+    whole = join_layers(list(layers))
     assert type(whole) is type(layers[0]) and whole.out_features == 384
     torch.testing.assert_close(whole(x), want, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.cat([layer(x) for layer in layers], -1), want, atol=1e-5, rtol=0)
-    storages = [t.untyped_storage() for t in compilation.tensors(nn.ModuleList([*layers, whole])).values()]
-    assert sum({each.data_ptr(): each.nbytes() for each in storages}.values()) == model_bytes(layers) == before
+    torch.testing.assert_close(
+        torch.cat([layer(x) for layer in layers], -1), want, atol=1e-5, rtol=0
+    )
+    storages = [
+        t.untyped_storage() for t in compilation.tensors(nn.ModuleList([*layers, whole])).values()
+    ]
+    assert (
+        sum({each.data_ptr(): each.nbytes() for each in storages}.values())
+        == model_bytes(layers)
+        == before
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,12 +121,12 @@ def test_layers_side_by_side_give_the_same_from_the_same_bytes(kind, rows):
 def test_layers_that_do_not_fit(layers):
     x = normal(2, 64)
     want = torch.cat([layer(x) for layer in layers], -1)
-    torch.testing.assert_close(fuse(layers)(x), want, atol=1e-5, rtol=0)
+    torch.testing.assert_close(join_layers(layers)(x), want, atol=1e-5, rtol=0)
 
 
 def test_layers_of_two_groups_stay_apart():
     weight = normal(64, 64)
-    assert type(fuse([Int4Linear(*to_levels(weight, 4, g)) for g in (32, 64)])) is Together
+    assert type(join_layers([Int4Linear(*to_levels(weight, 4, g)) for g in (32, 64)])) is Together
 
 
 @pytest.fixture(scope="module", params=["a block", "all blocks"])
@@ -119,7 +141,9 @@ def read_by_token(model, ids: torch.Tensor, first: int, capacity: int) -> torch.
     """Logits (T, V) of a text whose first tokens come as a prompt, the others one by one."""
     cache = KVCache(model.cfg, 1, capacity)
     with torch.inference_mode():
-        return torch.cat([model(piece, cache)[0] for piece in (ids[:, :first], *ids[:, first:].split(1, 1))])
+        return torch.cat(
+            [model(piece, cache)[0] for piece in (ids[:, :first], *ids[:, first:].split(1, 1))]
+        )
 
 
 @pytest.mark.parametrize("first, capacity", [(1, 50), (2, 50), (17, 64), (49, 50), (5, 300)])
@@ -143,10 +167,14 @@ def test_the_same_ids_drawn_and_in_batches(pair):
     _, model, _ = pair
     plain, ids = uncompiled(model), random_ids(12)[0].tolist()
     for settings_ in ({}, {"temperature": 1.0, "seed": 3}):
-        one, other = (list(minillama.generate(each, ids, 30, **settings_)) for each in (model, plain))
+        one, other = (
+            list(minillama.generate(each, ids, 30, **settings_)) for each in (model, plain)
+        )
         assert one == other
     prompts = [ids, ids[:3], ids[:1]]
-    assert minillama.generate_batch(model, prompts, 10) == minillama.generate_batch(plain, prompts, 10)
+    assert minillama.generate_batch(model, prompts, 10) == minillama.generate_batch(
+        plain, prompts, 10
+    )
 
 
 def test_a_full_cache_is_refused_and_stays_as_it_was(pair):
@@ -167,7 +195,9 @@ def test_a_row_left_of_a_batch(pair):
     with torch.inference_mode():
         model(ids[:, :11].expand(3, -1), cache)
         cache.keep([1])
-        torch.testing.assert_close(model(ids[:, 11:], cache)[0, 0], model(ids)[0, -1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            model(ids[:, 11:], cache)[0, 0], model(ids)[0, -1], atol=1e-5, rtol=0
+        )
 
 
 def test_what_is_compiled_is_not_compiled_again(pair, monkeypatch):
@@ -181,9 +211,13 @@ def test_what_is_compiled_is_not_compiled_again(pair, monkeypatch):
 
 def test_another_form_has_another_name(pair):
     _, model, _ = pair
-    steps = compilation.Steps(model.cfg, [compilation.Step(model.blocks[0])])
+    steps = compilation.BlockSteps(model.cfg, [compilation.BlockStep(model.blocks[0])])
     name = compilation.package_name(steps, torch.float32)
-    assert name == compilation.package_name(steps, torch.float32) != compilation.package_name(steps, torch.bfloat16)
+    assert (
+        name
+        == compilation.package_name(steps, torch.float32)
+        != compilation.package_name(steps, torch.bfloat16)
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     other = compilation.package_name(steps, torch.float32)
@@ -198,7 +232,7 @@ def small() -> minillama.Llama:
 
 def test_a_damaged_package_is_made_anew(tmp_path, monkeypatch):
     model, built = small(), []
-    steps = compilation.Steps(model.cfg, [compilation.Step(model.blocks[0])])
+    steps = compilation.BlockSteps(model.cfg, [compilation.BlockStep(model.blocks[0])])
     path = tmp_path / compilation.package_name(steps, torch.float32)
     path.write_bytes(b"half a package")
     monkeypatch.setattr(compilation, "build", lambda *args: built.append(args))
@@ -227,7 +261,9 @@ def test_levels_that_there_are_not(level):
 
 @contextlib.contextmanager
 def two_threads():
-    """Code that is compiled for several threads is other code; where two cores have other work, it waits a lot."""
+    """Code that is compiled for several threads is other code; where two cores have other work, it
+    waits a lot.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -237,11 +273,16 @@ def two_threads():
 
 
 def test_real_weights_in_four_bits(smollm2_path, golden, meta_logits, tmp_path_factory):
-    """Compiled, every distribution is as near to Meta's as chapter 12 found the uncompiled model's."""
+    """Compiled, every distribution is as near to Meta's as chapter 12 found the uncompiled
+    model's.
+    """
     model, _ = minillama.load(smollm2_path, dtype=torch.bfloat16, quantize="int4")
     before = model_bytes(model)
     ids = torch.from_numpy(golden["ids"]).long()[None, :32]
-    want, cache = torch.from_numpy(meta_logits[20:32]).log_softmax(-1), KVCache(model.cfg, 1, 32, torch.bfloat16)
+    want, cache = (
+        torch.from_numpy(meta_logits[20:32]).log_softmax(-1),
+        KVCache(model.cfg, 1, 32, torch.bfloat16),
+    )
     with torch.inference_mode():
         model(ids[:, :20], cache)
     with two_threads(), torch.inference_mode():
@@ -253,4 +294,7 @@ def test_real_weights_in_four_bits(smollm2_path, golden, meta_logits, tmp_path_f
 
 def test_the_command_line():
     command = [sys.executable, "-m", "minillama", "generate", "--help"]
-    assert "--compiled {block,max}" in subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    assert (
+        "--compiled {block,max}"
+        in subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    )

@@ -28,9 +28,20 @@ def ffn_width(dim, multiplier, multiple_of):
 )
 def test_published_sizes(name, dim, layers, heads, rule):
     cfg = LlamaConfig.named(name)
-    assert (cfg.dim, cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim) == (dim, layers, heads, 8, 128)
+    assert (cfg.dim, cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim) == (
+        dim,
+        layers,
+        heads,
+        8,
+        128,
+    )
     assert cfg.ffn_dim == ffn_width(dim, *rule)
-    assert (cfg.vocab_size, cfg.norm_eps, cfg.rope_theta, cfg.max_seq_len) == (128_256, 1e-5, 500_000.0, 131_072)
+    assert (cfg.vocab_size, cfg.norm_eps, cfg.rope_theta, cfg.max_seq_len) == (
+        128_256,
+        1e-5,
+        500_000.0,
+        131_072,
+    )
     assert cfg.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192) and not cfg.tied_embeddings
 
 
@@ -48,8 +59,16 @@ NAN, INF = float("nan"), float("inf")
 
 def test_sizes_are_positive_whole_numbers_and_settings_positive_ones():
     kinds = [
-        (SIZES, lambda **changes: LlamaConfig(**GOOD | changes), [0, -1, True, 2.0, "8", None, NAN]),
-        (["norm_eps", "rope_theta"], lambda **changes: LlamaConfig(**GOOD | changes), [0.0, -1.0, True, "1", NAN, INF]),
+        (
+            SIZES,
+            lambda **changes: LlamaConfig(**GOOD | changes),
+            [0, -1, True, 2.0, "8", None, NAN],
+        ),
+        (
+            ["norm_eps", "rope_theta"],
+            lambda **changes: LlamaConfig(**GOOD | changes),
+            [0.0, -1.0, True, "1", NAN, INF],
+        ),
         (SCALING, RopeScaling, [0, -1.0, True, "8", NAN, INF]),
     ]
     with table() as row:
@@ -61,7 +80,11 @@ def test_sizes_are_positive_whole_numbers_and_settings_positive_ones():
 
 @pytest.mark.parametrize(
     "changes, message",
-    [(dict(n_kv_heads=3), "evenly"), (dict(head_dim=15), "even"), (dict(rope_scaling=8.0), "rope_scaling")],
+    [
+        (dict(n_kv_heads=3), "evenly"),
+        (dict(head_dim=15), "even"),
+        (dict(rope_scaling=8.0), "rope_scaling"),
+    ],
 )
 def test_settings_that_do_not_fit_together(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -110,7 +110,9 @@ def test_a_known_mistake_is_named():
 
 def test_a_mistake_of_another_shape_is_named_before_the_shape():
     with pytest.raises(AssertionError, match="transposed"):
-        check(torch.ones(3, 2), torch.ones(2, 3), {"did you leave it transposed?": torch.ones(3, 2)})
+        check(
+            torch.ones(3, 2), torch.ones(2, 3), {"did you leave it transposed?": torch.ones(3, 2)}
+        )
 
 
 def test_a_mistake_that_equals_the_right_answer_accuses_nobody(capsys):

@@ -12,7 +12,10 @@ from minillama.checkpoints import hub
 
 def write(path: Path, *sources: str) -> Path:
     cells = [new_markdown_cell("# 1. Small"), *map(new_code_cell, sources)]
-    nbformat.write(new_notebook(cells=cells, metadata={"language_info": {"name": "python", "version": "2.7"}}), path)
+    nbformat.write(
+        new_notebook(cells=cells, metadata={"language_info": {"name": "python", "version": "2.7"}}),
+        path,
+    )
     return path
 
 
@@ -31,7 +34,10 @@ def test_a_notebook_is_executed_in_place_and_keeps_its_ids(tmp_path):
 
 @pytest.mark.parametrize(
     "source, words",
-    [("1 / 0", "ZeroDivisionError"), ("import os; print(os.sep + 'home' + os.sep + 'someone')", "names a folder")],
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("import os; print(os.sep + 'home' + os.sep + 'someone')", "names a folder"),
+    ],
     ids=["error", "folder"],
 )
 def test_a_failing_notebook_is_left_alone_and_the_others_run(tmp_path, capsys, source, words):
@@ -45,12 +51,16 @@ def test_a_failing_notebook_is_left_alone_and_the_others_run(tmp_path, capsys, s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["01_bad.ipynb", "02_good.ipynb"]
 
 
-@pytest.mark.parametrize("text", ["/ho" + "me/ada/x.py", "/Us" + "ers/ada", "/tm" + "p/x", "C:" + r"\\Users\\ada"])
+@pytest.mark.parametrize(
+    "text", ["/ho" + "me/ada/x.py", "/Us" + "ers/ada", "/tm" + "p/x", "C:" + r"\\Users\\ada"]
+)
 def test_folders_of_a_machine_are_recognised(text):
     assert FOLDER.search(f"saved {text} now")
 
 
-@pytest.mark.parametrize("text", ["a / b", "tokens/s", "data/cache/x.gguf", "8B: 4096", "https://example.org/tmp"])
+@pytest.mark.parametrize(
+    "text", ["a / b", "tokens/s", "data/cache/x.gguf", "8B: 4096", "https://example.org/tmp"]
+)
 def test_other_text_is_not(text):
     assert not FOLDER.search(text)
 

@@ -1,4 +1,6 @@
-"""course/export.py: what it writes, what it refuses, and that this repository's modules are up to date."""
+"""course/export.py: what it writes, what it refuses, and that this repository's modules are up to
+date.
+"""
 
 import errno
 import os
@@ -20,7 +22,9 @@ DOUBLE = '#| export\ndef double(x):\n    """Twice x."""\n    return 2 * x'
 
 @pytest.fixture
 def course(tmp_path):
-    """A course of our own: write(name, *cells) makes a notebook, run(*options) is the command, package its folder."""
+    """A course of our own: write(name, *cells) makes a notebook, run(*options) is the command,
+    package its folder.
+    """
 
     class Course:
         notebooks, package = tmp_path / "notebooks", tmp_path / "minillama"
@@ -30,10 +34,14 @@ def course(tmp_path):
             nbformat.write(new_notebook(cells=cells), self.notebooks / f"{name}.ipynb")
 
         def run(self, *options):
-            return export.main(["--notebooks", str(self.notebooks), "--package", str(self.package), *options])
+            return export.main(
+                ["--notebooks", str(self.notebooks), "--package", str(self.package), *options]
+            )
 
         def files(self):
-            return {path.name: path.read_text(encoding="utf-8") for path in self.package.rglob("*.*")}
+            return {
+                path.name: path.read_text(encoding="utf-8") for path in self.package.rglob("*.*")
+            }
 
     Course.notebooks.mkdir()
     Course.package.mkdir()
@@ -42,7 +50,9 @@ def course(tmp_path):
 
 
 def test_a_module_reads_as_if_written_by_hand(course):
-    course.write("03_thing", NAME, "import torch  # only the text needs it", DOUBLE, "assert double(2) == 4")
+    course.write(
+        "03_thing", NAME, "import torch  # only the text needs it", DOUBLE, "assert double(2) == 4"
+    )
     assert course.run() == 0
     assert course.files()["thing.py"] == (
         '"""A thing: small.\n\nWritten by notebooks/03_thing.ipynb: edit it there.\n"""\n\n\n'
@@ -54,8 +64,10 @@ def test_imports_are_hoisted_deduplicated_and_grouped(course):
     course.write(
         "03_thing",
         NAME,
-        "#| export\nimport torch\nfrom torch import nn\n\nfrom minillama.rope import rope_table\n\n\nX = 1",
-        "#| export\nimport math\nfrom collections.abc import (\n    Callable,\n)\n\nimport torch\n\n\n"
+        "#| export\nimport torch\nfrom torch import nn\n\nfrom minillama.rope import "
+        "rope_table\n\n\nX = 1",
+        "#| export\nimport math\nfrom collections.abc import (\n    Callable,\n)\n\nimport "
+        "torch\n\n\n"
         "def f():\n    import json\n\n    return json",
         "#| export\nfrom torch import Tensor, nn\nfrom minillama import chat",
     )
@@ -70,9 +82,21 @@ def test_imports_are_hoisted_deduplicated_and_grouped(course):
 
 def test_any_mix_of_cells_comes_out_as_ruff_would_write_it(course):
     names = ", ".join(f"some_rather_long_name_{i}" for i in range(6))
-    course.write("01_long", "#| default_exp long", f"#| export\nfrom minillama.thing import {names}, A, LONG, Short")
-    course.write("02_bare", "#| default_exp bare", "#| export\nX = 1\nY = X", "#| export\nZ = 2", DOUBLE)
-    course.write("03_thing", NAME, DOUBLE, "#| export\n# why\nimport os\n\n\nW = os.sep  # kept", "#| export\nV = 1")
+    course.write(
+        "01_long",
+        "#| default_exp long",
+        f"#| export\nfrom minillama.thing import {names}, A, LONG, Short",
+    )
+    course.write(
+        "02_bare", "#| default_exp bare", "#| export\nX = 1\nY = X", "#| export\nZ = 2", DOUBLE
+    )
+    course.write(
+        "03_thing",
+        NAME,
+        DOUBLE,
+        "#| export\n# why\nimport os\n\n\nW = os.sep  # kept",
+        "#| export\nV = 1",
+    )
     assert course.run() == 0
     ruff = [sys.executable, "-m", "ruff"]
     here = ["--config", str(ROOT / "pyproject.toml"), str(course.package)]
@@ -82,7 +106,9 @@ def test_any_mix_of_cells_comes_out_as_ruff_would_write_it(course):
 
 def test_markers_and_directives_stay_out(course):
     cell = "#| export\ndef half(x):\n    # BEGIN SOLUTION\n    return x / 2\n    # END SOLUTION"
-    course.write("03_thing", NAME, cell, "# BEGIN HIDDEN TESTS\nassert half(4) == 2\n# END HIDDEN TESTS")
+    course.write(
+        "03_thing", NAME, cell, "# BEGIN HIDDEN TESTS\nassert half(4) == 2\n# END HIDDEN TESTS"
+    )
     assert course.run() == 0
     text = course.files()["thing.py"]
     assert "return x / 2" in text and "half(4)" not in text
@@ -101,7 +127,10 @@ FAULTS = {  # cells of one notebook, words of the message
     "no default_exp": ([DOUBLE], "0 default_exp lines"),
     "two default_exp": ([NAME, "#| default_exp other", DOUBLE], "2 default_exp lines"),
     "nothing exported": ([NAME, "x = 1"], "0 export cells"),
-    "a hand-written module": (["#| default_exp checkpoints.hub", DOUBLE], "cannot export to 'checkpoints.hub'"),
+    "a hand-written module": (
+        ["#| default_exp checkpoints.hub", DOUBLE],
+        "cannot export to 'checkpoints.hub'",
+    ),
     "a path": (["#| default_exp ../setup", DOUBLE], "cannot export to '../setup'"),
     "no name": (["#| default_exp", DOUBLE], "cannot export to ''"),
     "line magic": ([NAME, "#| export\n%matplotlib inline\nx = 1"], "move the magic out"),
@@ -109,14 +138,32 @@ FAULTS = {  # cells of one notebook, words of the message
     "shell": ([NAME, "#| export\nx = 1\n!ls"], "move the magic out"),
     "syntax error": ([NAME, "#| export\ndef f(:\n    pass"], "`def f(:` is not Python"),
     "relative import": ([NAME, "#| export\nfrom .rope import rope_table"], "write minillama.rope"),
-    "relative import inside": ([NAME, "#| export\ndef f():\n    from . import rope"], "relative import of ."),
+    "relative import inside": (
+        [NAME, "#| export\ndef f():\n    from . import rope"],
+        "relative import of .",
+    ),
     "import beside code": ([NAME, "#| export\nimport math; x = math.pi"], "a line of its own"),
     "never closed": ([NAME, f"#| export\ndef f():\n{BEGIN}    return 1"], "add END SOLUTION"),
-    "never opened": ([NAME, f"#| export\ndef f():\n    return 1\n{END}"], "END SOLUTION does not pair up"),
-    "nested": ([NAME, f"#| export\ndef f():\n{BEGIN}{BEGIN}    return 1\n{END}{END}"], "BEGIN SOLUTION does not pair"),
-    "crossed": ([NAME, DOUBLE, "# BEGIN SOLUTION\n# END HIDDEN TESTS"], "END HIDDEN TESTS does not pair up"),
-    "three hashes": ([NAME, f"#| export\ndef f():\n    ### BEGIN SOLUTION\n    return 1\n{END}"], "one hash"),
-    "misspelled": ([NAME, f"#| export\ndef f():\n    # begin solution:\n    return 1\n{END}"], "nearly a marker"),
+    "never opened": (
+        [NAME, f"#| export\ndef f():\n    return 1\n{END}"],
+        "END SOLUTION does not pair up",
+    ),
+    "nested": (
+        [NAME, f"#| export\ndef f():\n{BEGIN}{BEGIN}    return 1\n{END}{END}"],
+        "BEGIN SOLUTION does not pair",
+    ),
+    "crossed": (
+        [NAME, DOUBLE, "# BEGIN SOLUTION\n# END HIDDEN TESTS"],
+        "END HIDDEN TESTS does not pair up",
+    ),
+    "three hashes": (
+        [NAME, f"#| export\ndef f():\n    ### BEGIN SOLUTION\n    return 1\n{END}"],
+        "one hash",
+    ),
+    "misspelled": (
+        [NAME, f"#| export\ndef f():\n    # begin solution:\n    return 1\n{END}"],
+        "nearly a marker",
+    ),
 }
 
 
@@ -128,7 +175,12 @@ def test_a_fault_is_one_line_and_changes_nothing(course, capsys, cells, words, o
     before = course.files()
     assert course.run(*option) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("course.export: 03_thing.ipynb") and words in err
+    assert (
+        out == ""
+        and err.count("\n") == 1
+        and err.startswith("course.export: 03_thing.ipynb")
+        and words in err
+    )
     assert course.files() == before
 
 
@@ -156,7 +208,10 @@ def test_an_empty_folder_is_a_fault(course, capsys):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda package: (package / "thing.py").write_text("x = 1\n", encoding="utf-8"), "thing is stale"),
+        (
+            lambda package: (package / "thing.py").write_text("x = 1\n", encoding="utf-8"),
+            "thing is stale",
+        ),
         (lambda package: (package / "thing.py").unlink(), "thing is missing"),
         (lambda package: (package / "old.py").write_text("", encoding="utf-8"), "old is orphaned"),
     ],
@@ -215,18 +270,28 @@ MODULES = [name for name in export.modules_in(ROOT / "minillama") if not export.
 @pytest.mark.parametrize("name", MODULES)
 def test_this_repository_s_modules_carry_no_trace_of_the_notebook(name):
     text = export.file_of(ROOT / "minillama", name).read_text(encoding="utf-8")
-    found = [word for word in ("#|", "BEGIN SOLUTION", "END SOLUTION", "HIDDEN", "%%", "In [") if word in text]
+    found = [
+        word
+        for word in ("#|", "BEGIN SOLUTION", "END SOLUTION", "HIDDEN", "%%", "In [")
+        if word in text
+    ]
     assert not found, f"{name} contains {found}"
     assert text.split("\n")[2] == f"Written by notebooks/{notebook_of(name)}: edit it there."
 
 
 def notebook_of(name):
     wanted = f"default_exp {name}\\n"
-    return next(p.name for p in (ROOT / "notebooks").glob("*.ipynb") if wanted in p.read_text(encoding="utf-8"))
+    return next(
+        p.name
+        for p in (ROOT / "notebooks").glob("*.ipynb")
+        if wanted in p.read_text(encoding="utf-8")
+    )
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
 def test_this_repository_s_modules_satisfy_ruff(command):
     paths = [str(export.file_of(ROOT / "minillama", name)) for name in MODULES]
-    done = subprocess.run([sys.executable, "-m", "ruff", *command, *paths], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, *paths], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr

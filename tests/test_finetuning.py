@@ -1,4 +1,6 @@
-"""LoRA beside peft and float64: nothing changed at first, fused equals unfused, gradients pass what is frozen."""
+"""LoRA beside peft and float64: nothing changed at first, fused equals unfused, gradients pass what
+is frozen.
+"""
 
 import copy
 
@@ -14,7 +16,15 @@ from torch import nn
 import minillama
 from minillama.inference.quantization import Int4Linear, Int8Linear, quantize, quantized
 from minillama.training import pretraining as training
-from minillama.training.finetuning import TARGETS, Frozen, LoRALinear, add_lora, fuse, lora_layers, without_lora
+from minillama.training.finetuning import (
+    TARGETS,
+    Frozen,
+    LoRALinear,
+    add_lora,
+    lora_layers,
+    merge_lora,
+    without_lora,
+)
 
 
 def normal(*shape, seed=0):
@@ -52,7 +62,9 @@ def test_at_the_start_nothing_is_changed(model, form):
             assert torch.equal(before(ids), after(ids))
     assert len(lora_layers(after)) == 7 * model.cfg.n_layers
     names = training.trainable(after)
-    assert {name.rpartition(".")[2] for name in names} == {"a", "b"} and len(names) == 14 * model.cfg.n_layers
+    assert {name.rpartition(".")[2] for name in names} == {"a", "b"} and len(
+        names
+    ) == 14 * model.cfg.n_layers
     assert {parameter.dtype for parameter in names.values()} == {torch.float32}
     with torch.no_grad(), without_lora(fill(after)):
         assert torch.equal(before(ids), after(ids))
@@ -62,17 +74,27 @@ def test_at_the_start_nothing_is_changed(model, form):
 
 @settings(deadline=None, max_examples=15)
 @given(
-    st.integers(1, 20), st.floats(0.1, 64), st.sets(st.sampled_from(TARGETS), min_size=1), st.integers(0, 99),
+    st.integers(1, 20),
+    st.floats(0.1, 64),
+    st.sets(st.sampled_from(TARGETS), min_size=1),
+    st.integers(0, 99),
     st.sampled_from([torch.float32, torch.float64]),
-)  # fmt: skip
+)
 def test_identity_at_the_start_and_fused_equals_unfused(model, rank, alpha, targets, seed, dtype):
-    ids, changed = random_ids(9, seed), add_lora(copy.deepcopy(model).to(dtype), rank, alpha, targets, seed)
+    ids, changed = (
+        random_ids(9, seed),
+        add_lora(copy.deepcopy(model).to(dtype), rank, alpha, targets, seed),
+    )
     with torch.no_grad():
         assert torch.equal(changed(ids), copy.deepcopy(model).to(dtype)(ids))
         unfused = fill(changed, 0.02 * rank / alpha, seed)(ids)
-        fused = fuse(changed)(ids)
-    assert not lora_layers(changed) and all(parameter.requires_grad for parameter in changed.parameters())
-    assert {name for name, _ in changed.named_modules()} == {name for name, _ in model.named_modules()}
+        fused = merge_lora(changed)(ids)
+    assert not lora_layers(changed) and all(
+        parameter.requires_grad for parameter in changed.parameters()
+    )
+    assert {name for name, _ in changed.named_modules()} == {
+        name for name, _ in model.named_modules()
+    }
     assert (fused - unfused).abs().max() <= 2e-5 * unfused.abs().max()
 
 
@@ -88,7 +110,9 @@ def test_the_update_by_hand():
 
 
 def test_a_is_drawn_from_the_seed_and_b_is_zero(model):
-    one, same, other = (lora_layers(add_lora(copy.deepcopy(model), seed=seed)) for seed in (3, 3, 4))
+    one, same, other = (
+        lora_layers(add_lora(copy.deepcopy(model), seed=seed)) for seed in (3, 3, 4)
+    )
     for name, layer in one.items():
         assert torch.equal(layer.a, same[name].a) and not torch.equal(layer.a, other[name].a)
         assert not layer.b.any() and layer.a.abs().max() <= layer.in_features**-0.5
@@ -98,7 +122,7 @@ def test_a_is_drawn_from_the_seed_and_b_is_zero(model):
 
 
 def parts(kind, rows=96, columns=64, seed=0):
-    """A quantized layer, and in float64 the numbers that it stands for."""
+    """A quantized layer, and in float64 the dequantized weights."""
     layer = quantized(0.1 * normal(rows, columns, seed=seed), kind)
     return layer, layer.weight.double()
 
@@ -121,7 +145,9 @@ def test_nothing_of_a_quantized_layer_is_kept_for_the_way_back():
     """A weight in full, kept for its gradient, would take what four bits have saved."""
     kept = []
     x = normal(40, 64).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
         Frozen(parts(4)[0])(x)
         assert kept == []
         parts(4)[0](x)
@@ -137,14 +163,19 @@ def gradients(model, ids):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_adapters_of_a_quantized_model_have_the_gradients_of_its_numbers(model, bits):
-    """The same numbers in float64 layers, under the same adapter: what differs is rounding to bfloat16."""
+    """The same numbers in float64 layers, under the same adapter: what differs is rounding to
+    bfloat16.
+    """
     changed = quantize(copy.deepcopy(model), bits)
     exact = copy.deepcopy(model)
     for name, layer in changed.named_modules():
         if isinstance(layer, Int8Linear | Int4Linear):
             exact.get_submodule(name).weight = nn.Parameter(layer.weight.float())
     exact.embedding.weight = exact.head.weight
-    got, want = (gradients(fill(add_lora(m, rank=4)), random_ids(24).view(2, 12)) for m in (changed, exact.double()))
+    got, want = (
+        gradients(fill(add_lora(m, rank=4)), random_ids(24).view(2, 12))
+        for m in (changed, exact.double())
+    )
     assert got.keys() == want.keys()
     for name in want:
         off = (got[name] - want[name]).norm() / want[name].norm()
@@ -152,11 +183,15 @@ def test_adapters_of_a_quantized_model_have_the_gradients_of_its_numbers(model, 
 
 
 def test_every_quantized_layer_lets_gradients_through(model):
-    """Also the head and the layers that have no adapter, with few tokens, whose kernel has no way back at all."""
+    """Also the head and the layers that have no adapter, with few tokens, whose kernel has no way
+    back at all.
+    """
     changed = add_lora(quantize(copy.deepcopy(model), 4), rank=2, targets=["wq"])
     got = gradients(fill(changed), random_ids(8))
     assert len(got) == 4 and all(gradient.abs().max() > 0 for gradient in got.values())
-    assert isinstance(changed.head, Frozen) and isinstance(changed.blocks[0].feed_forward.up, Frozen)
+    assert isinstance(changed.head, Frozen) and isinstance(
+        changed.blocks[0].feed_forward.up, Frozen
+    )
 
 
 def test_training_changes_the_adapter_alone(model):
@@ -165,17 +200,24 @@ def test_training_changes_the_adapter_alone(model):
     batch = ids[:, :-1], ids[:, 1:], torch.zeros(1, 32, dtype=torch.long)
     before = {name: value.clone() for name, value in changed.state_dict().items()}
     rows = training.fit(
-        changed, lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1]), lambda i: batch,
-        training.Settings(steps=20, peak_lr=1e-2, warmup=2), progress=False,
-    )  # fmt: skip
+        changed,
+        lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1]),
+        lambda i: batch,
+        training.Settings(steps=20, peak_lr=1e-2, warmup=2),
+        progress=False,
+    )
     assert rows[-1]["loss"] < rows[0]["loss"] - 1
-    moved = {name for name, value in changed.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {
+        name for name, value in changed.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert moved == set(training.trainable(changed))
 
 
 def test_gradients_are_pefts(tmp_path):
     reference, ours = tiny_pair(tmp_path)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["v_proj", "down_proj"], task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["v_proj", "down_proj"], task_type="CAUSAL_LM"
+    )
     theirs, ours = peft.get_peft_model(reference, config), add_lora(ours, 4, 8, ["wv", "down"])
     names = {"wv": "self_attn.v_proj", "down": "mlp.down_proj"}
     pairs = []
@@ -185,7 +227,10 @@ def test_gradients_are_pefts(tmp_path):
         with torch.no_grad():
             other.lora_A["default"].weight.copy_(layer.a)
             other.lora_B["default"].weight.copy_(layer.b)
-        pairs += [(layer.a, other.lora_A["default"].weight), (layer.b, other.lora_B["default"].weight)]
+        pairs += [
+            (layer.a, other.lora_A["default"].weight),
+            (layer.b, other.lora_B["default"].weight),
+        ]
     ids = random_ids(20)
     theirs.eval()
     F.cross_entropy(theirs(ids).logits[0, :-1], ids[0, 1:]).backward()
@@ -224,7 +269,9 @@ def test_what_cannot_be_meant_is_refused_and_changes_nothing(model, settings, me
     changed = copy.deepcopy(model)
     with pytest.raises(ValueError, match=message):
         add_lora(changed, **settings)
-    assert not lora_layers(changed) and all(parameter.requires_grad for parameter in changed.parameters())
+    assert not lora_layers(changed) and all(
+        parameter.requires_grad for parameter in changed.parameters()
+    )
 
 
 def test_refusals_are_one_line(model):
@@ -232,10 +279,16 @@ def test_refusals_are_one_line(model):
     compiled.decode_step = object()  # what `load(compiled=True)` leaves there
     few = add_lora(quantize(copy.deepcopy(model), 4))
     calls = {
-        "a compiled model takes no adapter: load the model without compiled": lambda: add_lora(compiled),
-        "the model has an adapter already: fuse it, or load the model anew": lambda: add_lora(changed),
-        "the model has no adapter: add_lora or load_adapter gives it one": lambda: fuse(copy.deepcopy(model)),
-        "quantized layers take no update: load the model without quantize": lambda: fuse(few),
+        "a compiled model takes no adapter: load the model without compiled": lambda: add_lora(
+            compiled
+        ),
+        "the model has an adapter already: merge_lora it, or load the model anew": lambda: add_lora(
+            changed
+        ),
+        "the model has no adapter: add_lora or load_adapter gives it one": lambda: merge_lora(
+            copy.deepcopy(model)
+        ),
+        "quantized layers take no update: load the model without quantize": lambda: merge_lora(few),
         "the model has no adapter": lambda: without_lora(copy.deepcopy(model)).__enter__(),
     }
     for message, call in calls.items():
@@ -258,8 +311,8 @@ def test_without_lora_ends_even_after_an_error_and_within_itself(model):
 
 
 def test_a_fused_model_is_saved_and_read_again(model, tmp_path):
-    fused = fuse(fill(add_lora(copy.deepcopy(model))))
-    with pytest.raises(minillama.CheckpointError, match="fuse adapters, then save"):
+    fused = merge_lora(fill(add_lora(copy.deepcopy(model))))
+    with pytest.raises(minillama.CheckpointError, match="merge adapters, then save"):
         minillama.save(add_lora(copy.deepcopy(model)), None, tmp_path / "x")
     minillama.save(fused, None, tmp_path / "x")
     with torch.no_grad():
@@ -271,6 +324,6 @@ def test_a_fused_bfloat16_weight_is_rounded_once(model):
     name, layer = next(iter(lora_layers(changed).items()))
     with torch.no_grad():
         want = layer.base.weight.double() + 2 * layer.b.double() @ layer.a.double()
-    weight = fuse(changed).get_parameter(f"{name}.weight")
+    weight = merge_lora(changed).get_parameter(f"{name}.weight")
     assert weight.dtype == torch.bfloat16
     assert ((weight - want).abs() <= 2**-8 * want.abs() + 1e-7).all()

@@ -12,9 +12,15 @@ import minillama
 from minillama import KVCache, LlamaConfig
 from minillama.attention import AttentionBackend
 from minillama.inference import decode_graph
-from minillama.inference.attention_backends import BACKENDS, AttentionError, fused, use_attention, use_fastest_attention
+from minillama.inference.attention_backends import (
+    BACKENDS,
+    AttentionError,
+    fused,
+    use_attention,
+    use_fastest_attention,
+)
 from minillama.inference.compilation import CompileError
-from minillama.inference.decode_graph import GraphStep, Step
+from minillama.inference.decode_graph import GraphStep, RecordedStep
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -56,7 +62,9 @@ def test_a_length_on_the_device_says_the_same(name):
 
 def test_our_operation_is_a_good_citizen_of_pytorch():
     q, k, v, _ = problem(1, 4, 2, 3, 5, 9, 16, torch.float32)
-    torch.library.opcheck(fused, (q, k.nan_to_num(), v.nan_to_num(), torch.tensor([5], dtype=torch.int32)))
+    torch.library.opcheck(
+        fused, (q, k.nan_to_num(), v.nan_to_num(), torch.tensor([5], dtype=torch.int32))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +97,9 @@ def test_a_step_as_one_graph_is_transformers(pair, name):
         want = reference(ids).logits[0]
     for _ in range(2):
         assert (in_pieces(graph, ids, 10, *[1] * 20) - want).abs().max() < 1e-5
-    assert graph.decode_step.rewritten == {"compiled": 1}, "one graph for every layer, position and cache"
+    assert graph.decode_step.rewritten == {"compiled": 1}, (
+        "one graph for every layer, position and cache"
+    )
     assert graph.ran == {name: 2, f"{name}, as one graph": 40}
 
 
@@ -106,13 +116,15 @@ def test_the_cache_stays_where_it_is(pair):
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_one_recording_serves_every_position(pair, name):
-    """Nothing is read on the host, no number of a position is frozen, and every address stays: without a GPU."""
+    """Nothing is read on the host, no number of a position is frozen, and every address stays:
+    without a GPU.
+    """
     reference, model = pair
     graph, ids, cache = with_attention(model, name, True), random_ids(30), KVCache(model.cfg, 1, 33)
     with torch.no_grad():
         want = reference(ids).logits[0]
         graph(ids[:, :10], cache)
-        step = Step(graph, graph.decode_step.block, cache)
+        step = RecordedStep(graph, graph.decode_step.block, cache)
         step.once()
         with Tape() as tape:
             out = step.once()
@@ -124,7 +136,9 @@ def test_one_recording_serves_every_position(pair, name):
 
 
 def test_caches_of_many_sizes_and_many_models():
-    """torch.compile keeps eight versions of one piece of code; conversations and models may be more."""
+    """torch.compile keeps eight versions of one piece of code; conversations and models may be
+    more.
+    """
     model = minillama.Llama(LlamaConfig(32, 1, 2, 1, 16, 32, 96)).eval()
     ids = random_ids(5, vocab_size=96)
     with torch.inference_mode():
@@ -195,10 +209,14 @@ def test_real_weights_in_every_way(ours, smollm2_path):
 
 
 def test_real_weights_in_bfloat16(ours, smollm2_path):
-    """The fused path is as far from float32 as 16 bits are (0.025 here, as the naive path); so is what it writes."""
+    """The fused path is as far from float32 as 16 bits are (0.025 here, as the naive path); so is
+    what it writes.
+    """
     graph, tokenizer = minillama.load(smollm2_path, dtype=torch.bfloat16, attention="fused")
     graph.decode_step = GraphStep(graph)
-    ids = tokenizer.encode("The sea was calm, and the boat went on through the night without a light.")
+    ids = tokenizer.encode(
+        "The sea was calm, and the boat went on through the night without a light."
+    )
     cache = KVCache(graph.cfg, 1, len(ids), torch.bfloat16)
     with torch.inference_mode():
         want = ours[0](torch.tensor([ids]))[0]

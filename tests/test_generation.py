@@ -1,4 +1,6 @@
-"""Sampling against transformers' own filters, generation against transformers' greedy, batches against it."""
+"""Sampling against transformers' own filters, generation against transformers' greedy, batches
+against it.
+"""
 
 import itertools
 import math
@@ -9,7 +11,12 @@ from helpers import random_ids, table, tiny_pair
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 import minillama
 from minillama import generation, sample
@@ -28,7 +35,9 @@ def drawn(logits, count=4000, **settings) -> torch.Tensor:
 
 def test_as_transformers_filters():
     with table() as row:
-        for how in itertools.product((0.3, 1.0, 2.0), (None, 1, 3, 1000), (None, 0.0, 0.4, 0.9, 1.0)):
+        for how in itertools.product(
+            (0.3, 1.0, 2.0), (None, 1, 3, 1000), (None, 0.0, 0.4, 0.9, 1.0)
+        ):
             with row(how):
                 compare_filters(*how)
 
@@ -42,14 +51,25 @@ def compare_filters(temperature, top_k, top_p):
     if top_p is not None:
         warpers.append(TopPLogitsWarper(top_p))
     wanted = warpers(None, logits).softmax(-1)[0]
-    torch.testing.assert_close(distribution(logits, temperature, top_k, top_p)[0], wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        distribution(logits, temperature, top_k, top_p)[0], wanted, atol=1e-6, rtol=0
+    )
     shares = drawn(logits, temperature=temperature, top_k=top_k, top_p=top_p)
     assert (shares[wanted == 0] == 0).all()
-    torch.testing.assert_close(shares, wanted, atol=0.03, rtol=0)  # four standard deviations of 4,000 draws
+    # four standard deviations of 4,000 draws
+    torch.testing.assert_close(shares, wanted, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize(
-    "top_p, kept", [(0.0, [0]), (0.49, [0]), (0.5, [0, 1]), (0.74, [0, 1]), (0.75, [0, 1, 2]), (1.0, [0, 1, 2, 3])]
+    "top_p, kept",
+    [
+        (0.0, [0]),
+        (0.49, [0]),
+        (0.5, [0, 1]),
+        (0.74, [0, 1]),
+        (0.75, [0, 1, 2]),
+        (1.0, [0, 1, 2, 3]),
+    ],
 )
 def test_top_p_keeps_a_token_while_what_comes_before_is_at_most_p(top_p, kept):
     """Probabilities 1/2, 1/4, 1/8, 1/8 are exact in float32, so the boundary is too."""
@@ -57,18 +77,28 @@ def test_top_p_keeps_a_token_while_what_comes_before_is_at_most_p(top_p, kept):
     assert drawn(logits, temperature=1.0, top_p=top_p).nonzero().flatten().tolist() == kept
 
 
-@pytest.mark.parametrize("settings", [dict(temperature=0), dict(temperature=1.0, top_k=1), dict(temperature=1e-6)])
+@pytest.mark.parametrize(
+    "settings", [dict(temperature=0), dict(temperature=1.0, top_k=1), dict(temperature=1e-6)]
+)
 def test_greedy(settings):
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
     assert torch.equal(sample(logits, **settings), logits.argmax(-1))
 
 
 def test_settings_without_meaning():
-    """Here alone with every value; the layers above are asked only whether they hand on what is refused."""
+    """Here alone with every value; the layers above are asked only whether they hand on what is
+    refused.
+    """
     cases = [dict(temperature=t) for t in (-1.0, NAN, INF)]
     cases += [dict(temperature=1.0, top_p=p) for p in (-0.1, 1.1, NAN, INF)]
     cases += [dict(temperature=1.0, top_k=k) for k in (0, -3, 1.5, INF, NAN)]
-    cases += [dict(temperature="warm"), dict(temperature=True), dict(top_k=True), dict(top_p=False), dict(top_p="all")]
+    cases += [
+        dict(temperature="warm"),
+        dict(temperature=True),
+        dict(top_k=True),
+        dict(top_p=False),
+        dict(top_p="all"),
+    ]
     with table() as row:
         for settings in cases:
             with row(settings), pytest.raises(ValueError, match="must be"):
@@ -76,7 +106,9 @@ def test_settings_without_meaning():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("row", [[-INF] * 4, [NAN] * 4, [0.0, 1.0, NAN, 2.0], [0.0, INF, 1.0, 2.0]], ids=str)
+@pytest.mark.parametrize(
+    "row", [[-INF] * 4, [NAN] * 4, [0.0, 1.0, NAN, 2.0], [0.0, INF, 1.0, 2.0]], ids=str
+)
 def test_rows_from_which_nothing_can_be_drawn(row, temperature):
     with pytest.raises(ValueError):
         sample(torch.tensor([[0.0, 1.0, 2.0, 3.0], row]), temperature=temperature)
@@ -88,7 +120,9 @@ def test_logits_of_another_shape(shape):
         sample(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(temperature=1.0, top_k=1), dict(temperature=1.0, top_p=0.0)])
+@pytest.mark.parametrize(
+    "settings", [dict(), dict(temperature=1.0, top_k=1), dict(temperature=1.0, top_p=0.0)]
+)
 def test_of_equal_logits_the_lower_id_is_the_greedy_one(settings):
     assert sample(torch.tensor([[0.0, 2.0, 2.0, 1.0]]), **settings).tolist() == [1]
 
@@ -107,19 +141,25 @@ PROMPT = random_ids(7)[0].tolist()
 
 def test_greedy_ids_as_transformers(pair):
     reference, model = pair
-    theirs = reference.generate(torch.tensor([PROMPT]), max_new_tokens=30, do_sample=False, eos_token_id=None)
+    theirs = reference.generate(
+        torch.tensor([PROMPT]), max_new_tokens=30, do_sample=False, eos_token_id=None
+    )
     assert list(minillama.generate(model, PROMPT, 30)) == theirs[0, len(PROMPT) :].tolist()
 
 
 def test_a_seed_gives_the_same_ids(pair):
-    first, second, other = (list(minillama.generate(pair[1], PROMPT, 30, temperature=1.0, seed=s)) for s in (1, 1, 2))
+    first, second, other = (
+        list(minillama.generate(pair[1], PROMPT, 30, temperature=1.0, seed=s)) for s in (1, 1, 2)
+    )
     assert first == second != other
 
 
 @pytest.mark.parametrize("how", [minillama.generate, minillama.speculate])
 def test_ids_are_made_when_they_are_asked_for_and_the_mode_is_left_as_it_was(pair, how):
     ids, seen = how(pair[1], PROMPT, 30), []
-    hook = pair[1].embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    hook = pair[1].embedding.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].shape[1])
+    )
     for passes in ([7], [7, 1]):
         next(ids)
         assert seen == passes and not torch.is_inference_mode_enabled()
@@ -175,8 +215,10 @@ def test_a_prompt_in_pieces_gives_the_same(pair, monkeypatch, length):
     prompts = [random_ids(length, seed=1)[0].tolist(), random_ids(9, seed=2)[0].tolist()]
     whole = [list(minillama.generate(pair[1], ids, 12)) for ids in prompts]
     seen = []
-    hook = pair[1].embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
-    monkeypatch.setattr(generation, "PIECE", 4)
+    hook = pair[1].embedding.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].shape[1])
+    )
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", 4)
     assert [list(minillama.generate(pair[1], ids, 12)) for ids in prompts] == whole
     hook.remove()
     assert max(seen) <= 4
@@ -192,12 +234,16 @@ def test_a_batch_gives_what_each_prompt_gives_alone(pair, lengths, seed, greedy)
     """Row b with seed + b; a stop id that some rows meet early, some late and some never."""
     prompts = [random_ids(n, seed=seed + b)[0].tolist() for b, n in enumerate(lengths)]
     how = dict(temperature=0.0 if greedy else 1.5, top_k=100, top_p=0.95, stop_ids=range(8))
-    alone = [list(minillama.generate(pair[1], ids, 15, **how, seed=seed + b)) for b, ids in enumerate(prompts)]
+    alone = [
+        list(minillama.generate(pair[1], ids, 15, **how, seed=seed + b))
+        for b, ids in enumerate(prompts)
+    ]
     assert generate_batch(pair[1], prompts, 15, **how, seed=seed) == alone
 
 
 def test_a_batch_of_equal_prompts_draws_different_texts(pair):
-    drawn = generate_batch(pair[1], [PROMPT] * 4, 20, temperature=1.0, seed=2**64 - 2)  # the seeds go round
+    # the seeds go round
+    drawn = generate_batch(pair[1], [PROMPT] * 4, 20, temperature=1.0, seed=2**64 - 2)
     assert len({tuple(ids) for ids in drawn}) == 4
     assert drawn[2] == list(minillama.generate(pair[1], PROMPT, 20, temperature=1.0, seed=0))
 
@@ -207,7 +253,9 @@ def test_rows_that_are_done_cost_nothing(pair):
     alone = [list(minillama.generate(pair[1], ids, 30)) for ids in prompts]
     stop = next(id for id in alone[0][:5] if id not in alone[1] + alone[2])
     seen = []
-    hook = pair[1].embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].numel()))
+    hook = pair[1].embedding.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].numel())
+    )
     answers = generate_batch(pair[1], prompts, 30, stop_ids=[stop])
     hook.remove()
     at = alone[0].index(stop)

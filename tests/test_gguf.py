@@ -42,7 +42,9 @@ KEYS = {  # of a model of one block
 
 
 def write_gguf(path, tensors, changes=()):
-    """A file by the gguf package: tensors {GGUF name: (array, type or None)}; changes {key: (type, value) or None}."""
+    """A file by the gguf package: tensors {GGUF name: (array, type or None)}; changes {key: (type,
+    value) or None}.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in (KEYS | dict(changes)).items():
         if value is not None:
@@ -50,7 +52,12 @@ def write_gguf(path, tensors, changes=()):
     for name, (array, kind) in tensors.items():
         raw = array if kind is None or array.dtype == np.uint8 else gguf.quantize(array, kind)
         writer.add_tensor(name, raw, raw_dtype=kind)
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+    for step in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
         step()
     return path
 
@@ -72,7 +79,9 @@ def tiny_tensors(kind=None):
 
 
 @pytest.mark.parametrize(
-    "kind", [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1], ids=lambda kind: kind.name
+    "kind",
+    [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1],
+    ids=lambda kind: kind.name,
 )
 def test_a_model_dequantized_as_gguf_does(tmp_path, kind):
     tensors = tiny_tensors(kind)
@@ -89,10 +98,17 @@ def blocks(kind, count=600):
     """Blocks of random bytes; among them scales that are infinite, not a number, tiny, or zero."""
     numbers, size = gguf.GGML_QUANT_SIZES[kind]
     raw = np.random.default_rng(kind).integers(0, 256, (count, size), dtype=np.uint8)
-    places = {Q.Q6_K: [208], Q.Q4_1: [0, 2], Q.Q5_1: [0, 2], Q.Q4_K: [0, 2], Q.Q5_K: [0, 2]}.get(kind, [0])  # of scales
-    special = np.array([0x7C00, 0xFC00, 0x7E01, 0xFE02, 0x0001, 0x8001, 0x0000, 0x8000, 0x7BFF], dtype="<u2")
+    # of scales
+    places = {Q.Q6_K: [208], Q.Q4_1: [0, 2], Q.Q5_1: [0, 2], Q.Q4_K: [0, 2], Q.Q5_K: [0, 2]}.get(
+        kind, [0]
+    )
+    special = np.array(
+        [0x7C00, 0xFC00, 0x7E01, 0xFE02, 0x0001, 0x8001, 0x0000, 0x8000, 0x7BFF], dtype="<u2"
+    )
     for i, value in enumerate(special):
-        raw[i, places[0] : places[0] + 2] = raw[i + 9, places[-1] : places[-1] + 2] = value[None].view(np.uint8)
+        raw[i, places[0] : places[0] + 2] = raw[i + 9, places[-1] : places[-1] + 2] = value[
+            None
+        ].view(np.uint8)
     return raw
 
 
@@ -105,7 +121,9 @@ def same_bits(mine: torch.Tensor, theirs: np.ndarray):
 
 @pytest.mark.parametrize("kind", QUANTIZED, ids=lambda kind: kind.name)
 def test_random_bytes_dequantized_as_gguf_does(tmp_path, monkeypatch, kind):
-    """Through a file, in several slices; and the bytes themselves, for those who want to compute with them."""
+    """Through a file, in several slices; and the bytes themselves, for those who want to compute
+    with them.
+    """
     monkeypatch.setattr(checkpoints, "SLICE", 7 * 256)
     raw = blocks(kind).reshape(10, -1)
     write_gguf(tmp_path / "tiny.gguf", tiny_tensors() | {"output.weight": (raw, kind)})
@@ -131,18 +149,26 @@ print(tensors["head.weight"].read().nbytes, memory("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux does")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux does"
+)
 def test_a_large_tensor_needs_little_more_than_its_numbers(tmp_path):
     """Q6_K, 105 MB on disk (a file with a hole: nothing but zeros), 512 MB as float32."""
     path, rows = tmp_path / "large.gguf", 32_768
-    write_gguf(path, tiny_tensors() | {"output.weight": (np.zeros((1, 4096 // 256 * 210), np.uint8), Q.Q6_K)})
+    write_gguf(
+        path,
+        tiny_tensors() | {"output.weight": (np.zeros((1, 4096 // 256 * 210), np.uint8), Q.Q6_K)},
+    )
     data = path.read_bytes()
     at = data.index(string(b"output.weight")) + 8 + 13 + 4 + 8  # behind the number of columns
     path.write_bytes(data[:at] + struct.pack("<Q", rows) + data[at + 8 :])
     with open(path, "ab") as file:
         file.truncate(len(data) + (rows - 1) * 4096 // 256 * 210)
     done = subprocess.run(
-        [sys.executable, "-c", READ_ALL, str(path)], capture_output=True, encoding="utf-8", cwd=Path(__file__).parent
+        [sys.executable, "-c", READ_ALL, str(path)],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=Path(__file__).parent,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     size, peak = map(int, done.stdout.split())
@@ -157,34 +183,46 @@ def test_the_sizes_of_blocks():
 def test_the_names_of_types():
     """All that the format has, so that a file can be refused by name."""
     known = {kind.value: kind.name for kind in Q if kind < len(GGUFHeader.TYPES)}
-    assert len(known) > 30 and all(GGUFHeader.TYPES[number] == name for number, name in known.items())
+    assert len(known) > 30 and all(
+        GGUFHeader.TYPES[number] == name for number, name in known.items()
+    )
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("factor", [None, 8.0, 32.0])
 def test_logits_as_transformers(tmp_path, factor):
     """A GGUF as llama.cpp's converter writes it: q and k interleaved, scaling as divisors."""
-    reference = tiny_hugging_face(num_hidden_layers=1, rope=PLAIN if factor is None else SCALED | {"factor": factor})
+    reference = tiny_hugging_face(
+        num_hidden_layers=1, rope=PLAIN if factor is None else SCALED | {"factor": factor}
+    )
     state = reference.state_dict()
     theirs = {mine: name for name, mine in HUGGING_FACE.items()}
     tensors = {}
     for name, mine in GGUF.items():
         array = state[theirs[mine].replace("N", "0")].numpy()
-        if heads := {"blk.N.attn_q.weight": 4, "blk.N.attn_k.weight": 2}.get(name):  # as convert_hf_to_gguf.py
+        # as convert_hf_to_gguf.py
+        if heads := {"blk.N.attn_q.weight": 4, "blk.N.attn_k.weight": 2}.get(name):
             array = array.reshape(heads, 2, 8, 64).swapaxes(1, 2).reshape(array.shape)
         tensors[name.replace("N", "0")] = (np.ascontiguousarray(array), None)
     if factor is not None:
         plain = 500_000.0 ** -(np.arange(0, 16, 2) / 16)
-        tensors["rope_freqs.weight"] = ((plain / reference.model.rotary_emb.inv_freq.numpy()).astype(np.float32), None)
+        tensors["rope_freqs.weight"] = (
+            (plain / reference.model.rotary_emb.inv_freq.numpy()).astype(np.float32),
+            None,
+        )
     theta = 10_000.0 if factor is None else 500_000.0
-    model, _ = load(write_gguf(tmp_path / "tiny.gguf", tensors, {"llama.rope.freq_base": (T.FLOAT32, theta)}))
+    model, _ = load(
+        write_gguf(tmp_path / "tiny.gguf", tensors, {"llama.rope.freq_base": (T.FLOAT32, theta)})
+    )
     assert model.cfg.rope_scaling == (None if factor is None else RopeScaling(factor))
     tokens = random_ids(40)
     torch.testing.assert_close(model(tokens), reference(tokens).logits, atol=1e-5, rtol=0)
 
 
 def test_head_count_of_old_files(tmp_path):
-    """Where there are as many kv heads as heads, the key may be missing; so may theta, vocabulary and head width."""
+    """Where there are as many kv heads as heads, the key may be missing; so may theta, vocabulary
+    and head width.
+    """
     tensors = tiny_tensors()
     for name in ("blk.0.attn_k.weight", "blk.0.attn_v.weight"):
         tensors[name] = (np.ones((64, 64), np.float32), None)
@@ -202,7 +240,10 @@ def test_config_of_the_real_file(ours):
 
 # Tokenizers
 
-TEXT = "The lamp of the lighthouse, the keeper's lamp; it was lit in 1850, 31 years after the 2nd storm. " * 3
+TEXT = (
+    "The lamp of the lighthouse, the keeper's lamp; it was lit in 1850, 31 years after the 2nd "
+    "storm. " * 3
+)
 BYTES = {byte: char for char, byte in gpt2_bytes().items()}
 
 
@@ -212,7 +253,10 @@ def tokenizer_keys(tokens, merges, pre, specials=(), **more):
         "tokenizer.ggml.model": (T.STRING, "gpt2"),
         "tokenizer.ggml.pre": (T.STRING, pre),
         "tokenizer.ggml.tokens": (T.ARRAY, [*tokens, *specials]),
-        "tokenizer.ggml.token_type": (T.ARRAY, [1] * len(tokens) + [3 + i % 2 for i in range(len(specials))]),
+        "tokenizer.ggml.token_type": (
+            T.ARRAY,
+            [1] * len(tokens) + [3 + i % 2 for i in range(len(specials))],
+        ),
         "tokenizer.ggml.merges": (T.ARRAY, [" ".join(pair) for pair in merges]),
     }
     return keys | {f"tokenizer.ggml.{name}": value for name, value in more.items()}
@@ -220,13 +264,17 @@ def tokenizer_keys(tokens, merges, pre, specials=(), **more):
 
 @pytest.fixture(scope="module")
 def bpe():
-    """A small byte-level BPE that Hugging Face's package has trained: (that tokenizer, its tokens, its merges)."""
+    """A small byte-level BPE that Hugging Face's package has trained: (that tokenizer, its tokens,
+    its merges).
+    """
     theirs = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=True))
     split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated")
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, byte_level])
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320, initial_alphabet=alphabet, show_progress=False
+    )
     theirs.train_from_iterator([TEXT], trainer)
     vocab = theirs.get_vocab()
     merges = [tuple(pair) for pair in json.loads(theirs.to_str())["model"]["merges"]]
@@ -245,12 +293,18 @@ def test_llama_3_tokenizer_under_its_three_names(tmp_path, bpe, pre):
     specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|other|>"]
     first = len(tokens)
     keys = tokenizer_keys(
-        tokens, merges, pre, specials, bos_token_id=(T.UINT32, first), eos_token_id=(T.UINT32, first + 3)
+        tokens,
+        merges,
+        pre,
+        specials,
+        bos_token_id=(T.UINT32, first),
+        eos_token_id=(T.UINT32, first + 3),
     )
     tokenizer = open_tokenizer(tmp_path / "t.gguf", keys)
     for text in (TEXT, "1850 31x  \n\n lighthouse's ÄÖ 灯台", "<|eot_id|> <|other|>"):
         assert tokenizer.encode(text) == theirs.encode(text).ids
-    assert tokenizer.encode("lamp", bos=True)[0] == first  # though no key says that it begins a text
+    # though no key says that it begins a text
+    assert tokenizer.encode("lamp", bos=True)[0] == first
     assert tokenizer.stop_ids == {first + 1, first + 2, first + 3} and tokenizer.eos_id == first + 3
     assert tokenizer.encode("<|other|>", allowed_special="all") == [first + 4]
 
@@ -266,7 +320,9 @@ def test_end_tokens_by_key(tmp_path, bpe):
 
 
 def test_user_defined_tokens_belong_to_text(tmp_path, bpe):
-    """Type 4, as the converter writes for added tokens that are not special; and types 3 and 5, which are not."""
+    """Type 4, as the converter writes for added tokens that are not special; and types 3 and 5,
+    which are not.
+    """
     theirs, tokens, merges = bpe
     names = ["<think>", "[ECHR-5A]", "<|other|>", "[PAD1]"]
     keys = tokenizer_keys(tokens, merges, "llama-bpe", names)
@@ -303,8 +359,12 @@ def test_the_chat_template_of_the_file(tmp_path, bpe, before, kind):
     more = dict(bos_token_id=(T.UINT32, len(tokens)), add_bos_token=(T.BOOL, False))
     keys = tokenizer_keys(tokens, merges, "llama-bpe", names, **more)
     keys["tokenizer.ggml.token_type"] = (T.ARRAY, [1] * len(tokens) + [3] * 4 + [kind] * 2)
-    ours = open_tokenizer(tmp_path / "t.gguf", keys | {"tokenizer.chat_template": (T.STRING, before + CHATML)})
-    messages = [{"role": role, "content": f"light {role}"} for role in ("user", "assistant", "user")]
+    ours = open_tokenizer(
+        tmp_path / "t.gguf", keys | {"tokenizer.chat_template": (T.STRING, before + CHATML)}
+    )
+    messages = [
+        {"role": role, "content": f"light {role}"} for role in ("user", "assistant", "user")
+    ]
     template = jinja2.Template(before + CHATML, keep_trailing_newline=True)
     text = template.render(messages=messages, bos_token=names[0], add_generation_prompt=True)
     assert encode_dialog(ours, messages) == ours.encode(text, allowed_special="all")
@@ -312,18 +372,25 @@ def test_the_chat_template_of_the_file(tmp_path, bpe, before, kind):
     assert not {ours.specials[name] for name in names} & {*ours.encode("".join(names))}
 
 
-@pytest.mark.parametrize("bos", [(T.UINT32, 2**31), (T.FLOAT32, 5.0), (T.ARRAY, [1]), (T.BOOL, True), None], ids=str)
+@pytest.mark.parametrize(
+    "bos", [(T.UINT32, 2**31), (T.FLOAT32, 5.0), (T.ARRAY, [1]), (T.BOOL, True), None], ids=str
+)
 def test_a_first_token_that_is_none_comes_before_no_conversation(tmp_path, bpe, bos):
     _, tokens, merges = bpe
     more = {"add_bos_token": (T.BOOL, False)} | ({"bos_token_id": bos} if bos else {})
     keys = tokenizer_keys(tokens, merges, "gpt-2", ["<|im_start|>", "<|im_end|>"], **more)
     ours = open_tokenizer(
-        tmp_path / "t.gguf", keys | {"tokenizer.chat_template": (T.STRING, "{{ bos_token }}" + CHATML)}
+        tmp_path / "t.gguf",
+        keys | {"tokenizer.chat_template": (T.STRING, "{{ bos_token }}" + CHATML)},
     )
-    assert encode_dialog(ours, [{"role": "user", "content": "x"}])[0] == ours.specials["<|im_start|>"]
+    assert (
+        encode_dialog(ours, [{"role": "user", "content": "x"}])[0] == ours.specials["<|im_start|>"]
+    )
 
 
-@pytest.mark.parametrize("template, why", [(None, "marks of Llama 3's"), ("{{ '<|user|>' }}", "<.user.>.*neither")])
+@pytest.mark.parametrize(
+    "template, why", [(None, "marks of Llama 3's"), ("{{ '<|user|>' }}", "<.user.>.*neither")]
+)
 def test_a_chat_format_that_is_not_known(tmp_path, bpe, template, why):
     _, tokens, merges = bpe
     keys = tokenizer_keys(tokens, merges, "llama-bpe", ["<|start_header_id|>", "<|im_start|>"])
@@ -333,7 +400,10 @@ def test_a_chat_format_that_is_not_known(tmp_path, bpe, template, why):
 
 
 UNREAD = {
-    "sentencepiece, as in Llama 2": {"tokenizer.ggml.model": (T.STRING, "llama"), "tokenizer.ggml.pre": None},
+    "sentencepiece, as in Llama 2": {
+        "tokenizer.ggml.model": (T.STRING, "llama"),
+        "tokenizer.ggml.pre": None,
+    },
     "another way of cutting": {"tokenizer.ggml.pre": (T.STRING, "qwen2")},
     "not said how it cuts": {"tokenizer.ggml.pre": None},
     "a kind that is no text": {"tokenizer.ggml.pre": (T.UINT32, 3)},
@@ -364,12 +434,18 @@ def test_the_command_line_says_why_there_is_no_text(tmp_path):
 
 @pytest.mark.weights
 def test_llama_3_vocabulary_as_the_converter_stores_it(tmp_path, llama3_vocabulary):
-    """128,256 tokens and the merges that follow from their ranks: the ids are those of Meta's file."""
+    """128,256 tokens and the merges that follow from their ranks: the ids are those of Meta's
+    file.
+    """
     ranks = load_tiktoken_bpe(str(llama3_vocabulary))
     spelled = {token: "".join(BYTES[byte] for byte in token) for token in ranks}
     merges = []
     for token in ranks:
-        pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        pairs = [
+            (token[:i], token[i:])
+            for i in range(1, len(token))
+            if token[:i] in ranks and token[i:] in ranks
+        ]
         merges += sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
     assert len(merges) == 280_147  # as many as in Llama 3's published tokenizer.json
     meta = Tokenizer.from_file(llama3_vocabulary)
@@ -398,28 +474,53 @@ FIT = {
     "no embedding": (lambda t: t.pop("token_embd.weight"), {}, "embedding"),
     "a tensor too many": (lambda t: t.update(bias=vector(4)), {}, "bias"),
     "a bias": (lambda t: t.update({"blk.0.attn_q.bias": vector(64)}), {}, "bias"),
-    "a block too many": (lambda t: t.update({"blk.1.attn_norm.weight": vector(64)}), {}, "too many"),
+    "a block too many": (
+        lambda t: t.update({"blk.1.attn_norm.weight": vector(64)}),
+        {},
+        "too many",
+    ),
     "an expert": (lambda t: t.update({"blk.0.ffn_gate_exps.weight": vector(64)}), {}, "exps"),
     "wrong shape": (lambda t: t.update({"output_norm.weight": vector(65)}), {}, "shape"),
     "transposed": (lambda t: t.update({"output.weight": vector(64, 128)}), {}, "shape"),
     "three dimensions": (lambda t: t.update({"output.weight": vector(2, 64, 64)}), {}, "shape"),
     "a head of 0 rows": (lambda t: t.update({"output.weight": vector(0, 64)}), {}, "shape"),
     "unsupported type": (
-        lambda t: t.update({"output.weight": (np.ones((128, 110), np.uint8), Q.Q3_K)}), {},
+        lambda t: t.update({"output.weight": (np.ones((128, 110), np.uint8), Q.Q3_K)}),
+        {},
         "'output.weight' has type Q3_K, which is not supported; F32, .*Q4_K, .*Q5_0, .* are$",
     ),
-    "whole numbers": (lambda t: t.update({"output_norm.weight": (np.ones(64, np.int32), None)}), {}, "type I32"),
-    "another scaling": (lambda t: t.update({"rope_freqs.weight": vector(8, value=3)}), {}, "rope_freqs"),
-    "a scaling that is no number": (
-        lambda t: t.update({"rope_freqs.weight": vector(8, value=np.nan)}), {}, "rope_freqs"
+    "whole numbers": (
+        lambda t: t.update({"output_norm.weight": (np.ones(64, np.int32), None)}),
+        {},
+        "type I32",
     ),
-    "a scaling for other heads": (lambda t: t.update({"rope_freqs.weight": vector(16)}), {}, "rope_freqs"),
-    "a huge scaling": (lambda t: t.update({"rope_freqs.weight": vector(1000, 1000)}), {}, "rope_freqs"),
+    "another scaling": (
+        lambda t: t.update({"rope_freqs.weight": vector(8, value=3)}),
+        {},
+        "rope_freqs",
+    ),
+    "a scaling that is no number": (
+        lambda t: t.update({"rope_freqs.weight": vector(8, value=np.nan)}),
+        {},
+        "rope_freqs",
+    ),
+    "a scaling for other heads": (
+        lambda t: t.update({"rope_freqs.weight": vector(16)}),
+        {},
+        "rope_freqs",
+    ),
+    "a huge scaling": (
+        lambda t: t.update({"rope_freqs.weight": vector(1000, 1000)}),
+        {},
+        "rope_freqs",
+    ),
     "scaling by name": (None, {"llama.rope.scaling.type": (T.STRING, "yarn")}, "scaling"),
     "scaling by factor": (None, {"llama.rope.scaling.factor": (T.FLOAT32, 4.0)}, "scaling"),
     "a window": (None, {"llama.attention.sliding_window": (T.UINT32, 4096)}, "window"),
     "half of each head rotated": (
-        None, {"llama.attention.key_length": (T.UINT32, 16), "llama.rope.dimension_count": (T.UINT32, 8)}, "rope"
+        None,
+        {"llama.attention.key_length": (T.UINT32, 16), "llama.rope.dimension_count": (T.UINT32, 8)},
+        "rope",
     ),
     "wider values": (None, {"llama.attention.value_length": (T.UINT32, 32)}, "value_length"),
     "uneven heads": (None, {"llama.attention.head_count_kv": (T.UINT32, 3)}, "evenly"),
@@ -432,18 +533,33 @@ FIT = {
     "alignment of another type": (None, {"general.alignment": (T.FLOAT32, 32.0)}, "alignment"),
     "alignment as a list": (None, {"general.alignment": (T.ARRAY, [32])}, "alignment"),
     "alignment as a boolean": (None, {"general.alignment": (T.BOOL, True)}, "alignment"),
-}  # fmt: skip
+}
 WRONG = {
-    "missing": None, "zero": (T.UINT32, 0), "negative": (T.INT32, -1), "huge": (T.UINT32, 2**32 - 1),
-    "2^63": (T.UINT64, 2**63), "a boolean": (T.BOOL, True), "a fraction": (T.FLOAT32, 1.5), "a text": (T.STRING, "64"),
-    "a list": (T.ARRAY, [64]), "not a number": (T.FLOAT64, float("nan")), "infinite": (T.FLOAT64, float("inf")),
-}  # fmt: skip
+    "missing": None,
+    "zero": (T.UINT32, 0),
+    "negative": (T.INT32, -1),
+    "huge": (T.UINT32, 2**32 - 1),
+    "2^63": (T.UINT64, 2**63),
+    "a boolean": (T.BOOL, True),
+    "a fraction": (T.FLOAT32, 1.5),
+    "a text": (T.STRING, "64"),
+    "a list": (T.ARRAY, [64]),
+    "not a number": (T.FLOAT64, float("nan")),
+    "infinite": (T.FLOAT64, float("inf")),
+}
 FINE = {  # what a missing value stands for, and numbers that mean something
-    "llama.attention.head_count_kv missing", "llama.rope.dimension_count missing", "llama.rope.freq_base missing",
-    "llama.context_length huge", "llama.context_length 2^63", "llama.rope.freq_base huge", "llama.rope.freq_base 2^63",
-    "llama.rope.freq_base a fraction", "llama.attention.layer_norm_rms_epsilon huge",
-    "llama.attention.layer_norm_rms_epsilon 2^63", "llama.attention.layer_norm_rms_epsilon a fraction",
-}  # fmt: skip
+    "llama.attention.head_count_kv missing",
+    "llama.rope.dimension_count missing",
+    "llama.rope.freq_base missing",
+    "llama.context_length huge",
+    "llama.context_length 2^63",
+    "llama.rope.freq_base huge",
+    "llama.rope.freq_base 2^63",
+    "llama.rope.freq_base a fraction",
+    "llama.attention.layer_norm_rms_epsilon huge",
+    "llama.attention.layer_norm_rms_epsilon 2^63",
+    "llama.attention.layer_norm_rms_epsilon a fraction",
+}
 FIT |= {f"{key} {how}": (None, {key: value}, "") for key in KEYS for how, value in WRONG.items()}
 FIT = {name: case for name, case in FIT.items() if name not in FINE}
 
@@ -459,22 +575,32 @@ def write_case(path, change, changes):
 def test_sizes_that_mean_something(tmp_path, name):
     key, how = name.split(" ", 1)
     if how == "missing" and key == "llama.attention.head_count_kv":
-        return refused(write_case(tmp_path / "tiny.gguf", None, {key: None}), "shape")  # one kv head per head
+        # one kv head per head
+        return refused(write_case(tmp_path / "tiny.gguf", None, {key: None}), "shape")
     load(write_case(tmp_path / "tiny.gguf", None, {key: WRONG[how]}))
 
 
-BASE = tokenizer_keys(["a", "b", "c", "ab", "abc"], [("a", "b"), ("ab", "c")], "gpt-2", ["<s>", "</s>"])
+BASE = tokenizer_keys(
+    ["a", "b", "c", "ab", "abc"], [("a", "b"), ("ab", "c")], "gpt-2", ["<s>", "</s>"]
+)
 NO_LIST = (T.STRING, "")  # the gguf package cannot write an empty list
 TOKENIZERS = {  # changes to a good one
     "a token twice": ({"tokens": (T.ARRAY, ["a", "b", "c", "ab", "abc", "a", "</s>"])}, "twice"),
     "more tokens than rows": (
-        {"tokens": (T.ARRAY, [f"ab{i}" for i in range(129)]), "token_type": (T.ARRAY, [3] * 129), "merges": NO_LIST},
+        {
+            "tokens": (T.ARRAY, [f"ab{i}" for i in range(129)]),
+            "token_type": (T.ARRAY, [3] * 129),
+            "merges": NO_LIST,
+        },
         "more tokens than",
     ),
     "tokens that are numbers": ({"tokens": (T.ARRAY, [1, 2, 3, 4, 5, 6, 7])}, ""),
     "tokens that are no list": ({"tokens": (T.STRING, "abc")}, ""),
     "tokens that are a number": ({"tokens": (T.UINT32, 7)}, ""),
-    "tokens in no spelling": ({"tokens": (T.ARRAY, ["a", "b", "c", "ab", "abc d", "<s>", "</s>"])}, "spelled"),
+    "tokens in no spelling": (
+        {"tokens": (T.ARRAY, ["a", "b", "c", "ab", "abc d", "<s>", "</s>"])},
+        "spelled",
+    ),
     "no types": ({"token_type": None}, "token_type"),
     "too few types": ({"token_type": (T.ARRAY, [1, 1, 1])}, ""),
     "types that are no list": ({"token_type": (T.UINT32, 1)}, ""),
@@ -490,16 +616,26 @@ TOKENIZERS = {  # changes to a good one
     "an end that is a text": ({"eos_token_id": (T.STRING, "</s>")}, "control ids"),
     "an end that is a list": ({"eos_token_id": (T.ARRAY, [6])}, ""),
     "an end that is true": ({"eos_token_id": (T.BOOL, True)}, "control ids"),
-    "a beginning outside": ({"bos_token_id": (T.UINT32, 2**31), "add_bos_token": (T.BOOL, True)}, "control ids"),
-    "a chat template that is a number": ({"chat_template": (T.UINT32, 7)}, "chat template is no text"),
-    "a beginning that is a fraction": (
-        {"bos_token_id": (T.FLOAT32, 5.0), "add_bos_token": (T.BOOL, True)}, "control ids"
+    "a beginning outside": (
+        {"bos_token_id": (T.UINT32, 2**31), "add_bos_token": (T.BOOL, True)},
+        "control ids",
     ),
-}  # fmt: skip
+    "a chat template that is a number": (
+        {"chat_template": (T.UINT32, 7)},
+        "chat template is no text",
+    ),
+    "a beginning that is a fraction": (
+        {"bos_token_id": (T.FLOAT32, 5.0), "add_bos_token": (T.BOOL, True)},
+        "control ids",
+    ),
+}
 
 
 def tokenizer_changes(changes):
-    return BASE | {f"tokenizer.{'' if name == 'chat_template' else 'ggml.'}{name}": v for name, v in changes.items()}
+    return BASE | {
+        f"tokenizer.{'' if name == 'chat_template' else 'ggml.'}{name}": v
+        for name, v in changes.items()
+    }
 
 
 # Headers that nobody would write, byte by byte
@@ -521,7 +657,9 @@ def info(name=b"t", dims=(32,), kind=0, offset=0, n_dims=None) -> bytes:
 ARCHITECTURE = key(b"general.architecture", 8, string(b"llama"))
 
 
-def header(*keys, infos=(), magic=b"GGUF", version=3, n_tensors=None, n_keys=None, data=bytes(256)) -> bytes:
+def header(
+    *keys, infos=(), magic=b"GGUF", version=3, n_tensors=None, n_keys=None, data=bytes(256)
+) -> bytes:
     counts = len(infos) if n_tensors is None else n_tensors, len(keys) if n_keys is None else n_keys
     start = magic + struct.pack("<IQQ", version, *counts) + b"".join(keys) + b"".join(infos)
     return start + bytes(-len(start) % 32) + data
@@ -572,20 +710,39 @@ BROKEN = {
     "short data": (header(infos=[info()], data=bytes(100)), "ends at"),
     "no data": (header(infos=[info()], data=b""), "ends at"),
     "no architecture": (header(), "architecture"),
-    "architecture of another type": (header(key(b"general.architecture", 4, bytes(4))), "architecture"),
+    "architecture of another type": (
+        header(key(b"general.architecture", 4, bytes(4))),
+        "architecture",
+    ),
     "another architecture": (header(key(b"general.architecture", 8, string(b"gemma"))), "gemma"),
     "as many texts as are read": (header(array(8, 600_000, bytes(8 * 600_000))), "architecture"),
-    "as much text as is read": (header(array(8, 600_000, string(b"0123456789abcdefg") * 600_000)), "architecture"),
-    "more text than is read": (header(array(8, 600_000, string(b"0123456789abcdefghi") * 600_000)), "can be read"),
+    "as much text as is read": (
+        header(array(8, 600_000, string(b"0123456789abcdefg") * 600_000)),
+        "architecture",
+    ),
+    "more text than is read": (
+        header(array(8, 600_000, string(b"0123456789abcdefghi") * 600_000)),
+        "can be read",
+    ),
     "two lists that are too long together": (
-        header(array(0, 500_000, bytes(500_000)), key(b"b", 9, struct.pack("<IQ", 0, 500_000) + bytes(500_000))),
+        header(
+            array(0, 500_000, bytes(500_000)),
+            key(b"b", 9, struct.pack("<IQ", 0, 500_000) + bytes(500_000)),
+        ),
         "at most 100000",
     ),
     "as many tensors as are read": (
-        header(ARCHITECTURE, infos=[info(b"%04d" % i, offset=128 * i) for i in range(2000)], data=bytes(256_000)),
+        header(
+            ARCHITECTURE,
+            infos=[info(b"%04d" % i, offset=128 * i) for i in range(2000)],
+            data=bytes(256_000),
+        ),
         "not part",
     ),
-    "as many keys as are read": (header(*[key(b"%04d" % i, 4, bytes(4)) for i in range(1000)]), "architecture"),
+    "as many keys as are read": (
+        header(*[key(b"%04d" % i, 4, bytes(4)) for i in range(1000)]),
+        "architecture",
+    ),
     **{f"{n} tensors": (header(n_tensors=n), "at most") for n in HUGE},
     **{f"{n} keys": (header(n_keys=n), "at most") for n in HUGE},
     **{f"key of {n} bytes": (header(struct.pack("<Q", n), n_keys=1), "can be read") for n in HUGE},
@@ -594,7 +751,7 @@ BROKEN = {
     **{f"array of {n} texts": (header(array(8, n)), "at most") for n in HUGE},
     **{f"array of {n} numbers": (header(array(4, n)), "at most") for n in HUGE},
     **{f"array of {n} bytes": (header(array(0, n)), "at most") for n in HUGE},
-}  # fmt: skip
+}
 
 
 def test_files_that_do_not_fit(tmp_path):
@@ -623,7 +780,11 @@ def test_cut_off_anywhere(tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf", tiny_tensors(Q.Q8_0), BASE)
     data = path.read_bytes()
     reader = gguf.GGUFReader(path)
-    for size in [*range(min(t.data_offset for t in reader.tensors)), len(data) // 2, len(data) - 1024]:
+    for size in [
+        *range(min(t.data_offset for t in reader.tensors)),
+        len(data) // 2,
+        len(data) - 1024,
+    ]:
         path.write_bytes(data[:size])
         refused(path)
 

@@ -1,8 +1,9 @@
-"""Everything that needs CUDA: `make test-gpu`. Elsewhere only the proof's report is tried, on the processor; and
-tests/test_cuda.py calls some of these tests, made smaller, on a GPU that is pretended.
+"""Everything that needs CUDA: `make test-gpu`. Elsewhere only the proof's report is tried, on the
+processor; and tests/test_cuda.py calls some of these tests, made smaller, on a GPU that is
+pretended.
 
-It needs PyTorch 2.11 or newer with CUDA, and numpy, tiktoken, regex, tqdm, safetensors and pytest. Nothing is fetched:
-real weights are used if they are in the cache already.
+It needs PyTorch 2.11 or newer with CUDA, and numpy, tiktoken, regex, tqdm, safetensors and pytest.
+Nothing is fetched: real weights are used if they are in the cache already.
 """
 
 import json
@@ -26,7 +27,7 @@ from minillama.inference.decode_graph import GraphStep
 from minillama.kernels import cuda
 from minillama.kernels.attention import FEW, launches
 from minillama.kernels.cuda import CudaError
-from minillama.kernels.tensor_cores import RUNGS
+from minillama.kernels.tensor_cores import ATTENTION_KERNELS
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -45,7 +46,10 @@ TOKENS, LAYERS = 40, 3
 
 def on_cuda(*tensors):
     """The same views, strides kept, in the GPU's memory."""
-    return [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").copy_(x) for x in tensors]
+    return [
+        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").copy_(x)
+        for x in tensors
+    ]
 
 
 def length_of(n: int) -> torch.Tensor:
@@ -57,14 +61,18 @@ def length_of(n: int) -> torch.Tensor:
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("name", ["warp", "tiles", "tensor", "wide", "split"])
 def test_every_rung_against_float64(name, width, dtype):
-    """Fresh inputs, NaN behind the keys in use and in the answer's room, and two lengths with one launch's values."""
-    if RUNGS[name].only_16_bits and dtype == torch.float32:
+    """Fresh inputs, NaN behind the keys in use and in the answer's room, and two lengths with one
+    launch's values.
+    """
+    if ATTENTION_KERNELS[name].only_16_bits and dtype == torch.float32:
         return
     for seed, shape in enumerate(SHAPES):
         if name == "split" and shape[1] // shape[2] * shape[3] > FEW:
             continue
         q, k, v, want = problem(*shape, width, dtype, seed)
-        out, todo = launches(RUNGS[name], *on_cuda(q, k, v), length_of(shape[4]), splits=7)
+        out, todo = launches(
+            ATTENTION_KERNELS[name], *on_cuda(q, k, v), length_of(shape[4]), splits=7
+        )
         out.fill_(math.nan)
         todo[0][2][5].fill_(math.nan)
         for each, grid, values in todo:
@@ -76,7 +84,9 @@ def test_every_rung_against_float64(name, width, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_way_against_float64(name, dtype):
-    """With the length as a number, and on the device; sdpa has no fused kernel for float32, and says so."""
+    """With the length as a number, and on the device; sdpa has no fused kernel for float32, and
+    says so.
+    """
     for seed, shape in enumerate(SHAPES):
         q, k, v, want = problem(*shape, 128, dtype, seed)
         args = on_cuda(q, k, v)
@@ -107,7 +117,10 @@ def test_small_kernels_are_what_the_processor_computes(dtype):
     g, limit = torch.Generator().manual_seed(0), {"rtol": 1e-2, "atol": 1e-2}
     limit = limit if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 2e-6}
     a, b = (torch.randn(3, 5, 700, generator=g).to(dtype) for _ in "ab")
-    weight, x = torch.randn(700, generator=g).to(dtype), torch.randn(2, 5, 3, 64, generator=g).to(dtype).transpose(1, 2)
+    weight, x = (
+        torch.randn(700, generator=g).to(dtype),
+        torch.randn(2, 5, 3, 64, generator=g).to(dtype).transpose(1, 2),
+    )
     cos, sin = torch.randn(2, 5, 32, generator=g)
     calls = (cuda.swiglu, (a, b)), (cuda.norm, (a, weight, 1e-5)), (cuda.rope, (x, cos, sin))
     for operation, args in calls:
@@ -120,7 +133,9 @@ def test_small_kernels_are_what_the_processor_computes(dtype):
 def test_our_operation_is_a_good_citizen_on_cuda():
     for shape in ((1, 4, 2, 3, 5, 9), (1, 8, 2, 1, 100, 128)):
         q, k, v, _ = problem(*shape, 64, torch.bfloat16)
-        torch.library.opcheck(fused, (*on_cuda(q, k.nan_to_num(), v.nan_to_num()), length_of(shape[4])))
+        torch.library.opcheck(
+            fused, (*on_cuda(q, k.nan_to_num(), v.nan_to_num()), length_of(shape[4]))
+        )
 
 
 def random_model(dtype=torch.float32, device="cpu") -> minillama.Llama:
@@ -131,7 +146,9 @@ def random_model(dtype=torch.float32, device="cpu") -> minillama.Llama:
 
 
 def stepwise(model, ids: torch.Tensor, prompt: int) -> torch.Tensor:
-    """Logits (T, V) of a prompt at once and the rest token by token, behind a cache with room to spare."""
+    """Logits (T, V) of a prompt at once and the rest token by token, behind a cache with room to
+    spare.
+    """
     cache = minillama.KVCache(model.cfg, 1, ids.shape[1] + 9, model.dtype, model.device)
     pieces = ids.to(model.device).split([prompt] + [1] * (ids.shape[1] - prompt), dim=1)
     with torch.inference_mode():
@@ -163,7 +180,9 @@ def test_one_capture_serves_every_position_and_keeps_the_cache_in_place():
         for position in range(5, TOKENS):
             before, place = cache.keys.clone(), cache.keys.data_ptr()
             model(torch.tensor([[position]], device="cuda"), cache)
-            changed = (cache.keys != before).any(-1).any(0).any(0).any(0).nonzero().flatten().tolist()
+            changed = (
+                (cache.keys != before).any(-1).any(0).any(0).any(0).nonzero().flatten().tolist()
+            )
             assert changed == [position] and cache.keys.data_ptr() == place
     (step,) = model.decode_step.steps.values()
     assert step.graph is not None and model.decode_step.rewritten == {"compiled": 1}
@@ -171,11 +190,15 @@ def test_one_capture_serves_every_position_and_keeps_the_cache_in_place():
 
 @needs_cuda
 def test_the_switch(tmp_path):
-    """load(..., device="cuda", compiled=True): our kernel, one graph, and the processor's greedy text and logits."""
+    """load(..., device="cuda", compiled=True): our kernel, one graph, and the processor's greedy
+    text and logits.
+    """
     minillama.save(random_model(), None, tmp_path / "model")
     model, _ = minillama.load(tmp_path / "model", device="cuda", compiled=True)
     assert greedy(model, [5, 6, 7], TOKENS) == greedy(random_model(), [5, 6, 7], TOKENS)
-    assert isinstance(model.decode_step, GraphStep) and model.decode_step.rewritten == {"compiled": 1}
+    assert isinstance(model.decode_step, GraphStep) and model.decode_step.rewritten == {
+        "compiled": 1
+    }
     assert model.ran == {"fused": 1, "fused, as one graph": TOKENS - 1}
     ids = torch.arange(TOKENS)[None]
     with torch.inference_mode():
@@ -190,11 +213,18 @@ def greedy(model, ids: list[int], count: int) -> list[int]:
 @needs_cuda
 @pytest.mark.parametrize("name", ["fused", "sdpa"])
 def test_the_reference_weights(name):
-    """SmolLM2: float32 logits and greedy text are the processor's naive ones; bfloat16 is that close to them."""
+    """SmolLM2: float32 logits and greedy text are the processor's naive ones; bfloat16 is that
+    close to them.
+    """
     if not (path := hub.find("smollm2-135m-instruct")):
-        pytest.skip("SmolLM2 is not in the cache; `python -m minillama fetch smollm2-135m-instruct` brings it")
+        pytest.skip(
+            "SmolLM2 is not in the cache; `python -m minillama fetch smollm2-135m-instruct` brings "
+            "it"
+        )
     plain, tokenizer = minillama.load(path)
-    ids = tokenizer.encode("The sea was calm, and the boat went on through the night without a light.")
+    ids = tokenizer.encode(
+        "The sea was calm, and the boat went on through the night without a light."
+    )
     with torch.inference_mode():
         want = plain(torch.tensor([ids]))[0].double()
     for dtype, limit in {torch.float32: 1e-4, torch.bfloat16: 4e-2}.items():
@@ -218,10 +248,14 @@ def test_without_nvrtc_the_next_best_is_named(monkeypatch, tmp_path):
     forget()  # kernels of former tests are compiled already
     minillama.save(random_model(), None, tmp_path / "model")
     with pytest.warns(UserWarning) as caught:
-        model, _ = minillama.load(tmp_path / "model", dtype=torch.bfloat16, device="cuda", compiled=True)
+        model, _ = minillama.load(
+            tmp_path / "model", dtype=torch.bfloat16, device="cuda", compiled=True
+        )
     forget()
     said = "falling back to sdpa attention, uncompiled: no fused attention here: NVRTC is not there"
-    assert [text for warning in caught if (text := str(warning.message)).startswith("falling back")] == [said]
+    assert [
+        text for warning in caught if (text := str(warning.message)).startswith("falling back")
+    ] == [said]
     greedy(model, [5, 6, 7], 4)
     assert model.ran == {"sdpa": 4}
 
@@ -232,16 +266,22 @@ def makefile(pattern: str) -> str:
 
 @pytest.mark.parametrize("options", [(), ("-I", "-S")], ids=["no CUDA", "no PyTorch"])
 def test_the_targets_say_in_one_line_what_is_missing(options):
-    check = [sys.executable, *options, "-c", makefile("^CUDA := (.+)$")]  # -S: without site-packages
-    done = subprocess.run(check, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, encoding="utf-8")
+    # -S: without site-packages
+    check = [sys.executable, *options, "-c", makefile("^CUDA := (.+)$")]
+    done = subprocess.run(
+        check, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, encoding="utf-8"
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "this needs PyTorch 2.11 or newer with a CUDA device\n"
 
 
 def test_the_benchmark_runs_where_minillama_is_not_installed():
     words = makefile(r"^\t\$\(PYTHON\) (.*gpu) --json").split()
-    done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, encoding="utf-8")
-    assert words[0] == "-m" and done.returncode == 0, done.stderr  # -m: found in the folder where it is started
+    done = subprocess.run(
+        [sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
+    # -m: found in the folder where it is started
+    assert words[0] == "-m" and done.returncode == 0, done.stderr
 
 
 def report(tmp_path, *words) -> dict:
@@ -249,7 +289,11 @@ def report(tmp_path, *words) -> dict:
     folders = {name: tmp_path / name for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
     for folder in folders.values():
         folder.mkdir()
-    env = os.environ | {name: str(folder) for name, folder in folders.items()} | {"PYTHONPATH": str(ROOT)}
+    env = (
+        os.environ
+        | {name: str(folder) for name, folder in folders.items()}
+        | {"PYTHONPATH": str(ROOT)}
+    )
     command = [sys.executable, str(ROOT / "tests" / "without_triton.py"), *words]
     done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", timeout=500)
     assert done.returncode == 0, done.stderr
@@ -260,7 +304,9 @@ def check_no_triton(said: dict) -> None:
     assert said["error"] is None and said["steps"] == 3
     assert said["inductor_kernels"] == said["triton_files"] == said["triton_modules"] == 0
     assert not [name for name in said["events"] if name.startswith("triton_")]
-    assert {"minillama::attend", "minillama::norm", "minillama::rope", "minillama::swiglu"} <= set(said["events"])
+    assert {"minillama::attend", "minillama::norm", "minillama::rope", "minillama::swiglu"} <= set(
+        said["events"]
+    )
 
 
 def test_the_report_on_a_processor(tmp_path):
@@ -277,11 +323,18 @@ def test_no_triton_is_imported_generated_or_run(tmp_path):
 
 @needs_cuda
 def test_the_proof_would_see_triton(tmp_path):
-    """Its positive control: the same steps through Inductor show Triton's kernels, and fail where it is refused."""
+    """Its positive control: the same steps through Inductor show Triton's kernels, and fail where
+    it is refused.
+    """
     pytest.importorskip("triton", reason="Triton is not installed, so nothing can be allowed")
     (tmp_path / "allowed").mkdir()
     said = report(tmp_path / "allowed", "cuda", "inductor", "allow")
-    assert said["error"] is None and said["inductor_kernels"] and said["triton_files"] and said["triton_modules"]
+    assert (
+        said["error"] is None
+        and said["inductor_kernels"]
+        and said["triton_files"]
+        and said["triton_modules"]
+    )
     assert [name for name in said["events"] if name.startswith("triton_")]
     (tmp_path / "refused").mkdir()
     assert "Triton" in report(tmp_path / "refused", "cuda", "inductor", "refuse")["error"]

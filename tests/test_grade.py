@@ -1,4 +1,6 @@
-"""The grader: layouts, archives that lie, damaged notebooks, limits, what is written, and that one never stops all."""
+"""The grader: layouts, archives that lie, damaged notebooks, limits, what is written, and that one
+never stops all.
+"""
 
 import csv
 import io
@@ -29,7 +31,9 @@ def notebook(change=lambda source: source) -> str:
     """A student's chapter 2, solved but for a change."""
     made = assignment(CHAPTER)
     for cell in made.cells:
-        cell.source = change(CHAPTER.solutions[cell.id]) if cell.id in CHAPTER.solutions else cell.source
+        cell.source = (
+            change(CHAPTER.solutions[cell.id]) if cell.id in CHAPTER.solutions else cell.source
+        )
     return nbformat.writes(made)
 
 
@@ -55,11 +59,20 @@ def names(folder):
 # ruff: noqa: E501
 LAYOUTS = {  # files of the folder of submissions, the students that are found
     "folders": (["ada/02_rmsnorm.ipynb", "ben/notebooks/02_rmsnorm.ipynb"], ["ada", "ben"]),
-    "GitHub Classroom": (["minillama-ada/notebooks/02_rmsnorm.ipynb", "minillama-ben/README.md"], ["minillama-ada"]),
-    "GitHub Classroom, in a folder": (["minillama-submissions/minillama-ada/notebooks/02_rmsnorm.ipynb"], ["minillama-ada"]),
+    "GitHub Classroom": (
+        ["minillama-ada/notebooks/02_rmsnorm.ipynb", "minillama-ben/README.md"],
+        ["minillama-ada"],
+    ),
+    "GitHub Classroom, in a folder": (
+        ["minillama-submissions/minillama-ada/notebooks/02_rmsnorm.ipynb"],
+        ["minillama-ada"],
+    ),
     "notebooks": (["ada_02_rmsnorm.ipynb", "Ben B_02_rmsnorm.ipynb"], ["Ben B", "ada"]),
-    "hidden files and the pristine copies": ([".git/x/02_rmsnorm.ipynb", "ada/course/assigned/02_rmsnorm.ipynb"], []),
-}  # fmt: skip
+    "hidden files and the pristine copies": (
+        [".git/x/02_rmsnorm.ipynb", "ada/course/assigned/02_rmsnorm.ipynb"],
+        [],
+    ),
+}
 
 
 @pytest.mark.parametrize("files, students", LAYOUTS.values(), ids=LAYOUTS)
@@ -108,15 +121,24 @@ def cut_off(path):
 
 
 ARCHIVES = {  # how it is made, what is noted
-    "a path that leads out": (lambda path: zipped(path, {f"../../{NAME}": SOLVED}), "leads out of the zip"),
-    "a path from the root": (lambda path: zipped(path, {f"/tmp/{NAME}": SOLVED}), "leads out of the zip"),
+    "a path that leads out": (
+        lambda path: zipped(path, {f"../../{NAME}": SOLVED}),
+        "leads out of the zip",
+    ),
+    "a path from the root": (
+        lambda path: zipped(path, {f"/tmp/{NAME}": SOLVED}),
+        "leads out of the zip",
+    ),
     "a link": (link, "leads out of the zip, or a link"),
     "a bomb": (bomb, "would unpack to 10,000,000 bytes"),
     "a size that lies": (liar, "it cannot be read"),
     "cut off": (cut_off, "it cannot be read: File is not a zip file"),
     "no zip": (lambda path: path.write_text("PK"), "it cannot be read: File is not a zip file"),
     "empty": (lambda path: path.write_bytes(b""), "it cannot be read"),
-    "many files": (lambda path: zipped(path, {str(n): "" for n in range(20_001)}), "a zip of 20001 files"),
+    "many files": (
+        lambda path: zipped(path, {str(n): "" for n in range(20_001)}),
+        "a zip of 20001 files",
+    ),
     "other files": (lambda path: zipped(path, {"a.txt": ""}), "it holds no notebook of the course"),
 }
 
@@ -138,20 +160,49 @@ def test_links_are_not_followed(tmp_path):
 
 
 DAMAGED = {  # a student's notebook, points of 9, what is noted
-    "merge markers": (SOLVED.replace("{\n", "{\n<<<<<<< a\n=======\n>>>>>>> b\n", 1), 9, "02: 02_rmsnorm.ipynb has merge markers"),
+    "merge markers": (
+        SOLVED.replace("{\n", "{\n<<<<<<< a\n=======\n>>>>>>> b\n", 1),
+        9,
+        "02: 02_rmsnorm.ipynb has merge markers",
+    ),
     "no JSON": ("Dear teacher", 0, "02: 02_rmsnorm.ipynb is not a notebook"),
     "no cells": ('{"cells": []}', 0, ""),
-    "lost ids": (json.dumps({"cells": [{k: v for k, v in c.items() if k in ("cell_type", "source")} for c in json.loads(SOLVED)["cells"]]}), 9, ""),
-    "a cell twice": (json.dumps({"cells": [c for c in json.loads(SOLVED)["cells"] for _ in range(2)]}), 9, ""),
-    "cells deleted": (json.dumps({"cells": json.loads(SOLVED)["cells"][:40]}), 3, "02: Exercise 2.1: how many norms?: its cell is gone"),
-    "strange types": ('{"cells": [{"cell_type": "code", "source": 3, "metadata": 4, "id": []}, 7]}', 0, "02: 02_rmsnorm.ipynb is not a notebook"),
+    "lost ids": (
+        json.dumps(
+            {
+                "cells": [
+                    {k: v for k, v in c.items() if k in ("cell_type", "source")}
+                    for c in json.loads(SOLVED)["cells"]
+                ]
+            }
+        ),
+        9,
+        "",
+    ),
+    "a cell twice": (
+        json.dumps({"cells": [c for c in json.loads(SOLVED)["cells"] for _ in range(2)]}),
+        9,
+        "",
+    ),
+    "cells deleted": (
+        json.dumps({"cells": json.loads(SOLVED)["cells"][:40]}),
+        3,
+        "02: Exercise 2.1: how many norms?: its cell is gone",
+    ),
+    "strange types": (
+        '{"cells": [{"cell_type": "code", "source": 3, "metadata": 4, "id": []}, 7]}',
+        0,
+        "02: 02_rmsnorm.ipynb is not a notebook",
+    ),
     "surrogates": (SOLVED.replace("RMSNorm", "\\ud800", 1), 9, ""),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
-    """A batch with damaged notebooks, a mistake, nothing at all and an odd name: (results by student, folder, main)."""
+    """A batch with damaged notebooks, a mistake, nothing at all and an odd name: (results by
+    student, folder, main).
+    """
     folder, out = tmp_path_factory.mktemp("batch"), tmp_path_factory.mktemp("grades")
     for name, (text, *_) in DAMAGED.items():
         (folder / name).mkdir()
@@ -166,7 +217,9 @@ def batch(tmp_path_factory):
         return grade.main([str(folder), "--out", str(out), "--only", "02", *arguments])
 
     assert main() == 0
-    results = {row["student"]: row for row in json.loads((out / "scores.json").read_text(encoding="utf-8"))}
+    results = {
+        row["student"]: row for row in json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    }
     return SimpleNamespace(results=results, folder=folder, out=out, main=main)
 
 
@@ -175,12 +228,19 @@ def test_damaged_notebooks_are_graded_as_far_as_they_can_be(batch, name):
     _, points, words = DAMAGED[name]
     result = batch.results[name]
     assert result["total"] == points, result
-    assert (words in "\n".join(result["notes"])) if words else not result["notes"] or name == "no cells"
+    assert (
+        (words in "\n".join(result["notes"]))
+        if words
+        else not result["notes"] or name == "no cells"
+    )
 
 
 def test_a_mistake_is_named_with_its_section(batch):
     row = batch.results["mistaken"]["tasks"]["rmsnorm-RMSNorm"]
-    assert row["message"] == "RMSNorm: is your eps inside the square root?" and batch.results["mistaken"]["total"] == 6
+    assert (
+        row["message"] == "RMSNorm: is your eps inside the square root?"
+        and batch.results["mistaken"]["total"] == 6
+    )
     page = (batch.out / "feedback" / "mistaken.md").read_text(encoding="utf-8")
     assert page.startswith("# mistaken: 6 of 9 points\n")
     words = "RMSNorm: is your eps inside the square root?. Read again: 2.8 The exported definition"
@@ -189,16 +249,30 @@ def test_a_mistake_is_named_with_its_section(batch):
 
 def test_the_table(batch):
     rows = list(csv.reader((batch.out / "scores.csv").open(encoding="utf-8")))
-    assert rows[0] == ["student", "rmsnorm-RMSNorm", "rmsnorm-ex1", "rmsnorm-ex2", "rmsnorm-ex3", "total", "look"]
+    assert rows[0] == [
+        "student",
+        "rmsnorm-RMSNorm",
+        "rmsnorm-ex1",
+        "rmsnorm-ex2",
+        "rmsnorm-ex3",
+        "total",
+        "look",
+    ]
     assert rows[1][1:6] == ["3", "2", "2", "2", "9"] and len(rows) == 2 + len(batch.results)
     assert not [row for row in rows if row[0][:1] in "=+-@"]  # a spreadsheet would run it
-    assert {row[0]: row[5] for row in rows}["mistaken"] == "6" and {row[0]: row[5] for row in rows}["nothing"] == "0"
+    assert {row[0]: row[5] for row in rows}["mistaken"] == "6" and {row[0]: row[5] for row in rows}[
+        "nothing"
+    ] == "0"
 
 
 def test_a_file_for_every_student_whatever_the_name(batch):
     files = {path.name for path in (batch.out / "feedback").iterdir()}
-    assert len(files) == len(batch.results) and all(name.isascii() and "=" not in name for name in files)
-    page = (batch.out / "feedback" / (report.file_name("Öz=+-@, <b>") + ".md")).read_text(encoding="utf-8")
+    assert len(files) == len(batch.results) and all(
+        name.isascii() and "=" not in name for name in files
+    )
+    page = (batch.out / "feedback" / (report.file_name("Öz=+-@, <b>") + ".md")).read_text(
+        encoding="utf-8"
+    )
     assert "<b>" not in page and "9 of 9" in page
     assert report.file_name("Ada") != report.file_name("ada") and report.file_name("con") != "con"
 
@@ -209,9 +283,13 @@ def test_resuming_grades_only_what_has_changed(batch, monkeypatch):
     monkeypatch.setattr(grade, "grade", lambda s, *rest: graded.append(s.student) or real(s, *rest))
     assert batch.main("--resume") == 0 and graded == ["nothing"]
     scores = json.loads((batch.out / "scores.json").read_text(encoding="utf-8"))
-    assert {row["student"]: row["total"] for row in scores}["nothing"] == 9 and len(scores) == len(batch.results)
+    assert {row["student"]: row["total"] for row in scores}["nothing"] == 9 and len(scores) == len(
+        batch.results
+    )
     monkeypatch.setattr(grade.Settings, "version", "the course has changed")
-    monkeypatch.setattr(grade, "grade", lambda s, *rest: graded.append(s.student) or batch.results[s.student])
+    monkeypatch.setattr(
+        grade, "grade", lambda s, *rest: graded.append(s.student) or batch.results[s.student]
+    )
     assert batch.main("--resume") == 0 and sorted(graded[1:]) == sorted(batch.results)
 
 
@@ -223,15 +301,23 @@ def test_the_limits_of_the_process_are_in_no_honest_student_s_way(tmp_path):
         put(tmp_path / "all" / "ada" / path.name, path.read_text(encoding="utf-8"))
     assert grade.main([str(tmp_path / "all"), "--out", str(tmp_path), "--only", *numbers]) == 0
     (result,) = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
-    assert [row for row in result["tasks"].values() if not row["passed"]] == [] and len(result["tasks"]) > 30
+    assert [row for row in result["tasks"].values() if not row["passed"]] == [] and len(
+        result["tasks"]
+    ) > 30
 
 
 def test_with_the_student_s_own_package(tmp_path):
     put(tmp_path / "all" / "ada" / NAME)
     put(tmp_path / "all" / "ben" / NAME, SOLVED.replace("import torch", "import torch, nowhere"))
-    assert grade.main([str(tmp_path / "all"), "--out", str(tmp_path), "--only", "02", "--using", "student"]) == 0
+    assert (
+        grade.main(
+            [str(tmp_path / "all"), "--out", str(tmp_path), "--only", "02", "--using", "student"]
+        )
+        == 0
+    )
     totals = {
-        row["student"]: row["total"] for row in json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+        row["student"]: row["total"]
+        for row in json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     }
     assert totals == {"ada": 9, "ben": 9}  # given cells are not the student's
 
@@ -270,12 +356,19 @@ class Died:
 
     def Process(self, **arguments):
         nothing = lambda *a: None  # noqa: E731
-        return SimpleNamespace(start=nothing, join=nothing, kill=nothing, pid=None, exitcode=self.code)
+        return SimpleNamespace(
+            start=nothing, join=nothing, kill=nothing, pid=None, exitcode=self.code
+        )
 
 
 @pytest.mark.parametrize(
     "code, words",
-    [(-signal.SIGKILL, "SIGKILL: out of memory?"), (-signal.SIGSEGV, "SIGSEGV"), (3, "code 3"), (None, "code None")],
+    [
+        (-signal.SIGKILL, "SIGKILL: out of memory?"),
+        (-signal.SIGSEGV, "SIGSEGV"),
+        (3, "code 3"),
+        (None, "code None"),
+    ],
 )
 def test_a_process_that_dies_stops_nobody(tmp_path, code, words):
     put(tmp_path / "ada" / NAME)
@@ -294,7 +387,8 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    "said", [pickle.dumps(Evil()), b"", b"[1]", b'["done", {}]', b'["done", 5]', b"\xff", b"[" * 10**5]
+    "said",
+    [pickle.dumps(Evil()), b"", b"[1]", b'["done", {}]', b'["done", 5]', b"\xff", b"[" * 10**5],
 )
 def test_what_a_process_never_says_ends_it(tmp_path, said):
     put(tmp_path / "ada" / NAME)
@@ -310,9 +404,16 @@ def test_what_comes_through_the_pipe_is_not_believed():
     task = CHAPTER.tasks[0]
     value = {"task": task.id, "passed": True, "points": 1000, "message": "x" * 9999, "section": "y"}
     row = grade.checked(value, task)
-    assert row["points"] == task.points and len(row["message"]) == 500 and row["section"] == task.section
+    assert (
+        row["points"] == task.points
+        and len(row["message"]) == 500
+        and row["section"] == task.section
+    )
     assert grade.checked(value | {"passed": "yes"}, task)["points"] == 0
-    assert grade.checked(value | {"message": "half a pair: \ud800"}, task)["message"].encode() == b"half a pair: ?"
+    assert (
+        grade.checked(value | {"message": "half a pair: \ud800"}, task)["message"].encode()
+        == b"half a pair: ?"
+    )
 
 
 def test_limits_are_set_where_the_system_has_them():
@@ -322,7 +423,9 @@ def test_limits_are_set_where_the_system_has_them():
     import subprocess
     import sys
 
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
     cpu, size, core, memory = json.loads(done.stdout)
     assert (cpu, size, core) == (7, 1000, 0) and 1 << 28 <= memory < 1 << 40 and resource
     assert Limits().memory == 4 << 30
@@ -331,7 +434,11 @@ def test_limits_are_set_where_the_system_has_them():
 def test_the_demonstration(tmp_path, capsys):
     assert demo.main([str(tmp_path / "class")]) == 0
     out = capsys.readouterr().out
-    rows = {line.split()[0]: line.split()[1:4] for line in out.splitlines() if line[:12].strip() in demo.STUDENTS}
+    rows = {
+        line.split()[0]: line.split()[1:4]
+        for line in out.splitlines()
+        if line[:12].strip() in demo.STUDENTS
+    }
     assert rows == {
         "ada": ["9", "21", "30"],
         "ben": ["7", "9", "16"],
@@ -346,7 +453,10 @@ def test_the_demonstration(tmp_path, capsys):
 
 def test_csv_quotes_what_needs_it():
     result = {"student": 'a "b", c\nd', "tasks": {}, "look": ["x; y"], "notes": []}
-    assert next(csv.reader(io.StringIO(report.scores([result], [CHAPTER]).split("\n", 2)[2])))[0] == 'a "b", c\nd'
+    assert (
+        next(csv.reader(io.StringIO(report.scores([result], [CHAPTER]).split("\n", 2)[2])))[0]
+        == 'a "b", c\nd'
+    )
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""Files of all formats, changed at random, load or are refused; the broken ones by hand stand with their format."""
+"""Files of all formats, changed at random, load or are refused; the broken ones by hand stand with
+their format.
+"""
 
 import time
 
@@ -24,10 +26,14 @@ EXTREMES = [number.to_bytes(8, "little") for number in NUMBERS] + [
 
 
 def changed(draw, data: bytes) -> bytes:
-    """The bytes after up to four accidents, most of them where files describe themselves: at both ends."""
+    """The bytes after up to four accidents, most of them where files describe themselves: at both
+    ends.
+    """
     for _ in range(draw(st.integers(1, 4))):
         front, back = min(len(data), 3000), max(0, len(data) - 3000)
-        first, last = draw(st.sampled_from([(0, front), (0, front), (back, len(data)), (0, len(data))]))
+        first, last = draw(
+            st.sampled_from([(0, front), (0, front), (back, len(data)), (0, len(data))])
+        )
         at, size = draw(st.integers(first, last)), draw(st.integers(0, 40))
         what = draw(st.sampled_from(["byte", "extreme", "lost", "copied", "cut"]))
         if what == "byte":
@@ -49,16 +55,26 @@ def changed(draw, data: bytes) -> bytes:
 def tiny(tmp_path_factory):
     """format -> (what to load, its files)"""
     root = tmp_path_factory.mktemp("tiny")
-    one_file = test_gguf.write_gguf(root / "tiny.gguf", test_gguf.tiny_tensors(test_gguf.Q.Q8_0), test_gguf.BASE)
+    one_file = test_gguf.write_gguf(
+        root / "tiny.gguf", test_gguf.tiny_tensors(test_gguf.Q.Q8_0), test_gguf.BASE
+    )
     shards, meta, folder = root / "shards", root / "meta", root / "hugging-face"
     tiny_hugging_face(num_hidden_layers=1).save_pretrained(shards, max_shard_size="60KB")
     save_meta(test_meta.random_model(), None, meta, 4)
-    save_hugging_face(test_hugging_face.tiny_llama(), test_hugging_face.trained.__wrapped__(), folder)
+    save_hugging_face(
+        test_hugging_face.tiny_llama(), test_hugging_face.trained.__wrapped__(), folder
+    )
     return {
         "gguf": (one_file, [one_file]),
-        "hugging face": (folder, [folder / name for name in ("config.json", "model.safetensors", *TOKENIZER)]),
+        "hugging face": (
+            folder,
+            [folder / name for name in ("config.json", "model.safetensors", *TOKENIZER)],
+        ),
         "meta": (meta, [meta / "params.json", meta / "consolidated.01.pth"]),
-        "shards": (shards, [shards / "model.safetensors.index.json", *sorted(shards.glob("*.safetensors"))[:1]]),
+        "shards": (
+            shards,
+            [shards / "model.safetensors.index.json", *sorted(shards.glob("*.safetensors"))[:1]],
+        ),
     }
 
 

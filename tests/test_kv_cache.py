@@ -1,4 +1,6 @@
-"""The KV cache changes nothing but the time; what does not fit is refused before anything is written."""
+"""The KV cache changes nothing but the time; what does not fit is refused before anything is
+written.
+"""
 
 import pytest
 import torch
@@ -46,7 +48,11 @@ def test_any_split_equals_one_shot(model, cuts):
 
 
 @settings(max_examples=25, deadline=None)
-@given(cuts, st.lists(st.integers(1, LENGTH), min_size=1, max_size=4), st.integers(0, CFG.vocab_size - 1))
+@given(
+    cuts,
+    st.lists(st.integers(1, LENGTH), min_size=1, max_size=4),
+    st.integers(0, CFG.vocab_size - 1),
+)
 def test_left_padded_rows_equal_the_rows_alone(model, cuts, lengths, filler):
     """Whatever the filler is, and wherever the pieces end, also inside it."""
     padding = [LENGTH - n for n in lengths]
@@ -66,11 +72,18 @@ def test_left_padded_rows_equal_the_rows_alone(model, cuts, lengths, filler):
 def test_rows_in_another_order_give_the_same_in_that_order(model, cuts, order):
     tokens, padding = tokens_of(4), torch.tensor([0, 7, 3, 7])
     given = in_pieces(model, tokens, cuts, padding)
-    torch.testing.assert_close(in_pieces(model, tokens[order], cuts, padding[order]), given[order], **CLOSE)
+    torch.testing.assert_close(
+        in_pieces(model, tokens[order], cuts, padding[order]), given[order], **CLOSE
+    )
 
 
 @settings(max_examples=25, deadline=None)
-@given(cuts, st.integers(1, LENGTH - 1), st.integers(0, CFG.vocab_size - 1), st.sampled_from([None, [0, 5]]))
+@given(
+    cuts,
+    st.integers(1, LENGTH - 1),
+    st.integers(0, CFG.vocab_size - 1),
+    st.sampled_from([None, [0, 5]]),
+)
 def test_a_future_token_changes_no_earlier_logit(model, cuts, position, token, padding):
     tokens = tokens_of(2)
     changed = tokens.clone()
@@ -106,7 +119,8 @@ def test_a_truncated_cache_has_forgotten_what_came_after(model, length, padding)
     cache = KVCache(CFG, 2, LENGTH, padding=padding)
     model(tokens.flip(1)[:, :12], cache=cache)
     cache.truncate(0)
-    model(torch.cat([tokens[:, :length], tokens.flip(1)[:, : 12 - length]], dim=1), cache=cache)  # right, then wrong
+    # right, then wrong
+    model(torch.cat([tokens[:, :length], tokens.flip(1)[:, : 12 - length]], dim=1), cache=cache)
     cache.truncate(length)
     rest = model(tokens[:, length:], cache=cache)
     torch.testing.assert_close(rest, in_pieces(model, tokens, padding=padding)[:, length:], **CLOSE)
@@ -153,7 +167,9 @@ def test_nonsense_is_refused_in_one_line(what):
 
 @pytest.mark.parametrize("name, count", [("8b", 131_072), ("70b", 327_680), ("405b", 516_096)])
 def test_bytes_per_token_as_published(name, count):
-    """Llama 3.1 in bfloat16; with a kv head for each query head it would be 4, 8 and 16 times as much."""
+    """Llama 3.1 in bfloat16; with a kv head for each query head it would be 4, 8 and 16 times as
+    much.
+    """
     cfg = LlamaConfig.named(f"llama-3.1-{name}")
     cache = KVCache(cfg, 1, 2, torch.bfloat16, "meta")
     assert cache.keys.nbytes + cache.values.nbytes == 2 * count

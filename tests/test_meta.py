@@ -1,4 +1,6 @@
-"""Meta's layout: logits as by Meta's code and transformers, bit-exact round trips, folders that do not add up."""
+"""Meta's layout: logits as by Meta's code and transformers, bit-exact round trips, folders that do
+not add up.
+"""
 
 import json
 import math
@@ -22,13 +24,17 @@ from minillama.checkpoints.tensors import META, StoredTensor
 from minillama.inference.loading import load
 
 
-# Cutting by hand: which dimension of which of Meta's matrices, as the layers in its model.py are named
+# Cutting by hand: which dimension of which of Meta's matrices, as the layers in its model.py are
+# named
 
-COLUMN_PARALLEL = ("wq", "wk", "wv", "w1", "w3", "output")  # outputs are divided: rows of the weight
+# outputs are divided: rows of the weight
+COLUMN_PARALLEL = ("wq", "wk", "wv", "w1", "w3", "output")
 ROW_PARALLEL = ("wo", "w2")  # inputs are divided: columns of the weight
 
 
-def cut(name: str, weight: np.ndarray, rank: int, ranks: int, kv_heads: int, embedding_rows=True) -> np.ndarray:
+def cut(
+    name: str, weight: np.ndarray, rank: int, ranks: int, kv_heads: int, embedding_rows=True
+) -> np.ndarray:
     """One rank's piece of one of Meta's tensors, by slices."""
     kind = name.split(".")[-2]
     if kind in ("wk", "wv") and ranks > kv_heads:
@@ -43,11 +49,16 @@ def cut(name: str, weight: np.ndarray, rank: int, ranks: int, kv_heads: int, emb
 
 
 def write_meta(folder, weights: dict, params: dict, ranks=1, kv_heads=None, embedding_rows=True):
-    """A folder in Meta's layout from NumPy weights under Meta's names, without anything of minillama."""
+    """A folder in Meta's layout from NumPy weights under Meta's names, without anything of
+    minillama.
+    """
     folder.mkdir(exist_ok=True, parents=True)
     kv = kv_heads or params.get("n_kv_heads") or params["n_heads"]
     for rank in range(ranks):
-        pieces = {n: torch.from_numpy(cut(n, w, rank, ranks, kv, embedding_rows)) for n, w in weights.items()}
+        pieces = {
+            n: torch.from_numpy(cut(n, w, rank, ranks, kv, embedding_rows))
+            for n, w in weights.items()
+        }
         torch.save(pieces, folder / f"consolidated.{rank:02}.pth")
     (folder / "params.json").write_text(json.dumps(params), encoding="utf-8")
     return folder
@@ -66,10 +77,20 @@ def meta_shapes(dim, n_layers, n_heads, n_kv_heads, ffn, vocab) -> dict[str, tup
         "attention.wv": (kv, dim),
         "attention.wo": (dim, dim),
     }
-    block |= {"feed_forward.w1": (ffn, dim), "feed_forward.w2": (dim, ffn), "feed_forward.w3": (ffn, dim)}
+    block |= {
+        "feed_forward.w1": (ffn, dim),
+        "feed_forward.w2": (dim, ffn),
+        "feed_forward.w3": (ffn, dim),
+    }
     block |= {"attention_norm": (dim,), "ffn_norm": (dim,)}
-    shapes = {f"layers.{n}.{name}.weight": shape for n in range(n_layers) for name, shape in block.items()}
-    return shapes | {"tok_embeddings.weight": (vocab, dim), "norm.weight": (dim,), "output.weight": (vocab, dim)}
+    shapes = {
+        f"layers.{n}.{name}.weight": shape for n in range(n_layers) for name, shape in block.items()
+    }
+    return shapes | {
+        "tok_embeddings.weight": (vocab, dim),
+        "norm.weight": (dim,),
+        "output.weight": (vocab, dim),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +111,9 @@ def golden_weights():
 )
 @torch.inference_mode()
 def test_logits_as_meta(tmp_path, golden, golden_weights, ranks, embedding_rows, changes):
-    """Cut in all of Meta's ways, for four ranks with each of the two kv heads twice, counted once or as stored."""
+    """Cut in all of Meta's ways, for four ranks with each of the two kv heads twice, counted once
+    or as stored.
+    """
     write_meta(tmp_path / "x", golden_weights, GOLDEN | changes, ranks, 2, embedding_rows)
     model, tokenizer = load(tmp_path / "x")
     assert tokenizer is None
@@ -100,13 +123,24 @@ def test_logits_as_meta(tmp_path, golden, golden_weights, ranks, embedding_rows,
 
 
 def from_hugging_face(reference) -> dict[str, np.ndarray]:
-    """transformers' weights under Meta's names; rows of q and k back from halves to neighbours, one by one."""
+    """transformers' weights under Meta's names; rows of q and k back from halves to neighbours, one
+    by one.
+    """
     names = {
-        "model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output", "model.layers": "layers",
-        "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk", "self_attn.v_proj": "attention.wv",
-        "self_attn.o_proj": "attention.wo", "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
-        "mlp.up_proj": "feed_forward.w3", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
-    }  # fmt: skip
+        "model.embed_tokens": "tok_embeddings",
+        "model.norm": "norm",
+        "lm_head": "output",
+        "model.layers": "layers",
+        "self_attn.q_proj": "attention.wq",
+        "self_attn.k_proj": "attention.wk",
+        "self_attn.v_proj": "attention.wv",
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
     weights = {}
     for name, tensor in reference.state_dict().items():
         weight, head_dim = tensor.numpy(), reference.config.head_dim
@@ -124,12 +158,23 @@ def from_hugging_face(reference) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("rope", [PLAIN, SCALED], ids=["plain", "scaled"])
 @torch.inference_mode()
 def test_logits_as_transformers(tmp_path, rope, kv_heads, ranks):
-    """Llama 2's theta (not in the file) and Llama 3.1's scaling; as many kv heads as heads, or fewer."""
+    """Llama 2's theta (not in the file) and Llama 3.1's scaling; as many kv heads as heads, or
+    fewer.
+    """
     reference = tiny_hugging_face(rope=rope, num_key_value_heads=kv_heads)
-    params = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 32, "ffn_dim_multiplier": 0.5, "norm_eps": 1e-5}
+    params = {
+        "dim": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "multiple_of": 32,
+        "ffn_dim_multiplier": 0.5,
+        "norm_eps": 1e-5,
+    }
     params |= {"n_kv_heads": kv_heads} if kv_heads < 4 else {"vocab_size": -1}
     params |= {"use_scaled_rope": True, "rope_theta": 500_000.0} if rope is SCALED else {}
-    model, _ = load(write_meta(tmp_path / "x", from_hugging_face(reference), params, ranks, kv_heads))
+    model, _ = load(
+        write_meta(tmp_path / "x", from_hugging_face(reference), params, ranks, kv_heads)
+    )
     tokens = random_ids(40)
     torch.testing.assert_close(model(tokens), reference(tokens).logits, atol=1e-5, rtol=0)
     assert model.cfg.max_seq_len == (131_072 if rope is SCALED else 4096)
@@ -139,7 +184,16 @@ def test_logits_as_transformers(tmp_path, rope, kv_heads, ranks):
 
 
 def random_model(dtype=torch.float32, seed=0, **changes) -> Llama:
-    sizes = dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=64, max_seq_len=8192)
+    sizes = dict(
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        ffn_dim=48,
+        vocab_size=64,
+        max_seq_len=8192,
+    )
     torch.manual_seed(seed)
     model = Llama(LlamaConfig(**sizes | changes))
     for parameter in model.parameters():
@@ -154,10 +208,16 @@ def random_model(dtype=torch.float32, seed=0, **changes) -> Llama:
     factor=st.sampled_from([None, 8.0, 32.0]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_round_trips_are_exact(tmp_path_factory, ranks, kv_heads, tied, dtype, width, factor, seed):
-    """Any width of the feed-forward layer, tied or not; the files hold what a knife by hand cuts, and no more."""
+    """Any width of the feed-forward layer, tied or not; the files hold what a knife by hand cuts,
+    and no more.
+    """
     scaling, context = (RopeScaling(factor), 131_072) if factor else (None, 8192)
     changes = dict(
-        n_kv_heads=kv_heads, tied_embeddings=tied, ffn_dim=4 * width, rope_scaling=scaling, max_seq_len=context
+        n_kv_heads=kv_heads,
+        tied_embeddings=tied,
+        ffn_dim=4 * width,
+        rope_scaling=scaling,
+        max_seq_len=context,
     )
     model = random_model(dtype, seed, **changes)
     folder = tmp_path_factory.mktemp("meta") / "x"
@@ -165,7 +225,9 @@ def test_round_trips_are_exact(tmp_path_factory, ranks, kv_heads, tied, dtype, w
     again, _ = load(folder, dtype=dtype)
     assert again.cfg == model.cfg
     before, after = model.state_dict(), again.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
     check_pieces(folder, before, ranks, kv_heads)
 
 
@@ -182,8 +244,11 @@ def check_pieces(folder, state, ranks, kv_heads):
         assert pieces.keys() == expected.keys()
         for name, weight in expected.items():
             piece = torch.from_numpy(cut(name, weight.float().numpy(), rank, ranks, kv_heads))
-            assert torch.equal(pieces[name].float(), piece) and pieces[name].dtype == weight.dtype, name
-        numbers = {tensor.data_ptr(): tensor.nbytes for tensor in pieces.values()}  # a tied head counts once
+            assert (
+                torch.equal(pieces[name].float(), piece) and pieces[name].dtype == weight.dtype
+            ), name
+        # a tied head counts once
+        numbers = {tensor.data_ptr(): tensor.nbytes for tensor in pieces.values()}
         assert path.stat().st_size < sum(numbers.values()) + 600 * len(pieces) + 2000
 
 
@@ -192,9 +257,18 @@ def test_meta_params_of_a_saved_model(tmp_path):
     save_meta(random_model(rope_scaling=RopeScaling()), None, tmp_path / "x", 4)
     params = json.loads((tmp_path / "x" / "params.json").read_text(encoding="utf-8"))
     assert params.keys() == {
-        "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-        "rope_theta", "use_scaled_rope", "rope_scaling_factor",
-    }  # fmt: skip
+        "dim",
+        "n_layers",
+        "n_heads",
+        "n_kv_heads",
+        "vocab_size",
+        "multiple_of",
+        "ffn_dim_multiplier",
+        "norm_eps",
+        "rope_theta",
+        "use_scaled_rope",
+        "rope_scaling_factor",
+    }
     assert params["n_kv_heads"] == 4  # Meta's layers need one per rank
     width = int(params["ffn_dim_multiplier"] * int(2 * (4 * 32) / 3))
     assert params["multiple_of"] * math.ceil(width / params["multiple_of"]) == 48
@@ -262,8 +336,19 @@ META_8B = {
     "ffn_dim_multiplier": 1.3,
 }
 META_8B |= {"multiple_of": 1024, "norm_eps": 1e-05, "rope_theta": 500_000.0}
-SCALED_70B = META_8B | {"dim": 8192, "n_layers": 80, "n_heads": 64, "multiple_of": 4096, "use_scaled_rope": True}
-SCALED_405B = SCALED_70B | {"dim": 16_384, "n_layers": 126, "n_heads": 128, "ffn_dim_multiplier": 1.2}
+SCALED_70B = META_8B | {
+    "dim": 8192,
+    "n_layers": 80,
+    "n_heads": 64,
+    "multiple_of": 4096,
+    "use_scaled_rope": True,
+}
+SCALED_405B = SCALED_70B | {
+    "dim": 16_384,
+    "n_layers": 126,
+    "n_heads": 128,
+    "ffn_dim_multiplier": 1.2,
+}
 META_1B = META_8B | {
     "dim": 2048,
     "n_layers": 16,
@@ -271,41 +356,73 @@ META_1B = META_8B | {
     "multiple_of": 256,
     "use_scaled_rope": True,
 }
-META_7B = {"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-05, "vocab_size": -1}
+META_7B = {
+    "dim": 4096,
+    "multiple_of": 256,
+    "n_heads": 32,
+    "n_layers": 32,
+    "norm_eps": 1e-05,
+    "vocab_size": -1,
+}
 PUBLISHED = {  # params.json, ranks, tied; the cfg that must come out
     "3.1 8B": (META_8B | {"use_scaled_rope": True}, 1, False, LlamaConfig.named("llama-3.1-8b")),
     "3.1 70B": (SCALED_70B, 8, False, LlamaConfig.named("llama-3.1-70b")),
     "3.1 405B": (SCALED_405B, 8, False, LlamaConfig.named("llama-3.1-405b")),
     "3.1 405B, 16 files": (SCALED_405B, 16, False, LlamaConfig.named("llama-3.1-405b")),
-    "3.1 405B, 16 files and heads": (SCALED_405B | {"n_kv_heads": 16}, 16, False, LlamaConfig.named("llama-3.1-405b")),
+    "3.1 405B, 16 files and heads": (
+        SCALED_405B | {"n_kv_heads": 16},
+        16,
+        False,
+        LlamaConfig.named("llama-3.1-405b"),
+    ),
     "3 8B": (META_8B, 1, False, LlamaConfig(4096, 32, 32, 8, 128, 14_336, 128_256)),
     "3.2 1B": (
-        META_1B, 1, True,
-        LlamaConfig(2048, 16, 32, 8, 64, 8192, 128_256, 1e-5, 500_000.0, RopeScaling(32.0), 131_072, True),
+        META_1B,
+        1,
+        True,
+        LlamaConfig(
+            2048, 16, 32, 8, 64, 8192, 128_256, 1e-5, 500_000.0, RopeScaling(32.0), 131_072, True
+        ),
     ),
-    "2 7B": (META_7B, 1, False, LlamaConfig(4096, 32, 32, 32, 128, 11_008, 32_000, 1e-5, 10_000.0, None, 4096)),
-}  # fmt: skip
+    "2 7B": (
+        META_7B,
+        1,
+        False,
+        LlamaConfig(4096, 32, 32, 32, 128, 11_008, 32_000, 1e-5, 10_000.0, None, 4096),
+    ),
+}
 
 
 def empty_piece(name: str, shape: tuple, rank: int, ranks: int, kv_heads: int) -> StoredTensor:
-    """A tensor of the shape of one rank's piece; its numbers say which kv head a rank has, and take no memory."""
+    """A tensor of the shape of one rank's piece; its numbers say which kv head a rank has, and take
+    no memory.
+    """
     kind, shape = name.split(".")[-2], list(shape)
     parts = kv_heads if kind in ("wk", "wv") and ranks > kv_heads else ranks
     if len(shape) == 2:
         shape[kind in ROW_PARALLEL] //= parts
     head = torch.tensor(float(rank * parts // ranks), dtype=torch.bfloat16)
-    return StoredTensor(tuple(shape), lambda: head.expand(shape), "BF16", lambda at, end: torch.tensor([len(name)]))
+    return StoredTensor(
+        tuple(shape), lambda: head.expand(shape), "BF16", lambda at, end: torch.tensor([len(name)])
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(tmp_path, monkeypatch, name):
-    """Files of the real shapes with nothing in them: every tensor gets the shape that the model wants."""
+    """Files of the real shapes with nothing in them: every tensor gets the shape that the model
+    wants.
+    """
     params, ranks, tied, cfg = PUBLISHED[name]
-    shapes = meta_shapes(cfg.dim, cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, cfg.ffn_dim, cfg.vocab_size)
+    shapes = meta_shapes(
+        cfg.dim, cfg.n_layers, cfg.n_heads, cfg.n_kv_heads, cfg.ffn_dim, cfg.vocab_size
+    )
 
     def open_nothing(path):
         names = [name for name in shapes if not (tied and name == "output.weight")]
-        return {n: empty_piece(n, shapes[n], int(path.name.split(".")[1]), ranks, cfg.n_kv_heads) for n in names}
+        return {
+            n: empty_piece(n, shapes[n], int(path.name.split(".")[1]), ranks, cfg.n_kv_heads)
+            for n in names
+        }
 
     monkeypatch.setattr("minillama.checkpoints.meta.open_pth", open_nothing)
     (tmp_path / "params.json").write_text(json.dumps(params), encoding="utf-8")
@@ -344,7 +461,9 @@ def test_a_head_that_is_not_stored(tmp_path):
 
 
 def test_both_descriptions_in_one_folder(tmp_path):
-    """Hugging Face's counts, as in its own repositories of Llama, which have Meta's in a folder below."""
+    """Hugging Face's counts, as in its own repositories of Llama, which have Meta's in a folder
+    below.
+    """
     reference = tiny_hugging_face()
     reference.save_pretrained(tmp_path)
     save_meta(random_model(), None, tmp_path / "original")
@@ -401,7 +520,9 @@ def params(**changes):
 
 
 def without(*keys):
-    return lambda folder: edit_json(folder / "params.json", lambda value: [value.pop(key) for key in keys])
+    return lambda folder: edit_json(
+        folder / "params.json", lambda value: [value.pop(key) for key in keys]
+    )
 
 
 def tensors(change, rank=1):
@@ -431,7 +552,8 @@ FOLDERS = {  # four ranks of random_model(), kv heads twice
     "params.json that is a list": (content("params.json", b"[1]"), "object"),
     "params.json with a key twice": (content("params.json", b'{"dim": 1, "dim": 2}'), "repeated"),
     "params.json that is a folder": (
-        lambda folder: ((folder / "params.json").unlink(), (folder / "params.json").mkdir()), "params.json",
+        lambda folder: ((folder / "params.json").unlink(), (folder / "params.json").mkdir()),
+        "params.json",
     ),
     "no dim": (without("dim"), "dim"),
     "no layers": (without("n_layers"), "n_layers"),
@@ -478,25 +600,35 @@ FOLDERS = {  # four ranks of random_model(), kv heads twice
     "scaled by infinity": (params(use_scaled_rope=True, rope_scaling_factor=math.inf), "factor"),
     "an unknown key": (params(quantization_args={"scheme": "int4"}), "quantization_args"),
     "an unknown scaling": (params(rope_high_freq_factor=1), "rope_high_freq_factor"),
-    "no files": (lambda folder: [lost(rank)(folder) for rank in range(4)], "consolidated.00.pth is missing"),
+    "no files": (
+        lambda folder: [lost(rank)(folder) for rank in range(4)],
+        "consolidated.00.pth is missing",
+    ),
     "first file lost": (lost(0), "00.pth is missing"),
     "second file lost": (lost(1), "01.pth is missing"),
     "last file lost": (lost(3), "missing"),
     "last two files lost": (lambda folder: (lost(2)(folder), lost(3)(folder)), "missing"),
     "a file with another number": (
-        lambda folder: (folder / "consolidated.03.pth").rename(folder / "consolidated.04.pth"), "03.pth is missing",
+        lambda folder: (folder / "consolidated.03.pth").rename(folder / "consolidated.04.pth"),
+        "03.pth is missing",
     ),
     "a file from elsewhere": (
-        lambda folder: (lost(1)(folder), (folder / "consolidated.01.pth").symlink_to("/etc/passwd")), "inside",
+        lambda folder: (
+            lost(1)(folder),
+            (folder / "consolidated.01.pth").symlink_to("/etc/passwd"),
+        ),
+        "inside",
     ),
     "a file that is a folder": (
-        lambda folder: (lost(1)(folder), (folder / "consolidated.01.pth").mkdir()), "No such file",
+        lambda folder: (lost(1)(folder), (folder / "consolidated.01.pth").mkdir()),
+        "No such file",
     ),
     "an empty file": (content("consolidated.01.pth", b""), "empty"),
     "a norm of another model": (tensors(lambda t: t[NORM].add_(1)), "not the same"),
     "copies that differ": (tensors(lambda t: t[WK.replace("0", "1")].add_(1)), "not equal"),
     "copies of the first layer that differ": (
-        lambda folder: (params(n_kv_heads=2)(folder), tensors(lambda t: t[WK].add_(1))(folder)), "not equal",
+        lambda folder: (params(n_kv_heads=2)(folder), tensors(lambda t: t[WK].add_(1))(folder)),
+        "not equal",
     ),
     "a tensor missing in one file": (tensors(lambda t: t.pop(WQ)), "only in one"),
     "a tensor too many in one file": (tensors(lambda t: t.update(x=torch.ones(2))), "only in one"),
@@ -504,29 +636,52 @@ FOLDERS = {  # four ranks of random_model(), kv heads twice
     "no embedding": (everywhere(lambda t: t.pop("tok_embeddings.weight")), "embedding"),
     "no wk": (everywhere(lambda t: t.pop(WK)), "wk"),
     "an embedding of one dimension": (
-        everywhere(lambda t: t.update({"tok_embeddings.weight": torch.ones(32)})), "matrix",
+        everywhere(lambda t: t.update({"tok_embeddings.weight": torch.ones(32)})),
+        "matrix",
     ),
     "a wk of one dimension": (everywhere(lambda t: t.update({WK: torch.ones(32)})), "matrix"),
-    "a norm of two dimensions": (everywhere(lambda t: t.update({NORM: torch.ones(1, 32)})), "shape"),
+    "a norm of two dimensions": (
+        everywhere(lambda t: t.update({NORM: torch.ones(1, 32)})),
+        "shape",
+    ),
     "a wk of other rows": (everywhere(lambda t: t.update({WK: torch.ones(9, 32)})), "shape"),
     "one wv of other rows": (
-        everywhere(lambda t: t.update({WK.replace("0", "1").replace("wk", "wv"): torch.ones(9, 32)})), "shape",
+        everywhere(
+            lambda t: t.update({WK.replace("0", "1").replace("wk", "wv"): torch.ones(9, 32)})
+        ),
+        "shape",
     ),
-    "a bias": (everywhere(lambda t: t.update({"layers.0.attention.wq.bias": torch.ones(8)})), "not part of a Llama"),
-    "an adapter": (everywhere(lambda t: t.update({"layers.0.attention.wq.lora_a.weight": torch.ones(8)})), "not part"),
+    "a bias": (
+        everywhere(lambda t: t.update({"layers.0.attention.wq.bias": torch.ones(8)})),
+        "not part of a Llama",
+    ),
+    "an adapter": (
+        everywhere(lambda t: t.update({"layers.0.attention.wq.lora_a.weight": torch.ones(8)})),
+        "not part",
+    ),
     "pieces of other shapes": (tensors(lambda t: t.update({WQ: torch.ones(4, 32)})), "differ"),
     "pieces of other types": (tensors(lambda t: t.update({WQ: t[WQ].half()})), "differ"),
     "cut along the other dimension": (
-        everywhere(lambda t: t.update({WQ: torch.ones(32, 8)})), "shape",
+        everywhere(lambda t: t.update({WQ: torch.ones(32, 8)})),
+        "shape",
     ),
-    "whole numbers": (everywhere(lambda t: t.update({NORM: torch.ones(32, dtype=torch.int32)})), "IntStorage"),
+    "whole numbers": (
+        everywhere(lambda t: t.update({NORM: torch.ones(32, dtype=torch.int32)})),
+        "IntStorage",
+    ),
     "a tokenizer that is none": (content("tokenizer.model", b"hello world\n"), "tokenizer.model"),
     "an empty tokenizer": (content("tokenizer.model", b""), "empty"),
-    "a tokenizer of 5 MB": (content("tokenizer.model", b"YQ== 1\n" * 700_000), "it has 4900000 bytes"),
-    "a tokenizer larger than the embedding": (
-        content("tokenizer.model", b"".join(b64encode(bytes([i])) + b" %d\n" % i for i in range(256))), "embedding",
+    "a tokenizer of 5 MB": (
+        content("tokenizer.model", b"YQ== 1\n" * 700_000),
+        "it has 4900000 bytes",
     ),
-}  # fmt: skip
+    "a tokenizer larger than the embedding": (
+        content(
+            "tokenizer.model", b"".join(b64encode(bytes([i])) + b" %d\n" % i for i in range(256))
+        ),
+        "embedding",
+    ),
+}
 
 
 def test_folders_that_do_not_add_up(tmp_path):

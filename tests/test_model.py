@@ -1,4 +1,6 @@
-"""The model: tiny random ones against transformers, published parameter counts, what a position may see."""
+"""The model: tiny random ones against transformers, published parameter counts, what a position may
+see.
+"""
 
 import pytest
 import torch
@@ -88,8 +90,12 @@ def test_a_future_token_changes_no_earlier_logit(debug_model, position, token):
 def test_rows_of_a_batch_do_not_mix(debug_model):
     tokens = random_ids(4 * 10, vocab_size=512).view(4, 10)
     order = torch.tensor([2, 0, 3, 1])
-    torch.testing.assert_close(debug_model(tokens)[order], debug_model(tokens[order]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(debug_model(tokens)[2:3], debug_model(tokens[2:3]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        debug_model(tokens)[order], debug_model(tokens[order]), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        debug_model(tokens)[2:3], debug_model(tokens[2:3]), atol=1e-6, rtol=0
+    )
 
 
 @torch.inference_mode()

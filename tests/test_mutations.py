@@ -1,4 +1,6 @@
-"""Wrong solutions fail with a message that names the mistake; right ones that look different pass."""
+"""Wrong solutions fail with a message that names the mistake; right ones that look different
+pass.
+"""
 
 import re
 import signal
@@ -25,14 +27,26 @@ SOLUTION = re.compile(r"^( *)# BEGIN SOLUTION\n.*?^ *# END SOLUTION", re.MULTILI
 
 
 def tokens(text: str) -> list[tuple[str, int, int]]:
-    """(token, begin, end), without what formatting changes: spaces, comments, quotes, a comma at the end of a list."""
-    found = [(each[0], *each.span()) for each in TOKEN.finditer(text) if not each[0].startswith("#")]
-    found = [(token.replace("'", '"') if "'" in token[:3] else token, *span) for token, *span in found]
+    """(token, begin, end), without what formatting changes: spaces, comments, quotes, a comma at
+    the end of a list.
+    """
+    found = [
+        (each[0], *each.span()) for each in TOKEN.finditer(text) if not each[0].startswith("#")
+    ]
+    found = [
+        (token.replace("'", '"') if "'" in token[:3] else token, *span) for token, *span in found
+    ]
     following = [token for token, *_ in (*found[1:], ("",))]
-    return [each for each, after in zip(found, following, strict=False) if not (each[0] == "," and after in [*")]}"])]
+    return [
+        each
+        for each, after in zip(found, following, strict=False)
+        if not (each[0] == "," and after in [*")]}"])
+    ]
 
 
-TOKEN = re.compile(r"""#[^\n]*|[rbf]*("{3}|'{3}).*?\1|[rbf]*(["'])(?:\\.|.)*?\2|\w+|[^\w\s]""", re.DOTALL)
+TOKEN = re.compile(
+    r"""#[^\n]*|[rbf]*("{3}|'{3}).*?\1|[rbf]*(["'])(?:\\.|.)*?\2|\w+|[^\w\s]""", re.DOTALL
+)
 
 
 def places(source: str, old: str) -> list[tuple[int, int]]:
@@ -41,9 +55,15 @@ def places(source: str, old: str) -> list[tuple[int, int]]:
         return [(at, at + len(old))]
     inside, wanted = tokens(source), [token for token, *_ in tokens(old)]
     starts = range(len(inside) - len(wanted) + 1)
-    runs = [inside[n : n + len(wanted)] for n in starts if wanted == [token for token, *_ in inside[n:][: len(wanted)]]]
+    runs = [
+        inside[n : n + len(wanted)]
+        for n in starts
+        if wanted == [token for token, *_ in inside[n:][: len(wanted)]]
+    ]
     ends = [(run[0][1], run[-1][2]) for run in runs if run]
-    return [(a, b) for a, b in ends if not old.endswith("\n") or re.match(r" *(#|\n|$)", source[b:])]
+    return [
+        (a, b) for a, b in ends if not old.endswith("\n") or re.match(r" *(#|\n|$)", source[b:])
+    ]
 
 
 def edited(task, old: str | None, new: str) -> dict[str, str]:
@@ -65,7 +85,9 @@ def edit(name: str, cells: dict[str, str], old: str | None, new: str) -> dict[st
 
 @pytest.fixture(autouse=True)
 def stop_what_never_ends():
-    """A solution that loops for ever fails its test after minutes, where the system has an alarm."""
+    """A solution that loops for ever fails its test after minutes, where the system has an
+    alarm.
+    """
 
     def stop(*_):
         raise TimeoutError("it does not end")
@@ -94,7 +116,10 @@ def reformatted(cells: dict[str, str]) -> dict[str, str]:
     style = ["--isolated", "--line-length=88", "--config=format.quote-style='single'"]
     text = "\n\n\nBORDER\n\n\n".join(cells.values())
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "format", *style, "-"], input=text, capture_output=True, text=True
+        [sys.executable, "-m", "ruff", "format", *style, "-"],
+        input=text,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(cells, done.stdout.split("\n\n\nBORDER\n\n\n"), strict=True))
@@ -102,18 +127,29 @@ def reformatted(cells: dict[str, str]) -> dict[str, str]:
 
 def test_every_edit_applies_in_the_style_of_today_and_in_another_one():
     tasks = {task.id: task for chapter in CHAPTERS for task in chapter.tasks}
-    cells = {(task.id, id): source for task in tasks.values() for id, source in task.reference.items()}
+    cells = {
+        (task.id, id): source for task in tasks.values() for id, source in task.reference.items()
+    }
     with table() as row:
         for style in (cells, reformatted(cells)):
             for task, rows in (*WRONG.items(), *RIGHT.items()):
                 for old, new, *_ in rows:
                     with row(task, repr(old)):
-                        edit(task, {id: source for (name, id), source in style.items() if name == task}, old, new)
+                        edit(
+                            task,
+                            {id: source for (name, id), source in style.items() if name == task},
+                            old,
+                            new,
+                        )
 
 
 def test_a_definition_that_forgets_what_comes_later_is_told_so_there():
-    """In section 3.4 `scale_frequencies` is not there yet; a student's own package is checked again in 3.8."""
-    tasks = {task.id: task for chapter in CHAPTERS if chapter.module == "rope" for task in chapter.tasks}
+    """In section 3.4 `scale_frequencies` is not there yet; a student's own package is checked again
+    in 3.8.
+    """
+    tasks = {
+        task.id: task for chapter in CHAPTERS if chapter.module == "rope" for task in chapter.tasks
+    }
     early, late = tasks["rope-rope_frequencies"], tasks["rope-scale_frequencies"]
     forgot = edited(early, " if scaling is None else scale_frequencies(freqs, scaling)", "")
     assert run_task(early, forgot).passed

@@ -1,4 +1,6 @@
-"""The committed chapters are executed and clean, and strict nbval, which re-runs them, does find a wrong output."""
+"""The committed chapters are executed and clean, and strict nbval, which re-runs them, does find a
+wrong output.
+"""
 
 import functools
 import importlib.util
@@ -20,7 +22,9 @@ from minillama.checkpoints import hub
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TIMING = re.compile(r"\d ?(?:ns|µs|us|ms)\b|\d\.\d+ ?(?:s|sec|seconds|minutes)\b|\d ?(?:tokens|tok|it)/s\b")
+TIMING = re.compile(
+    r"\d ?(?:ns|µs|us|ms)\b|\d\.\d+ ?(?:s|sec|seconds|minutes)\b|\d ?(?:tokens|tok|it)/s\b"
+)
 
 
 @functools.cache
@@ -38,7 +42,10 @@ def outputs(notebook):
 
 def texts(notebook) -> str:
     """All that the outputs say, as one text."""
-    shown = [output.get("text", "") + str(output.get("data", {}).get("text/plain", "")) for output in outputs(notebook)]
+    shown = [
+        output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+        for output in outputs(notebook)
+    ]
     return "\n".join(shown)
 
 
@@ -86,12 +93,16 @@ def invalid(notebook, path):
 
 
 def ids(notebook, path):
-    found = [cell.get("id") for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]  # nbformat repairs them
+    # nbformat repairs them
+    found = [cell.get("id") for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     return [id for id in found if not id or found.count(id) > 1]
 
 
 def metadata(notebook, path):
-    if notebook.metadata.get("language_info") != {"name": "python"} or notebook.metadata.kernelspec.name != "python3":
+    if (
+        notebook.metadata.get("language_info") != {"name": "python"}
+        or notebook.metadata.kernelspec.name != "python3"
+    ):
         return "run: make execute NB=notebooks/" + path.name
 
 
@@ -106,7 +117,15 @@ def title(notebook, path):
     return not first.startswith(f"# {number}. ") and f"the title is {first!r}"
 
 
-FAULTS = [not_executed, errors, warnings_and_progress, too_large, folders, timings, figures_without_alt_text]
+FAULTS = [
+    not_executed,
+    errors,
+    warnings_and_progress,
+    too_large,
+    folders,
+    timings,
+    figures_without_alt_text,
+]
 FAULTS += [invalid, ids, metadata, markers, title]
 
 
@@ -123,10 +142,14 @@ TO_COME = {"15", "16"}
 
 
 def test_chapters_are_numbered_without_a_gap():
-    """00, 01, ... and, in any of them, a, b, ...; but for the chapters that the plan has and nobody has written yet."""
+    """00, 01, ... and, in any of them, a, b, ...; but for the chapters that the plan has and nobody
+    has written yet.
+    """
     numbers = [path.stem.split("_")[0] for path in NOTEBOOKS]
     whole = [number for number in numbers if number.isdigit()]
-    assert sorted([*whole, *TO_COME]) == [f"{number:02}" for number in range(len(whole) + len(TO_COME))]
+    assert sorted([*whole, *TO_COME]) == [
+        f"{number:02}" for number in range(len(whole) + len(TO_COME))
+    ]
     for first in {number[:2] for number in numbers}:
         letters = [number[2:] for number in numbers if number[:2] == first]
         assert letters == ["", *"abcdefgh"][: len(letters)]
@@ -145,7 +168,10 @@ def stream(text, name="stdout"):
     [
         (not_executed, {"execution_count": None}),
         (not_executed, {"execution_count": 2}),
-        (errors, {"outputs": [{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}]}),
+        (
+            errors,
+            {"outputs": [{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}]},
+        ),
         (warnings_and_progress, {"outputs": [stream("UserWarning", "stderr")]}),
         (folders, {"outputs": [stream("/ho" + "me/ada/model.gguf")]}),
         (timings, {"outputs": [stream("took 3.25 s")]}),
@@ -160,15 +186,22 @@ def stream(text, name="stdout"):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_each_fault_is_found(fault, cell, tmp_path):
-    notebook = new_notebook(cells=[new_markdown_cell("# 2. Two", id="title"), new_code_cell("1", execution_count=1)])
+    notebook = new_notebook(
+        cells=[new_markdown_cell("# 2. Two", id="title"), new_code_cell("1", execution_count=1)]
+    )
     notebook.cells[1].update(cell)
-    notebook.metadata = {"kernelspec": {"name": "python3"}, "language_info": {"name": "python", "version": "3.11"}}
+    notebook.metadata = {
+        "kernelspec": {"name": "python3"},
+        "language_info": {"name": "python", "version": "3.11"},
+    }
     path = tmp_path / "03_three.ipynb"
     path.write_text(json.dumps(notebook), encoding="utf-8")
     assert fault(nbformat.from_dict(notebook), path)
 
 
-@pytest.mark.parametrize("text", ["in the 1980s", "10 s of tokens", "131,072 tokens", "3.1 scales", "a 2 x 2 table"])
+@pytest.mark.parametrize(
+    "text", ["in the 1980s", "10 s of tokens", "131,072 tokens", "3.1 scales", "a 2 x 2 table"]
+)
 def test_ordinary_numbers_are_no_timings(text):
     assert not TIMING.search(text)
 
@@ -177,11 +210,22 @@ def nbval(folder: Path) -> subprocess.CompletedProcess:
     """Strict nbval over a folder, as `make test` runs it."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     line = next(line for line in makefile.splitlines() if "--nbval " in line)
-    options = line.split("-m pytest ", 1)[1].replace("tests/nbval.cfg", str(ROOT / "tests" / "nbval.cfg"))
-    options = options.replace("$(TWO)", re.search(r"^TWO := ([^#]+)", makefile, re.MULTILINE)[1]).replace(
-        "notebooks", "."
+    options = line.split("-m pytest ", 1)[1].replace(
+        "tests/nbval.cfg", str(ROOT / "tests" / "nbval.cfg")
     )
-    command = [sys.executable, "-m", "pytest", *options.split(), "-p", "no:cacheprovider", "--tb=no", "-rfp"]
+    options = options.replace(
+        "$(TWO)", re.search(r"^TWO := ([^#]+)", makefile, re.MULTILINE)[1]
+    ).replace("notebooks", ".")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options.split(),
+        "-p",
+        "no:cacheprovider",
+        "--tb=no",
+        "-rfp",
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
 
 
@@ -189,7 +233,8 @@ CELLS = [
     "x = 2",
     'print("x is", x, "at 0x7f0123456789")',
     "x * 21",
-    'from IPython.display import display\ndisplay({"image/png": "AAAA", "text/plain": "a line"}, raw=True)',
+    'from IPython.display import display\ndisplay({"image/png": "AAAA", "text/plain": "a line"}, '
+    "raw=True)",
     'print("said")',
 ]
 
@@ -206,11 +251,18 @@ def test_strict_nbval_passes_a_good_notebook_and_fails_every_corrupted_output(tm
     nbformat.write(bad, tmp_path / "bad.ipynb")
     done = nbval(tmp_path)
     failed = re.findall(r"FAILED .*?(\w+)\.ipynb::Cell (\d+)", done.stdout)
-    assert done.returncode == 1 and failed == [("bad", "1"), ("bad", "2"), ("bad", "3"), ("bad", "4")], done.stdout
+    assert done.returncode == 1 and failed == [
+        ("bad", "1"),
+        ("bad", "2"),
+        ("bad", "3"),
+        ("bad", "4"),
+    ], done.stdout
 
 
 @pytest.mark.parametrize("required", ["", "1"], ids=["skipped", "required"])
-def test_without_a_network_chapters_that_need_weights_are_skipped_unless_required(monkeypatch, required):
+def test_without_a_network_chapters_that_need_weights_are_skipped_unless_required(
+    monkeypatch, required
+):
     def no_network(name):
         raise hub.FetchError("no network")
 
@@ -223,7 +275,9 @@ def test_without_a_network_chapters_that_need_weights_are_skipped_unless_require
     for path in NOTEBOOKS:
         cell = SimpleNamespace(path=path)
         if any(name in path.read_text(encoding="utf-8") for name in hub.ARTEFACTS):
-            with pytest.raises(outcome, match=f"^{path.name} uses files that are not here: no network$"):
+            with pytest.raises(
+                outcome, match=f"^{path.name} uses files that are not here: no network$"
+            ):
                 chapters.pytest_runtest_setup(cell)
         else:
             chapters.pytest_runtest_setup(cell)

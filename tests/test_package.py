@@ -1,4 +1,6 @@
-"""The package as a whole: layers, sizes, docstrings, and an import that costs little and changes nothing."""
+"""The package as a whole: layers, sizes, docstrings, and an import that costs little and changes
+nothing.
+"""
 
 import ast
 import functools
@@ -17,7 +19,10 @@ import minillama
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minillama"
-MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 # A room may import itself, the core, and the rooms named here; the core knows no room.
 ROOMS = {
@@ -47,7 +52,9 @@ def imported(name: str) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {dotted.removeprefix("minillama.") for dotted in found if dotted.startswith("minillama.")} & MODULES.keys()
+    return {
+        dotted.removeprefix("minillama.") for dotted in found if dotted.startswith("minillama.")
+    } & MODULES.keys()
 
 
 def test_every_module_has_its_room():
@@ -67,7 +74,9 @@ def test_rooms_import_one_way():
         room = name.partition(".")[0]
         if room in ROOMS:
             allowed = {room, *ROOMS[room], *CORE, "__init__"}
-            wrong[name] = [o for o in imported(name) if o not in allowed and o.partition(".")[0] not in allowed]
+            wrong[name] = [
+                o for o in imported(name) if o not in allowed and o.partition(".")[0] not in allowed
+            ]
     assert {name: others for name, others in wrong.items() if others} == {}
 
 
@@ -85,16 +94,28 @@ def test_no_module_imports_itself_round_about():
 
 
 def test_the_front_page_imports_no_command():
-    assert not [name for name in imported("__init__") if name.startswith(("cli", "commands", "__main__", "studies"))]
+    assert not [
+        name
+        for name in imported("__init__")
+        if name.startswith(("cli", "commands", "__main__", "studies"))
+    ]
     assert imported("commands.__init__") == set()
     assert imported("__main__") == {"cli"}
 
 
 def test_the_public_names_exist_in_flow_order_and_explain_themselves():
     public = [getattr(minillama, name) for name in minillama.__all__]
-    silent = [name for name, value in zip(minillama.__all__, public, strict=True) if not inspect.getdoc(value)]
+    silent = [
+        name
+        for name, value in zip(minillama.__all__, public, strict=True)
+        if not inspect.getdoc(value)
+    ]
     assert not silent, f"no docstring: {silent}"
-    own = [name for name, value in zip(minillama.__all__, public, strict=True) if inspect.isclass(value)]
+    own = [
+        name
+        for name, value in zip(minillama.__all__, public, strict=True)
+        if inspect.isclass(value)
+    ]
     undocumented = [name for name in own if "__doc__" not in vars(getattr(minillama, name))]
     assert not undocumented, f"only an inherited docstring: {undocumented}"
 
@@ -103,7 +124,9 @@ def test_public_functions_of_a_module_have_a_docstring():
     plain = []
     for name in MODULES:
         if not name.startswith(("cli", "commands.")):
-            defined = [node for node in tree(name).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+            defined = [
+                node for node in tree(name).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            ]
             public = [node for node in defined if not node.name.startswith("_")]
             plain += [f"{name}.{node.name}" for node in public if not ast.get_docstring(node)]
     assert not plain, f"no docstring: {plain}"
@@ -138,7 +161,7 @@ print(json.dumps({
     "changed": [key for key in before if before[key] != after[key]],
     "added": sorted(packages() - known - sys.stdlib_module_names),
     "operations": operations, "on CUDA": [name for name in operations if has_kernel(name, "CUDA")],
-    "rungs": list(minillama.kernels.tensor_cores.RUNGS), "lower rungs": list(minillama.kernels.attention.LOWER_RUNGS),
+    "rungs": list(minillama.kernels.tensor_cores.ATTENTION_KERNELS), "lower rungs": list(minillama.kernels.attention.BASIC_KERNELS),
     "asked for": sum(f.cache_info().currsize for f in (minillama.kernels.cuda.nvrtc, minillama.kernels.cuda.driver)),
     "compiled": minillama.kernels.attention.kernel.cache_info().currsize,
 }))
@@ -148,17 +171,22 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def fresh() -> dict:
     """What a process finds that has imported minillama and nothing else of it."""
-    done = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return json.loads(done.stdout)
 
 
 def test_import_changes_no_setting_and_brings_nothing_heavy(fresh):
-    assert fresh["changed"] == [] and fresh["added"] == ["minillama"]  # beyond torch, numpy, regex and tqdm
+    # beyond torch, numpy, regex and tqdm
+    assert fresh["changed"] == [] and fresh["added"] == ["minillama"]
 
 
 def test_import_registers_every_kernel_and_compiles_none(fresh):
-    """Whoever loads a model for CUDA finds our kernels there, whatever else is imported; no CUDA is needed for that."""
+    """Whoever loads a model for CUDA finds our kernels there, whatever else is imported; no CUDA is
+    needed for that.
+    """
     operations = {f"minillama::{name}" for name in ("attend", "norm", "rope", "swiglu")}
     assert set(fresh["operations"]) == set(fresh["on CUDA"]) == operations
     assert fresh["rungs"] == ["warp", "tiles", "tensor", "wide", "split", "combine"]
@@ -167,19 +195,32 @@ def test_import_registers_every_kernel_and_compiles_none(fresh):
 
 
 def test_ruff_refuses_text_files_without_an_encoding():
-    ruff = [sys.executable, "-m", "ruff", "check", "--output-format=json", "--stdin-filename=minillama/x.py", "-"]
-    done = subprocess.run(ruff, input='open("x")\n', cwd=ROOT, capture_output=True, encoding="utf-8")
+    ruff = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--output-format=json",
+        "--stdin-filename=minillama/x.py",
+        "-",
+    ]
+    done = subprocess.run(
+        ruff, input='open("x")\n', cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
     assert [fault["code"] for fault in json.loads(done.stdout)] == ["PLW1514"]
 
 
 def tracked_texts() -> dict[str, str]:
     """Every text file that git knows: path -> text."""
-    git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
+    git = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, encoding="utf-8"
+    )
     texts = {}
     for name in git.stdout.split("\0")[:-1]:
         try:
             texts[name] = (ROOT / name).read_bytes().decode("utf-8")
-        except (UnicodeDecodeError, FileNotFoundError):  # a picture, or removed but not yet committed
+        # a picture, or removed but not yet committed
+        except (UnicodeDecodeError, FileNotFoundError):
             continue
     return texts
 
@@ -189,10 +230,16 @@ INDEX = r"https?://(?!127\.0\.0\.1)[^\s\"']*(?:/simple\b|pypi|/whl/)|--(?:extra-
 LOCAL = {"a folder of one machine": re.compile(FOLDER), "a package index": re.compile(INDEX)}
 
 
-@pytest.mark.skipif(not shutil.which("git") or not (ROOT / ".git").exists(), reason="not a git checkout")
+@pytest.mark.skipif(
+    not shutil.which("git") or not (ROOT / ".git").exists(), reason="not a git checkout"
+)
 @pytest.mark.parametrize("what", LOCAL)
 def test_nothing_tracked_names_one_machine(what):
-    found = [f"{name}: {match[0]}" for name, text in tracked_texts().items() if (match := LOCAL[what].search(text))]
+    found = [
+        f"{name}: {match[0]}"
+        for name, text in tracked_texts().items()
+        if (match := LOCAL[what].search(text))
+    ]
     assert not found, found
 
 

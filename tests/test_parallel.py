@@ -1,4 +1,6 @@
-"""parallel: ranks as processes of their own on this machine, beside a single process; 405B over pretended ranks."""
+"""parallel: ranks as processes of their own on this machine, beside a single process; 405B over
+pretended ranks.
+"""
 
 import contextlib
 import copy
@@ -31,7 +33,9 @@ from minillama.training import pretraining as training
 
 HERE = Path(__file__).resolve().parent
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo's interfaces have other names there")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="gloo's interfaces have other names there"
+)
 
 
 def environment() -> dict:
@@ -69,7 +73,9 @@ class Ranks:
 def server():
     """The process that forks ranks; whatever happens, none is left."""
     command, piped = [sys.executable, str(HERE / "parallel_ranks.py")], subprocess.PIPE
-    wanted = dict(stdin=piped, stdout=piped, encoding="utf-8", env=environment(), start_new_session=True)
+    wanted = dict(
+        stdin=piped, stdout=piped, encoding="utf-8", env=environment(), start_new_session=True
+    )
     with subprocess.Popen(command, **wanted) as process:
         yield process
         with contextlib.suppress(ProcessLookupError):
@@ -81,7 +87,10 @@ def findings(server, task: str, count: int, folder: Path) -> list[dict]:
     ranks = Ranks(server, task, count, folder)
     codes = [ranks.code(rank) for rank in range(count)]
     assert codes == [0] * count, "\n".join(map(ranks.said, range(count)))
-    return [json.loads((folder / f"{task}-{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
+    return [
+        json.loads((folder / f"{task}-{rank}.json").read_text(encoding="utf-8"))
+        for rank in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +100,16 @@ def folder(tmp_path_factory) -> Path:
     hugging_face.save_hugging_face(ranks.fresh(), None, folder / "model")
     tied = LlamaConfig(**ranks.SIZES, tied_embeddings=True)
     hugging_face.save_hugging_face(ranks.fresh(tied), None, folder / "tied")
-    hugging_face.save_hugging_face(ranks.fresh(ranks.CHAT), ranks.bytes_tokenizer(), folder / "chat")
-    sizes = dict(dim=1024, n_layers=3, n_heads=16, n_kv_heads=2, head_dim=64, ffn_dim=2816, vocab_size=4096)
+    hugging_face.save_hugging_face(
+        ranks.fresh(ranks.CHAT), ranks.bytes_tokenizer(), folder / "chat"
+    )
+    sizes = dict(
+        dim=1024, n_layers=3, n_heads=16, n_kv_heads=2, head_dim=64, ffn_dim=2816, vocab_size=4096
+    )
     large = skeleton(LlamaConfig(**sizes), 30).to_empty(device="cpu")
-    torch.nn.utils.vector_to_parameters(torch.zeros(sum(p.numel() for p in large.parameters())), large.parameters())
+    torch.nn.utils.vector_to_parameters(
+        torch.zeros(sum(p.numel() for p in large.parameters())), large.parameters()
+    )
     hugging_face.save_hugging_face(large, None, folder / "large")
     return folder
 
@@ -124,7 +139,10 @@ def test_four_ranks_share_two_kv_heads(four):
         assert max(found[way] for way in ("whole", "in pieces", "read")) < 1e-5
         assert found["ids"][0] == found["ids"][1] == found["ids"][2]
         assert found["shapes"] == {} and found["heads of the cache"] == 1
-    assert "2 kv heads are too few for 4 ranks; take 2, or in Python repeat_kv=True" in four[0]["refused"]
+    assert (
+        "2 kv heads are too few for 4 ranks; take 2, or in Python repeat_kv=True"
+        in four[0]["refused"]
+    )
 
 
 def test_what_ranks_say_to_each_other_is_what_the_planner_says(two, four):
@@ -155,16 +173,29 @@ def test_a_sharded_step_is_a_step(two, name):
     assert two[0][name]["targets"] != two[1][name]["targets"]  # or the wrong mean would not show
     for found in (each[name] for each in two):
         for way in ("plain", "recomputed"):
-            # AdamW divides by a gradient's size: near 0 its rounding shows. 1e-4 is a hundredth of a step
-            assert found[way]["loss"] < 1e-5 and found[way]["norm"] < 1e-5 and found[way]["weights"] < 1e-4
+            # AdamW divides by a gradient's size: near 0 its rounding shows. 1e-4 is a hundredth of
+            # a step
+            assert (
+                found[way]["loss"] < 1e-5
+                and found[way]["norm"] < 1e-5
+                and found[way]["weights"] < 1e-4
+            )
         assert 0.4 < found["held"] < 0.6
 
 
 @pytest.mark.parametrize("name", ["sharded", "sharded, tied"])
 def test_a_state_is_restored_bit_by_bit_and_under_another_layout(two, name):
     for found in (each[name] for each in two):
-        assert found["steps"] == 1 and found["restored"] and found["goes on"] and found["as tensor ranks"]
-        assert "does not fit this model" in found["another shape"] and "\n" not in found["another shape"]
+        assert (
+            found["steps"] == 1
+            and found["restored"]
+            and found["goes on"]
+            and found["as tensor ranks"]
+        )
+        assert (
+            "does not fit this model" in found["another shape"]
+            and "\n" not in found["another shape"]
+        )
 
 
 def test_a_state_of_two_ranks_is_read_by_four(four):
@@ -203,30 +234,47 @@ def numbers(rows) -> list[list[float]]:
 def test_a_run_on_two_ranks_is_a_run(two):
     for found in two:
         ours, alone = found["trained"]
-        assert [row["step"] for row in ours] == list(range(6)) and alone[-1]["loss"] < alone[0]["loss"] - 0.1
+        assert [row["step"] for row in ours] == list(range(6)) and alone[-1]["loss"] < alone[0][
+            "loss"
+        ] - 0.1
         for a, b in zip(numbers(ours), numbers(alone), strict=True):
             assert a == pytest.approx(b, abs=5e-5)
         seen = [[row["validation_loss"] for row in rows] for rows in (ours, alone)]
         assert seen[0][2::3] == pytest.approx(seen[1][2::3], abs=5e-5) and seen[0][0] is None
     assert two[0]["trained"][0] == two[1]["trained"][0]
     for found in two:
-        assert found["disk"].startswith("the state after step 2 cannot be saved (") and "\n" not in found["disk"]
-    assert "are not compiled" in two[0]["compiled"] and "holds a run with data theirs" in two[0]["other data"]
+        assert (
+            found["disk"].startswith("the state after step 2 cannot be saved (")
+            and "\n" not in found["disk"]
+        )
+    assert (
+        "are not compiled" in two[0]["compiled"]
+        and "holds a run with data theirs" in two[0]["other data"]
+    )
 
 
 def test_a_run_that_loses_a_rank_goes_on_from_its_state(server, two, tmp_path):
-    last_words(server, "training_run", tmp_path, signal.SIGKILL, 60)  # a cut connection is noticed at once
+    # a cut connection is noticed at once
+    last_words(server, "training_run", tmp_path, signal.SIGKILL, 60)
     assert [path.name for path in parallel.states(tmp_path / "run")] == ["00000004"]
     (tmp_path / "meet-training_run").unlink()
     for rows in findings(server, "training_run", 2, tmp_path):
         assert numbers(rows) == numbers(two[0]["trained"][0])
     written = runs.read_metrics(tmp_path / "run" / "metrics.csv")
-    assert numbers(written) == numbers(rows) and written[-1]["validation_loss"] == rows[-1]["validation_loss"]
+    assert (
+        numbers(written) == numbers(rows)
+        and written[-1]["validation_loss"] == rows[-1]["validation_loss"]
+    )
 
 
 def test_a_step_of_an_adapter_on_two_ranks_is_a_step(two, folder, tmp_path):
     for found in (each["adapter"] for each in two):
-        assert found["loss"] < 1e-5 and found["norm"] < 1e-5 and found["frozen"] and 0.4 < found["held"] < 0.6
+        assert (
+            found["loss"] < 1e-5
+            and found["norm"] < 1e-5
+            and found["frozen"]
+            and 0.4 < found["held"] < 0.6
+        )
     model = ranks.with_adapter()
     assert parallel.resume(folder / "lora", training.trainable(model)) == 1
     adapters.save_adapter(model, tmp_path / "adapter")
@@ -247,7 +295,9 @@ def test_a_command_on_two_ranks_says_what_it_says_alone(two, folder, name, capsy
     assert two[0]["commands"][name][:2] == [0, alone.out] and len(alone.out) > 8
     assert two[1]["commands"][name] == [0, "", ""]
     if name == "chat":
-        alone = alone.err.replace("ends the chat", "ends the chat (on several ranks Ctrl-C does, too)", 1)
+        alone = alone.err.replace(
+            "ends the chat", "ends the chat (on several ranks Ctrl-C does, too)", 1
+        )
         assert two[0]["commands"][name][2] == alone and "/sing" in alone
     else:
         count = sum(parameter.numel() for parameter in ranks.fresh(ranks.CHAT).parameters())
@@ -256,10 +306,15 @@ def test_a_command_on_two_ranks_says_what_it_says_alone(two, folder, name, capsy
 
 
 REFUSED = {
-    "quantize": "--quantize goes without torchrun", "compiled": "--compiled goes without", "adapter": "--adapter goes",
-    "top-p": "top_p must be", "plan": "only generate and chat run on several ranks", "no tokenizer": "has no tokenizer",
-    "file": "ranks read only folders of Hugging Face's form; minillama convert", "on rank 1": "rank 1: lost: ",
-}  # fmt: skip
+    "quantize": "--quantize goes without torchrun",
+    "compiled": "--compiled goes without",
+    "adapter": "--adapter goes",
+    "top-p": "top_p must be",
+    "plan": "only generate and chat run on several ranks",
+    "no tokenizer": "has no tokenizer",
+    "file": "ranks read only folders of Hugging Face's form; minillama convert",
+    "on rank 1": "rank 1: lost: ",
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -311,7 +366,10 @@ def test_torchrun_starts_a_chat_and_ctrl_c_ends_it(folder, capsys, monkeypatch):
 def test_smollm2_on_three_ranks(server, ours, tmp_path):
     """The first of its layers, which have nine heads and three kv heads as all of them have."""
     (whole, tokenizer), model = ours, copy.copy(ours[0])
-    model.cfg, model._modules = replace(whole.cfg, n_layers=3), whole._modules | {"blocks": whole.blocks[:3]}
+    model.cfg, model._modules = (
+        replace(whole.cfg, n_layers=3),
+        whole._modules | {"blocks": whole.blocks[:3]},
+    )
     ids = torch.tensor([tokenizer.encode("The ferry left at six, as it did every morning.")])
     with torch.inference_mode():
         torch.save({"ids": ids, "logits": model(ids)}, tmp_path / "asked.pt")
@@ -344,10 +402,14 @@ def test_405b_over_many_ranks_is_as_planned(count):
     with pretended(count) as mesh:
         model = parallel.parallelize(skeleton(cfg, 1138).bfloat16(), mesh, repeat_kv=count > 8)
         held = {name: parallel.local(parameter) for name, parameter in model.named_parameters()}
-        assert {n: tuple(p.shape) for n, p in held.items()} == scaling.held(cfg, scaling.Layout(count))
-        assert sum(p.nbytes for p in held.values()) == scaling.weight_bytes(cfg, layout=scaling.Layout(count))
+        assert {n: tuple(p.shape) for n, p in held.items()} == scaling.held(
+            cfg, scaling.Layout(count)
+        )
+        assert sum(p.nbytes for p in held.values()) == scaling.weight_bytes(
+            cfg, layout=scaling.Layout(count)
+        )
         few = scaling.collectives(cfg, 3)
         if count == 16:
-            with parallel.Messages() as heard, torch.no_grad():
+            with parallel.CollectiveCounter() as heard, torch.no_grad():
                 model(torch.zeros(1, 3, dtype=torch.int64, device="meta"))
             assert heard.seen == few

@@ -1,4 +1,6 @@
-"""DPO beside NumPy float64, numbers worked by hand and finite differences; ln 2, antisymmetry, padding, bad files."""
+"""DPO beside NumPy float64, numbers worked by hand and finite differences; ln 2, antisymmetry,
+padding, bad files.
+"""
 
 import copy
 import json
@@ -80,7 +82,11 @@ def test_nothing_is_no_prompt_and_no_answer(empty):
 def test_log_probabilities_are_transformers_in_float64(both):
     reference, model = both
     pairs = some(6)
-    want = [in_float64(reference, p, a) for k in (1, 2) for p, a in ((three[0], three[k]) for three in pairs)]
+    want = [
+        in_float64(reference, p, a)
+        for k in (1, 2)
+        for p, a in ((three[0], three[k]) for three in pairs)
+    ]
     with torch.no_grad():
         got = answer_log_probs(model, *pad(pairs)).numpy()
     assert got.shape == (12,) and np.abs(got - want).max() < 5e-5
@@ -94,7 +100,9 @@ def test_padding_changes_nothing_and_a_batch_equals_singles(model, count, seed, 
     filler = torch.full((len(tokens), more), 77)
     with torch.no_grad():
         got = rewards(model, (tokens, targets))
-        padded = rewards(model, (torch.cat([tokens, filler], 1), torch.cat([targets, filler * 0 + IGNORE], 1)))
+        padded = rewards(
+            model, (torch.cat([tokens, filler], 1), torch.cat([targets, filler * 0 + IGNORE], 1))
+        )
         singles = torch.cat([rewards(model, pad([three])) for three in pairs], dim=1)
     assert (got - padded).abs().max() < 2e-6 and (got - singles).abs().max() < 2e-6
 
@@ -106,7 +114,9 @@ def test_swapping_the_answers_turns_the_margin_round(model, count, seed, beta):
     with torch.no_grad():
         chosen, rejected = rewards(model, pad(pairs), beta)
         swapped = rewards(model, pad([(p, r, c) for p, c, r in pairs]), beta)
-        loss, other = (dpo_loss(torch.stack(pair)) for pair in ((chosen, rejected), (rejected, chosen)))
+        loss, other = (
+            dpo_loss(torch.stack(pair)) for pair in ((chosen, rejected), (rejected, chosen))
+        )
     assert torch.allclose(swapped, torch.stack([rejected, chosen]), atol=3e-6 * beta / 0.1, rtol=0)
     # softplus(-m) + softplus(m) = 2 softplus(-m) + m
     assert (other - loss).item() == pytest.approx((chosen - rejected).mean().item(), abs=1e-5)
@@ -154,7 +164,9 @@ def test_rewards_and_loss_are_numpys_from_two_models(both, model):
 
 
 def test_the_gradient_of_the_adapter_is_the_formulas(model):
-    """-beta sigma(-m) (gradient of ln chosen - gradient of ln rejected), pair by pair, without dpo_loss."""
+    """-beta sigma(-m) (gradient of ln chosen - gradient of ln rejected), pair by pair, without
+    dpo_loss.
+    """
     pairs, beta = some(3), 0.5
     parameters = list(trainable(model).values())
     got = torch.autograd.grad(preference_loss(model, pad(pairs), beta=beta), parameters)
@@ -167,7 +179,9 @@ def test_the_gradient_of_the_adapter_is_the_formulas(model):
             chosen, rejected = rewards(model, pad([three]), beta).double().flatten().tolist()
         weight = -beta / (1 + math.exp(chosen - rejected)) / len(pairs)
         difference = answer_log_probs(model, *pad([three]))
-        for total, part in zip(want, torch.autograd.grad(difference[0] - difference[1], parameters), strict=True):
+        for total, part in zip(
+            want, torch.autograd.grad(difference[0] - difference[1], parameters), strict=True
+        ):
             total += weight * part
     scale = max(w.abs().max() for w in want)
     assert max((g - w).abs().max() for g, w in zip(got, want, strict=True)) < 2e-5 * scale
@@ -184,10 +198,16 @@ def test_pairs_come_in_a_seeded_order_each_once_a_round():
     pairs = Pairs(triples, batch=3, seed=1)
     assert pairs.turns == 3 and [len(pairs(i)[0]) for i in range(6)] == [6, 6, 2, 6, 6, 2]
     rows = sorted(
-        row for i in range(3) for row in map(tuple, torch.nn.functional.pad(pairs(i)[0], (0, 20))[:, :15].tolist())
+        row
+        for i in range(3)
+        for row in map(tuple, torch.nn.functional.pad(pairs(i)[0], (0, 20))[:, :15].tolist())
     )
-    assert rows == sorted(map(tuple, torch.nn.functional.pad(pad(triples)[0], (0, 20))[:, :15].tolist()))
-    assert all(torch.equal(a, b) for a, b in zip(pairs(4), Pairs(triples, batch=3, seed=1)(4), strict=True))
+    assert rows == sorted(
+        map(tuple, torch.nn.functional.pad(pad(triples)[0], (0, 20))[:, :15].tolist())
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(pairs(4), Pairs(triples, batch=3, seed=1)(4), strict=True)
+    )
     assert pairs.fingerprint() != Pairs([(p, r, c) for p, c, r in triples]).fingerprint()
 
 
@@ -202,7 +222,12 @@ def test_what_is_longer_than_a_row_is_left_out():
 def test_measure_counts_a_tie_as_half_and_means_over_pairs(both, model):
     pairs = Pairs(some(5), batch=2)
     fresh = measure(add_lora(copy.deepcopy(both[1])), pairs)
-    assert fresh == {"loss": pytest.approx(math.log(2), abs=1e-7), "accuracy": 0.5, "chosen": 0, "rejected": 0}
+    assert fresh == {
+        "loss": pytest.approx(math.log(2), abs=1e-7),
+        "accuracy": 0.5,
+        "chosen": 0,
+        "rejected": 0,
+    }
     with torch.no_grad():
         chosen, rejected = rewards(model, pad(pairs.pairs), 0.2)
     assert measure(model, pairs, 0.2) == {
@@ -223,17 +248,31 @@ def test_training_learns_the_preference_and_only_the_adapter(both, tmp_path):
     rows = prefer(model, pairs, pairs, RUN, tmp_path / "run", progress=False)
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-7) and rows[-1]["loss"] < 0.6
     after = measure(model, pairs)
-    assert after["accuracy"] == 1 and after["loss"] == pytest.approx(rows[-1]["validation_loss"], abs=1e-6)
-    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if not p.requires_grad)
+    assert after["accuracy"] == 1 and after["loss"] == pytest.approx(
+        rows[-1]["validation_loss"], abs=1e-6
+    )
+    assert all(
+        torch.equal(p, frozen[name]) for name, p in model.named_parameters() if not p.requires_grad
+    )
     with pytest.raises(TrainingError):
-        prefer(add_lora(copy.deepcopy(both[1])), pairs, pairs, RUN, tmp_path / "run", progress=False, beta=0.2)
+        prefer(
+            add_lora(copy.deepcopy(both[1])),
+            pairs,
+            pairs,
+            RUN,
+            tmp_path / "run",
+            progress=False,
+            beta=0.2,
+        )
 
 
 def test_recomputing_keeps_less(model):
     sizes = []
     for recompute in (False, True):
         kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+        ):
             model.activation_checkpointing = recompute
             preference_loss(model, pad(some(3)))
         sizes.append(sum(kept))
@@ -241,13 +280,18 @@ def test_recomputing_keeps_less(model):
 
 
 def test_beta_and_the_pairs_held_back_reach_a_run(model):
-    """A step's loss is that of the training pairs at the given beta, its validation that of the others."""
+    """A step's loss is that of the training pairs at the given beta, its validation that of the
+    others.
+    """
     changed, pairs, held = copy.deepcopy(model), Pairs(some(3)), Pairs(some(3, seed=1))
     with torch.no_grad():
         want, other = (preference_loss(changed, pairs(0), beta=beta).item() for beta in (0.7, 0.1))
     (row,) = prefer(changed, pairs, held, Settings(steps=1), progress=False, beta=0.7)
     assert row["loss"] == pytest.approx(want, abs=1e-5) and abs(want - other) > 1e-3
-    after = [measure(changed, part, beta)["loss"] for part, beta in ((held, 0.7), (held, 0.1), (pairs, 0.7))]
+    after = [
+        measure(changed, part, beta)["loss"]
+        for part, beta in ((held, 0.7), (held, 0.1), (pairs, 0.7))
+    ]
     assert row["validation_loss"] == pytest.approx(after[0], abs=1e-5)
     assert min(abs(after[0] - wrong) for wrong in after[1:]) > 1e-3
 
@@ -293,7 +337,13 @@ def test_other_values_are_no_pair(value):
 
 
 def test_bad_lines_of_a_file_are_named(tmp_path):
-    lines = [json.dumps(GOOD), "", json.dumps(GOOD | {"chosen": "What?"}), json.dumps(GOOD | {"id": 7}), "{"]
+    lines = [
+        json.dumps(GOOD),
+        "",
+        json.dumps(GOOD | {"chosen": "What?"}),
+        json.dumps(GOOD | {"id": 7}),
+        "{",
+    ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 3: both answers are the same.*line 5: "):
@@ -314,7 +364,9 @@ def test_an_answer_follows_its_prompt_and_ends_the_turn(form):
     prompt, chosen, rejected = encode_pair(tokenizer, GOOD)
     assert prompt == encode_dialog(tokenizer, HI)
     end = tokenizer.specials["<|eot_id|>" if form == "llama3" else "<|im_end|>"]
-    assert chosen == [*b"Hello!", end] and rejected == [*b"What?", end] and end in tokenizer.stop_ids
+    assert (
+        chosen == [*b"Hello!", end] and rejected == [*b"What?", end] and end in tokenizer.stop_ids
+    )
 
 
 def test_text_is_continued_between_beginning_and_end():
@@ -322,7 +374,9 @@ def test_text_is_continued_between_beginning_and_end():
     got = encode_pair(tokenizer, {"prompt": "a", "chosen": " b", "rejected": " <e>"})
     assert got == ([256, *b"a"], [*b" b", 257], [*b" <e>", 257])
     with pytest.raises(ValueError, match="no token that ends"):
-        encode_pair(Tokenizer(train_bpe("", 256), {}), {"prompt": "a", "chosen": "b", "rejected": "c"})
+        encode_pair(
+            Tokenizer(train_bpe("", 256), {}), {"prompt": "a", "chosen": "b", "rejected": "c"}
+        )
 
 
 def test_beta_reaches_the_loss_through_fit(model):

@@ -30,13 +30,17 @@ PINS = {
     for line in read("constraints.txt").splitlines()
     if (pin := line.strip() and not line.startswith("#") and Requirement(line))
 }
-WANTED = PROJECT["dependencies"] + [each for extra in PROJECT["optional-dependencies"].values() for each in extra]
+WANTED = PROJECT["dependencies"] + [
+    each for extra in PROJECT["optional-dependencies"].values() for each in extra
+]
 
 
 def installs(text: str) -> set[str]:
     """What follows `pip install` in a text, without the options that only make it quieter."""
     found = re.findall(r"-m pip install (.+)", text)
-    return {re.sub(r"--quiet |--disable-pip-version-check |['\"]", "", line).strip() for line in found}
+    return {
+        re.sub(r"--quiet |--disable-pip-version-check |['\"]", "", line).strip() for line in found
+    }
 
 
 @pytest.mark.parametrize("wanted", [each for each in WANTED if not each.startswith("minillama")])
@@ -44,14 +48,20 @@ def test_every_dependency_is_pinned_within_its_range(wanted):
     requirement = Requirement(wanted)
     pin = PINS.get(canonicalize_name(requirement.name))
     assert pin, f"constraints.txt does not pin {requirement.name}"
-    assert pin in requirement.specifier, f"constraints.txt pins {requirement.name}=={pin}, outside of {wanted}"
+    assert pin in requirement.specifier, (
+        f"constraints.txt pins {requirement.name}=={pin}, outside of {wanted}"
+    )
 
 
 def test_every_pin_is_exact_and_holds_on_every_machine():
     assert PINS["torch"] == "2.13.0"
-    lines = [line for line in read("constraints.txt").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for line in read("constraints.txt").splitlines() if line and not line.startswith("#")
+    ]
     loose = [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
-    assert not loose, f"not of the form name==version, or a version that only some machines have: {loose}"
+    assert not loose, (
+        f"not of the form name==version, or a version that only some machines have: {loose}"
+    )
 
 
 def test_versions_and_licences_agree():
@@ -84,29 +94,47 @@ def test_the_plain_commands_of_the_readme_are_those_of_make():
         "-c constraints.txt -e .",
         "-c constraints.txt -e .[test]",
     }  # fmt: skip
-    for command in ("-m venv .venv", "-m minillama generate", "jupyter lab notebooks/00_the_whole_llama.ipynb"):
+    for command in (
+        "-m venv .venv",
+        "-m minillama generate",
+        "jupyter lab notebooks/00_the_whole_llama.ipynb",
+    ):
         assert command in read("README.md") and command in read("Makefile"), command
 
 
 def test_ci_runs_make_test():
-    lines = [line for line in read(".ci/run").splitlines() if line and not line.startswith(("#", "set ", "cd "))]
+    lines = [
+        line
+        for line in read(".ci/run").splitlines()
+        if line and not line.startswith(("#", "set ", "cd "))
+    ]
     assert lines == ["make test"]
     workflow = yaml.safe_load(read(".github/workflows/ci.yml"))
-    assert [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step] == ["bash .ci/run"]
+    assert [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step] == [
+        "bash .ci/run"
+    ]
 
 
 def test_contributing_shows_the_commands_that_make_runs():
     line = next(line.strip() for line in read("Makefile").splitlines() if "--nbval " in line)
     assert line.replace("$(BIN)", ".venv/bin").partition(" notebooks")[0] in read("CONTRIBUTING.md")
-    texts = (read("CONTRIBUTING.md") + read("README.md") + read("course/README.md")).replace("make check", "")
+    texts = (read("CONTRIBUTING.md") + read("README.md") + read("course/README.md")).replace(
+        "make check", ""
+    )
     for target in re.findall(r"(?:`|^    )make ([a-z-]+)", texts, re.M):
-        assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE), f"make {target} does not exist"
+        assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE), (
+            f"make {target} does not exist"
+        )
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "course/README.md"])
 def test_every_link_leads_somewhere(name):
     links = re.findall(r"\]\(([^)#]+)\)", read(name)) + re.findall(r"src=\"([^\"]+)\"", read(name))
-    missing = [link for link in links if not link.startswith("http") and not ((ROOT / name).parent / link).exists()]
+    missing = [
+        link
+        for link in links
+        if not link.startswith("http") and not ((ROOT / name).parent / link).exists()
+    ]
     assert not missing, f"{name} links to {missing}"
 
 
@@ -128,7 +156,11 @@ def test_the_tree_in_the_readme_is_the_tree():
     assert {f"minillama/{path.name}" + "/" * path.is_dir() for path in top} - set(tree) == set()
     for room in (path for path in top if path.is_dir() and path.name != "commands"):
         line = re.search(rf"^ +{room.name}/ .*", rooms, re.MULTILINE)[0]
-        missing = [path.stem for path in room.glob("*.py") if path.stem[:2] != "__" and path.stem not in line]
+        missing = [
+            path.stem
+            for path in room.glob("*.py")
+            if path.stem[:2] != "__" and path.stem not in line
+        ]
         assert not missing, f"README's line of {room.name}/ lacks {missing}"
 
 
@@ -151,9 +183,13 @@ def test_pre_commit_runs_only_what_is_here():
     assert all(hook["entry"].startswith("python -m ") for hook in repo["hooks"])
 
 
-@pytest.mark.skipif(not shutil.which("git") or not (ROOT / ".git").exists(), reason="not a git checkout")
+@pytest.mark.skipif(
+    not shutil.which("git") or not (ROOT / ".git").exists(), reason="not a git checkout"
+)
 def test_nothing_fetched_or_foreign_is_tracked():
-    git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
+    git = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, encoding="utf-8"
+    )
     names = git.stdout.split("\0")[:-1]
     foreign = r"(^data/cache/|\.(gguf|safetensors|pth|bin|whl)$|tokenizer\.(model|json)$|\.egg-info/|\.venv/)"
     trained_here = ("data/stories/", "data/studies/adapter/")  # 1.8 and 0.9 MB
@@ -164,5 +200,9 @@ def test_nothing_fetched_or_foreign_is_tracked():
 
 
 def test_specifiers_are_ranges():
-    fixed = [each for each in WANTED if "==" in each or not (Requirement(each).specifier or "minillama" in each)]
+    fixed = [
+        each
+        for each in WANTED
+        if "==" in each or not (Requirement(each).specifier or "minillama" in each)
+    ]
     assert not fixed and MINIMUM in SpecifierSet(PROJECT["requires-python"])

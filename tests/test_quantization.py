@@ -1,4 +1,6 @@
-"""Quantized layers against float64 products of the numbers that are stored, and against the gguf package."""
+"""Quantized layers against float64 products of the numbers that are stored, and against the gguf
+package.
+"""
 
 import copy
 
@@ -58,7 +60,9 @@ def stored_4(levels, step, low):
 @pytest.mark.parametrize("group", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_four_bits_few_and_many(rows, group, dtype):
-    """Few vectors go through the packed kernel, many, and groups of 16, through the written-out matrix; any rows."""
+    """Few vectors go through the packed kernel, many, and groups of 16, through the written-out
+    matrix; any rows.
+    """
     parts = to_levels(normal(rows, 256), 4, group)
     layer, exact_weight = Int4Linear(*parts), stored_4(*parts)
     for count in (1, quantization.FEW, quantization.FEW + 1, 40):
@@ -83,14 +87,20 @@ def test_the_weight_with_and_without_knowing_the_order(monkeypatch, known):
 def test_eight_bits(count):
     weight = normal(50, 96)
     layer, x = Int8Linear(weight), normal(count, 96, seed=1)
-    assert (layer.weight.float() - weight).abs().max() <= 0.51 * layer.step.float().max() + 2**-8 * weight.abs().max()
+    assert (
+        layer.weight.float() - weight
+    ).abs().max() <= 0.51 * layer.step.float().max() + 2**-8 * weight.abs().max()
     exact = x.bfloat16().double() @ (layer.levels.double() * layer.step.double().unsqueeze(1)).T
-    assert (layer(x) - exact).abs().max() <= exact.abs().max() * (2**-8 if count <= quantization.FEW else 2**-6)
+    assert (layer(x) - exact).abs().max() <= exact.abs().max() * (
+        2**-8 if count <= quantization.FEW else 2**-6
+    )
 
 
 @pytest.mark.parametrize("width", [1, 8, 24, 40, 100])
 def test_eight_bits_of_any_width(width):
-    """The kernel reads 16 weights at a time and past a row's end: other widths must not reach it, it may crash."""
+    """The kernel reads 16 weights at a time and past a row's end: other widths must not reach it,
+    it may crash.
+    """
     layer = Int8Linear(normal(7, width))
     for count in (1, 2, quantization.FEW, 40):
         x = normal(count, width, seed=count)
@@ -100,7 +110,9 @@ def test_eight_bits_of_any_width(width):
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
 def test_repacked_as_gguf_dequantizes(kind):
-    """Levels are carried over; only the scales are rounded, to bfloat16: 2**-9 of a step, times up to 15 steps."""
+    """Levels are carried over; only the scales are rounded, to bfloat16: 2**-9 of a step, times up
+    to 15 steps.
+    """
     array = np.random.default_rng(0).standard_normal((96, 64)).astype(np.float32)
     type_ = gguf.GGMLQuantizationType[kind]
     data = gguf.quantize(array, type_)
@@ -116,7 +128,9 @@ def test_repacked_as_gguf_dequantizes(kind):
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("name, bits", loading.QUANTIZE.items())
 def test_straight_from_the_file_as_afterwards(tmp_path, tie, name, bits):
-    """Loading quantized equals loading and quantizing; a random model's logits stay roughly what they were."""
+    """Loading quantized equals loading and quantizing; a random model's logits stay roughly what
+    they were.
+    """
     _, model = tiny_pair(tmp_path, tie_word_embeddings=tie)
     straight, _ = minillama.load(tmp_path, quantize=name)
     tokens = random_ids(12)
@@ -125,7 +139,9 @@ def test_straight_from_the_file_as_afterwards(tmp_path, tie, name, bits):
     assert (straight(tokens) - exact).std() < (0.06 if bits == 8 else 0.4) * exact.std()
     assert model_bytes(straight) < model_bytes(model) * (0.4 if bits == 8 else 0.36)
     embedded = straight.embedding(tokens)
-    assert embedded.dtype == torch.float32 and (embedded - model.embedding(tokens)).abs().max() < 0.01
+    assert (
+        embedded.dtype == torch.float32 and (embedded - model.embedding(tokens)).abs().max() < 0.01
+    )
 
 
 def test_generation_runs_quantized(tmp_path):
@@ -134,7 +150,9 @@ def test_generation_runs_quantized(tmp_path):
     assert len(list(minillama.generate(model, [1, 2, 3], max_new_tokens=5))) == 5
 
 
-@pytest.mark.parametrize("arguments", [{"quantize": "int3"}, {"quantize": "int4", "device": "meta"}, {"quantize": 4}])
+@pytest.mark.parametrize(
+    "arguments", [{"quantize": "int3"}, {"quantize": "int4", "device": "meta"}, {"quantize": 4}]
+)
 def test_what_there_is_not(tmp_path, arguments):
     with pytest.raises(ValueError, match="quantize must be None or, on the CPU, one of int8, int4"):
         minillama.load(tmp_path, **arguments)
@@ -143,7 +161,9 @@ def test_what_there_is_not(tmp_path, arguments):
 @pytest.mark.weights
 @torch.inference_mode()
 def test_the_real_model_barely_changes(ours, smollm2_path, golden):
-    """Four bits straight from the file's own blocks: what is lost is the head's rounding and bfloat16 arithmetic."""
+    """Four bits straight from the file's own blocks: what is lost is the head's rounding and
+    bfloat16 arithmetic.
+    """
     model, _ = minillama.load(smollm2_path, quantize="int4")
     ids = torch.from_numpy(golden["ids"]).long()[None, :128]
     exact, quantized = (m(ids)[0].log_softmax(-1) for m in (ours[0], model))

@@ -18,7 +18,9 @@ TINY = 1e-5  # tiny random weights, logits up to 4
 
 
 def largest_difference(what: str, a, b) -> float:
-    difference = float(np.abs(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)).max())
+    difference = float(
+        np.abs(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)).max()
+    )
     print(f"\n{what}: largest difference {difference:.2e}")
     return difference
 
@@ -45,8 +47,16 @@ def test_every_logit_as_meta(our_logits, meta_logits, golden):
 def test_logits_meta_stored(our_logits, meta_logits, golden):
     """The stored sample of Meta's own logits, without the detour over hidden states."""
     stored, at = golden["sample_logits"], golden["sample_ids"].astype(np.int64)
-    assert largest_difference("ours and Meta's, stored", np.take_along_axis(our_logits, at, 1), stored) < REAL
-    assert largest_difference("Meta's, rebuilt and stored", np.take_along_axis(meta_logits, at, 1), stored) < 1e-4
+    assert (
+        largest_difference("ours and Meta's, stored", np.take_along_axis(our_logits, at, 1), stored)
+        < REAL
+    )
+    assert (
+        largest_difference(
+            "Meta's, rebuilt and stored", np.take_along_axis(meta_logits, at, 1), stored
+        )
+        < 1e-4
+    )
 
 
 @pytest.mark.weights
@@ -61,13 +71,17 @@ def test_every_logit_as_transformers(our_logits, theirs, golden):
 def test_greedy_text_as_both(ours, theirs, golden):
     prompt = golden["prompt"].tolist()
     mine = list(minillama.generate(ours[0], prompt, max_new_tokens=64))
-    reference = theirs.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=None)
+    reference = theirs.generate(
+        torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=None
+    )
     assert mine == golden["greedy"].tolist() and mine[:16] == reference[0, len(prompt) :].tolist()
 
 
 def maker():
     """data/golden/make_meta_logits.py as a module, for the formula of its tiny model's weights."""
-    spec = importlib.util.spec_from_file_location("make_meta_logits", GOLDEN / "make_meta_logits.py")
+    spec = importlib.util.spec_from_file_location(
+        "make_meta_logits", GOLDEN / "make_meta_logits.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -75,7 +89,13 @@ def maker():
 
 def meta_name(name: str) -> str:
     """Meta's name of one of our parameters."""
-    renamed = {"embedding": "tok_embeddings", "blocks": "layers", "head": "output", "gate": "w1", "up": "w3"}
+    renamed = {
+        "embedding": "tok_embeddings",
+        "blocks": "layers",
+        "head": "output",
+        "gate": "w1",
+        "up": "w3",
+    }
     return ".".join(renamed.get(part, "w2" if part == "down" else part) for part in name.split("."))
 
 
@@ -87,8 +107,12 @@ def scaled_model():
         rope_scaling=minillama.RopeScaling(),
     )  # fmt: skip
     model = minillama.Llama(cfg)
-    weights = maker().tiny_weights({meta_name(n): tuple(p.shape) for n, p in model.named_parameters()})
-    model.load_state_dict({name: torch.from_numpy(weights[meta_name(name)]) for name in model.state_dict()})
+    weights = maker().tiny_weights(
+        {meta_name(n): tuple(p.shape) for n, p in model.named_parameters()}
+    )
+    model.load_state_dict(
+        {name: torch.from_numpy(weights[meta_name(name)]) for name in model.state_dict()}
+    )
     return model
 
 
@@ -99,5 +123,11 @@ def test_scaled_rope_as_meta_beyond_8192(scaled_model, golden):
     with torch.inference_mode():
         logits = [scaled_model(piece, cache=cache)[0].numpy() for piece in tokens.split(700, dim=1)]
     logits = np.concatenate(logits)
-    assert largest_difference("tiny, first positions", logits[: len(golden["first"])], golden["first"]) < TINY
-    assert largest_difference("tiny, beyond 8192", logits[-len(golden["last"]) :], golden["last"]) < TINY
+    assert (
+        largest_difference("tiny, first positions", logits[: len(golden["first"])], golden["first"])
+        < TINY
+    )
+    assert (
+        largest_difference("tiny, beyond 8192", logits[-len(golden["last"]) :], golden["last"])
+        < TINY
+    )

@@ -26,17 +26,29 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Repositories: name -> {path: content}; `gated` ones need the token "sesame"; files in `breaks` break off once."""
+    """Repositories: name -> {path: content}; `gated` ones need the token "sesame"; files in
+    `breaks` break off once.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repositories, self.gated, self.breaks, self.fails, self.requests = {}, set(), set(), set(), []
+        self.repositories, self.gated, self.breaks, self.fails, self.requests = (
+            {},
+            set(),
+            set(),
+            set(),
+            [],
+        )
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def fetched(self) -> set[str]:
         """Files of which some bytes were asked for."""
-        return {path.rsplit("/", 1)[-1] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path}
+        return {
+            path.rsplit("/", 1)[-1]
+            for method, path, _ in self.requests
+            if method == "GET" and "/resolve/" in path
+        }
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -60,11 +72,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         name, rest = "/".join(parts[:2]), parts[2:]
         files = self.server.repositories.get(name)
         if files is None:
-            return self.answer(404, b'{"error": "Repository not found"}', X_Error_Code="RepoNotFound")
+            return self.answer(
+                404, b'{"error": "Repository not found"}', X_Error_Code="RepoNotFound"
+            )
         if rest[0] == "revision":
-            return self.answer(200, json.dumps({"id": name, "modelId": name, "sha": SHA, "siblings": []}).encode())
+            return self.answer(
+                200, json.dumps({"id": name, "modelId": name, "sha": SHA, "siblings": []}).encode()
+            )
         if rest[0] == "tree":
-            tree = [{"type": "file", "path": path, "size": len(data), "oid": oid(data)} for path, data in files.items()]
+            tree = [
+                {"type": "file", "path": path, "size": len(data), "oid": oid(data)}
+                for path, data in files.items()
+            ]
             return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
         self.file(name, "/".join(rest[2:]), files)
 
@@ -73,7 +92,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def file(self, name, path, files):
         headers = {"X_Repo_Commit": SHA, "Accept_Ranges": "bytes"}
         if name in self.server.gated and self.headers.get("Authorization") != "Bearer sesame":
-            return self.answer(403, b"Access to model is restricted", X_Error_Code="GatedRepo", **headers)
+            return self.answer(
+                403, b"Access to model is restricted", X_Error_Code="GatedRepo", **headers
+            )
         if path not in files:
             return self.answer(404, b"", X_Error_Code="EntryNotFound", **headers)
         if path in self.server.fails and self.command == "GET":
@@ -101,9 +122,17 @@ def files(tmp_path_factory) -> dict[str, bytes]:
     """A repository as they are published: the model in shards, and much that is not wanted."""
     folder = tmp_path_factory.mktemp("published")
     tiny_hugging_face().save_pretrained(folder, max_shard_size="60KB")
-    unwanted = ["pytorch_model.bin", "original/consolidated.00.pth", "original/params.json", "README.md", "run.py"]
+    unwanted = [
+        "pytorch_model.bin",
+        "original/consolidated.00.pth",
+        "original/params.json",
+        "README.md",
+        "run.py",
+    ]
     unwanted += ["onnx/model.safetensors", "adapter.safetensors", "training_args.bin"]
-    return {path.name: path.read_bytes() for path in folder.iterdir()} | dict.fromkeys(unwanted, b"not wanted")
+    return {path.name: path.read_bytes() for path in folder.iterdir()} | dict.fromkeys(
+        unwanted, b"not wanted"
+    )
 
 
 @pytest.fixture
@@ -111,7 +140,9 @@ def server(tmp_path, monkeypatch, files):
     server = Server()
     server.repositories["org/tiny"] = dict(files)
     functions = {
-        name: partial(getattr(huggingface_hub, name), endpoint=server.url, cache_dir=tmp_path / "cache")
+        name: partial(
+            getattr(huggingface_hub, name), endpoint=server.url, cache_dir=tmp_path / "cache"
+        )
         for name in ("hf_hub_download", "snapshot_download")
     }
     constants = SimpleNamespace(ENDPOINT=server.url, HF_HUB_CACHE=str(tmp_path / "cache"))
@@ -126,7 +157,12 @@ def server(tmp_path, monkeypatch, files):
 def one_line(capfd, words: str) -> None:
     assert cli.main(["fetch", "org/tiny"]) == 2
     out, err = capfd.readouterr()
-    assert out == "" and err.startswith("minillama: org/tiny") and err.count("\n") == 1 and words in err, err
+    assert (
+        out == ""
+        and err.startswith("minillama: org/tiny")
+        and err.count("\n") == 1
+        and words in err
+    ), err
 
 
 def test_fetched_then_found_by_name(server, files, capfd):
@@ -135,8 +171,12 @@ def test_fetched_then_found_by_name(server, files, capfd):
     folder = Path(out.removeprefix("org/tiny: ").strip())
     assert err == "" and folder.is_dir() and folder.name == SHA
     shards = {name for name in files if name.startswith("model")}
-    assert {path.name for path in folder.iterdir()} == shards | {"config.json", "generation_config.json"}
-    assert server.fetched() == {path.name for path in folder.iterdir()}  # not a byte of anything else
+    assert {path.name for path in folder.iterdir()} == shards | {
+        "config.json",
+        "generation_config.json",
+    }
+    # not a byte of anything else
+    assert server.fetched() == {path.name for path in folder.iterdir()}
     server.shutdown()
     model, _ = load("org/tiny")
     assert model.cfg.dim == 64
@@ -158,13 +198,22 @@ def test_a_connection_that_breaks_off_is_tried_again(server, files):
 
 
 def test_an_interrupted_fetch_keeps_whole_files(server, files, capfd, monkeypatch):
-    """As after a kill or a day without a network: what is missing is said, and the next try asks for nothing else."""
+    """As after a kill or a day without a network: what is missing is said, and the next try asks
+    for nothing else.
+    """
     shards = sorted(name for name in files if name.startswith("model-"))
     server.fails.add(shards[1])
-    one_line(capfd, "Hugging Face cannot be reached (500); check the network and try again, whole files are kept")
+    one_line(
+        capfd,
+        "Hugging Face cannot be reached (500); check the network and try again, whole files are "
+        "kept",
+    )
     with pytest.raises(CheckpointError) as caught:
         load("org/tiny")
-    assert str(caught.value) == "org/tiny has been fetched in part; `minillama fetch org/tiny` fetches the rest"
+    assert (
+        str(caught.value)
+        == "org/tiny has been fetched in part; `minillama fetch org/tiny` fetches the rest"
+    )
     before = server.fetched() - {shards[1]}
     server.fails.clear()
     server.requests.clear()
@@ -174,18 +223,26 @@ def test_an_interrupted_fetch_keeps_whole_files(server, files, capfd, monkeypatc
 
 def test_gated(server, capfd, monkeypatch):
     server.gated.add("org/tiny")
-    one_line(capfd, f"gated; accept its licence at {server.url}/org/tiny, run `hf auth login`, then try again")
+    one_line(
+        capfd,
+        f"gated; accept its licence at {server.url}/org/tiny, run `hf auth login`, then try again",
+    )
     monkeypatch.setenv("HF_TOKEN", "sesame")
     assert cli.main(["fetch", "org/tiny"]) == 0
 
 
 def test_unknown(server, capfd):
     server.repositories.clear()
-    one_line(capfd, "Hugging Face has no such repository; check the name, or `hf auth login` if it is a private one")
+    one_line(
+        capfd,
+        "Hugging Face has no such repository; check the name, or `hf auth login` if it is a "
+        "private one",
+    )
 
 
 def test_no_network(server, capfd, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub would try for twenty seconds
+    # huggingface_hub would try for twenty seconds
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     server.shutdown()
     server.server_close()
     one_line(capfd, "Hugging Face cannot be reached (ConnectError)")
@@ -193,7 +250,9 @@ def test_no_network(server, capfd, monkeypatch):
 
 def test_what_is_no_llama_costs_one_small_file(server, capfd):
     server.repositories["org/tiny"]["config.json"] = b'{"model_type": "mistral"}'
-    one_line(capfd, "is not for minillama: config.json has model_type = 'mistral'; a Llama has 'llama'")
+    one_line(
+        capfd, "is not for minillama: config.json has model_type = 'mistral'; a Llama has 'llama'"
+    )
     assert server.fetched() == {"config.json"}
 
 
@@ -215,7 +274,9 @@ def test_a_broken_repository_is_said_to_be_broken(server, capfd, files):
     one_line(capfd, "header describes 57680: truncated?")
 
 
-@pytest.mark.parametrize("path", ["../evil.json", "/etc/evil.json", "..\\evil.json", "x/../../evil.json"])
+@pytest.mark.parametrize(
+    "path", ["../evil.json", "/etc/evil.json", "..\\evil.json", "x/../../evil.json"]
+)
 def test_names_that_leave_the_folder(server, tmp_path, path):
     """huggingface_hub or our patterns: one of them must stop it."""
     server.repositories["org/tiny"][path] = b"{}"
@@ -240,7 +301,9 @@ def test_a_path_that_looks_like_a_name(server, tmp_path, monkeypatch):
     (tmp_path / "org" / "tiny").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="org/tiny: neither a .gguf file nor a folder"):
         load("org/tiny")
-    with pytest.raises(CheckpointError, match="models/x: no such file or folder; `minillama fetch models/x`"):
+    with pytest.raises(
+        CheckpointError, match="models/x: no such file or folder; `minillama fetch models/x`"
+    ):
         load("models/x")
     assert server.requests == []
 
@@ -250,7 +313,11 @@ def test_a_full_disk(server, capfd, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(repository.huggingface_hub(), "snapshot_download", full)
-    one_line(capfd, f"cannot write to {repository.huggingface_hub().constants.HF_HUB_CACHE}: No space left on device")
+    one_line(
+        capfd,
+        f"cannot write to {repository.huggingface_hub().constants.HF_HUB_CACHE}: No space left on "
+        f"device",
+    )
 
 
 def test_without_the_package(monkeypatch):
@@ -269,7 +336,9 @@ def test_the_command_as_people_run_it(server, tmp_path):
     command = [sys.executable, "-m", "minillama"]
 
     def run(*arguments, **more):
-        done = subprocess.run([*command, *arguments], env=env | more, capture_output=True, encoding="utf-8")
+        done = subprocess.run(
+            [*command, *arguments], env=env | more, capture_output=True, encoding="utf-8"
+        )
         assert "Traceback" not in done.stderr
         return done
 
@@ -280,7 +349,11 @@ def test_the_command_as_people_run_it(server, tmp_path):
         and "is gated" in refused.stderr.replace(": ", " is ")
     )
     fetched = run("fetch", "org/tiny", HF_TOKEN="sesame")
-    assert fetched.returncode == 0 and fetched.stderr == "" and str(tmp_path / "home") in fetched.stdout
+    assert (
+        fetched.returncode == 0
+        and fetched.stderr == ""
+        and str(tmp_path / "home") in fetched.stdout
+    )
     told = run("generate", "--model", "org/tiny", "Hello", HF_ENDPOINT="http://127.0.0.1:9")
     assert (
         told.returncode == 2

@@ -20,7 +20,11 @@ def test_as_numpy_and_torch(scale, eps):
     norm, x = RMSNorm(48, eps), scale * torch.randn(3, 5, 48)
     torch.nn.init.normal_(norm.weight, 1, 0.3)
     x64 = x.double().numpy()
-    exact = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + eps) * norm.weight.detach().double().numpy()
+    exact = (
+        x64
+        / np.sqrt((x64**2).mean(-1, keepdims=True) + eps)
+        * norm.weight.detach().double().numpy()
+    )
     np.testing.assert_allclose(norm(x).detach().numpy(), exact, atol=2e-6, rtol=0)
     theirs = torch.nn.functional.rms_norm(x, (48,), norm.weight, eps)
     torch.testing.assert_close(norm(x), theirs, atol=2e-6, rtol=0)
@@ -28,7 +32,9 @@ def test_as_numpy_and_torch(scale, eps):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype):
-    """Squares of 300 overflow float16; the result is the float32 one, rounded once, then times the weight."""
+    """Squares of 300 overflow float16; the result is the float32 one, rounded once, then times the
+    weight.
+    """
     norm = RMSNorm(64)
     torch.nn.init.normal_(norm.weight, 1, 0.3, generator=torch.Generator().manual_seed(0))
     norm = norm.to(dtype)

@@ -1,4 +1,6 @@
-"""RoPE against Meta's frequencies and tables, complex numbers in float64, and the property it is made for."""
+"""RoPE against Meta's frequencies and tables, complex numbers in float64, and the property it is
+made for.
+"""
 
 import numpy as np
 import pytest
@@ -16,18 +18,25 @@ LLAMA = LlamaConfig.named("llama-3.1-8b")
 def test_frequencies_as_meta(golden):
     """Rounding apart: three steps of float32."""
     for scaling, name in ((None, "freqs"), (RopeScaling(), "scaled")):
-        np.testing.assert_allclose(rope_frequencies(128, 500_000.0, scaling), golden[name], rtol=3e-7, atol=0)
+        np.testing.assert_allclose(
+            rope_frequencies(128, 500_000.0, scaling), golden[name], rtol=3e-7, atol=0
+        )
 
 
 def test_table_as_meta_up_to_131071(golden):
-    """An angle of 131,071 radians is only known to 0.004 in float32, so both must compute it alike."""
+    """An angle of 131,071 radians is only known to 0.004 in float32, so both must compute it
+    alike.
+    """
     cos, sin = rope_table(LLAMA, torch.from_numpy(golden["positions"]))
     np.testing.assert_allclose(cos, golden["cos"], atol=3e-5, rtol=0)
     np.testing.assert_allclose(sin, golden["sin"], atol=3e-5, rtol=0)
 
 
 def test_which_pairs_change():
-    plain, scaled = rope_frequencies(128, 500_000.0), rope_frequencies(128, 500_000.0, RopeScaling())
+    plain, scaled = (
+        rope_frequencies(128, 500_000.0),
+        rope_frequencies(128, 500_000.0, RopeScaling()),
+    )
     ratio = (plain / scaled).numpy()
     assert ratio[:29].tolist() == [1] * 29
     assert ((1 < ratio[29:35]) & (ratio[29:35] < 8)).all()
@@ -45,7 +54,8 @@ def test_scaling_as_published_formula(factor, head_dim):
         blended = (1 - smooth) * f / factor + smooth * f
         exact.append(f if wavelength < 2048 else f / factor if wavelength > 8192 else blended)
     scaled = rope_frequencies(head_dim, 500_000.0, RopeScaling(factor))
-    np.testing.assert_allclose(scaled, exact, rtol=3e-6, atol=0)  # the blend subtracts near 8192: a few roundings
+    # the blend subtracts near 8192: a few roundings
+    np.testing.assert_allclose(scaled, exact, rtol=3e-6, atol=0)
 
 
 def test_toy_rotation():
@@ -71,11 +81,14 @@ def test_scores_depend_on_distance_only(query_at, key_at, shift):
 
     def score(*positions):
         q_turned, k_turned = (
-            apply_rope(x, *rope_table(LLAMA, torch.tensor([at]))) for x, at in zip((q, k), positions, strict=True)
+            apply_rope(x, *rope_table(LLAMA, torch.tensor([at])))
+            for x, at in zip((q, k), positions, strict=True)
         )
         return (q_turned * k_turned).sum().item()
 
-    assert score(query_at, key_at) == pytest.approx(score(query_at + shift, key_at + shift), abs=2e-2)
+    assert score(query_at, key_at) == pytest.approx(
+        score(query_at + shift, key_at + shift), abs=2e-2
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,4 +1,6 @@
-"""The planner against measured memory, counted operations, simulated schedules, and published facts."""
+"""The planner against measured memory, counted operations, simulated schedules, and published
+facts.
+"""
 
 import json
 from dataclasses import replace
@@ -20,7 +22,7 @@ from minillama.distributed.planning import (
     at_least,
     cache_bytes,
     collectives,
-    decode,
+    decode_seconds,
     fullest,
     held,
     indivisible,
@@ -32,13 +34,13 @@ from minillama.distributed.planning import (
     pass_seconds,
     piece,
     plan,
-    prefill,
+    prefill_seconds,
     saved_bytes,
     sharded_collectives,
     stages,
     stored_bytes,
     tensors,
-    train_step,
+    train_step_seconds,
     weight_bytes,
 )
 from minillama.inference import quantization
@@ -55,7 +57,9 @@ SMALL = LlamaConfig(**SHAPE)
 RANK = replace(SMALL, n_heads=3, n_kv_heads=1, ffn_dim=320)  # what one of two tensor ranks computes
 
 
-@pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "smollm2-135m", "debug"])
+@pytest.mark.parametrize(
+    "name", ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "smollm2-135m", "debug"]
+)
 def test_tensors_are_those_of_the_model(name):
     cfg = LlamaConfig.named(name)
     with torch.device("meta"):
@@ -65,14 +69,20 @@ def test_tensors_are_those_of_the_model(name):
 
 
 def test_published_counts():
-    counts = [sum(map(prod, tensors(LlamaConfig.named(f"llama-3.1-{n}")).values())) for n in ("8b", "70b", "405b")]
+    counts = [
+        sum(map(prod, tensors(LlamaConfig.named(f"llama-3.1-{n}")).values()))
+        for n in ("8b", "70b", "405b")
+    ]
     assert counts == [8_030_261_248, 70_553_706_496, 405_853_388_800]
-    assert [cache_bytes(LlamaConfig.named(f"llama-3.1-{n}"), 1, 1) for n in ("8b", "70b", "405b")] == [
+    assert [
+        cache_bytes(LlamaConfig.named(f"llama-3.1-{n}"), 1, 1) for n in ("8b", "70b", "405b")
+    ] == [
         131_072,
         327_680,
         516_096,
     ]
-    assert sum(map(prod, tensors(replace(BIG, n_kv_heads=16)).values())) == 410_081_247_232  # Meta's 16 files
+    # Meta's 16 files
+    assert sum(map(prod, tensors(replace(BIG, n_kv_heads=16)).values())) == 410_081_247_232
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -99,10 +109,13 @@ def test_a_cache_takes_what_it_takes():
     assert cache_bytes(SMALL, 3, 77) == size
     parts = [cache_bytes(SMALL, 3, 77, Layout(2, 3), stage) for stage in range(3)]
     assert 2 * sum(parts) == size
-    assert cache_bytes(SMALL, 3, 77, Layout(6)) == size / 2  # two heads, six ranks: each head three times
+    # two heads, six ranks: each head three times
+    assert cache_bytes(SMALL, 3, 77, Layout(6)) == size / 2
 
 
-@pytest.mark.parametrize("rows, new, seen, ranks", [(2, 48, 48, 1), (1, 128, 200, 1), (4, 16, 100, 1), (2, 48, 96, 2)])
+@pytest.mark.parametrize(
+    "rows, new, seen, ranks", [(2, 48, 48, 1), (1, 128, 200, 1), (4, 16, 100, 1), (2, 48, 96, 2)]
+)
 def test_the_peak_of_a_pass_is_what_the_profiler_sees(rows, new, seen, ranks):
     cfg = RANK if ranks == 2 else SMALL
     model = use_attention(Llama(cfg), "sdpa")
@@ -116,7 +129,9 @@ def test_the_peak_of_a_pass_is_what_the_profiler_sees(rows, new, seen, ranks):
         with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
             model.hidden(tokens, cache)
     now = peak = 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+    for event in sorted(
+        profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()
+    ):
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
@@ -178,14 +193,20 @@ def test_pieces_work_together(ranks=2):
 
 @pytest.mark.parametrize("ranks", [1, 2, 8, 16, 128])
 def test_all_ranks_hold_all_numbers(ranks):
-    """What is cut is there once, norms on every rank, kv heads as often as there are ranks for each."""
+    """What is cut is there once, norms on every rank, kv heads as often as there are ranks for
+    each.
+    """
     copies = max(ranks // BIG.n_kv_heads, 1)
     for name, shape in tensors(BIG).items():
-        times = ranks if "norm" in name else copies if name.endswith(("wk.weight", "wv.weight")) else 1
+        times = (
+            ranks if "norm" in name else copies if name.endswith(("wk.weight", "wv.weight")) else 1
+        )
         assert ranks * prod(piece(BIG, name, ranks)) == times * prod(shape), name
 
 
-@pytest.mark.parametrize("layers, pipeline", [(126, 16), (126, 2), (126, 4), (32, 3), (5, 5), (30, 1), (7, 4)])
+@pytest.mark.parametrize(
+    "layers, pipeline", [(126, 16), (126, 2), (126, 4), (32, 3), (5, 5), (30, 1), (7, 4)]
+)
 def test_stages_share_all_layers_evenly(layers, pipeline):
     found = stages(layers, pipeline)
     assert [layer for stage in found for layer in stage] == list(range(layers))
@@ -201,11 +222,15 @@ def test_stages_hold_everything_once_but_a_tied_matrix(tied):
     assert sorted(set(names)) == sorted(tensors(cfg)) and len(names) == len(tensors(cfg)) + tied
 
 
-@pytest.mark.parametrize("ranks, words", [(3, "128 heads"), (12, "128 heads"), (256, "128 heads"), (16, None)])
+@pytest.mark.parametrize(
+    "ranks, words", [(3, "128 heads"), (12, "128 heads"), (256, "128 heads"), (16, None)]
+)
 def test_what_does_not_divide_is_said(ranks, words):
     reason = indivisible(BIG, ranks)
     assert reason is None if words is None else words in reason
-    assert "kv heads" in indivisible(replace(BIG, n_kv_heads=6, n_heads=24, ffn_dim=48, vocab_size=48), 4)
+    assert "kv heads" in indivisible(
+        replace(BIG, n_kv_heads=6, n_heads=24, ffn_dim=48, vocab_size=48), 4
+    )
 
 
 def operations(cfg, new, backward=False):
@@ -223,43 +248,67 @@ def test_operations_are_those_that_pytorch_counts(name):
     cfg, new = LlamaConfig.named(name), 64
     times = pass_seconds(cfg, H100, Layout(), Job(1, new), 1, new)
     square = times["scores"] * new**2 / (new * (new + 1) / 2)
-    assert (times["products"] + square) * H100.bf16 == pytest.approx(operations(cfg, new), rel=1e-12)
+    assert (times["products"] + square) * H100.bf16 == pytest.approx(
+        operations(cfg, new), rel=1e-12
+    )
 
 
 def test_a_training_step_does_what_pytorch_counts():
-    found = train_step(SMALL, H100, Layout(), Job(1, 64, train=True, recompute=False)) * H100.bf16
+    found = (
+        train_step_seconds(
+            SMALL, H100, Layout(), Job(1, 64, train=True, activation_checkpointing=False)
+        )
+        * H100.bf16
+    )
     assert found == pytest.approx(operations(SMALL, 64, backward=True), rel=1e-12)
 
 
 def test_a_training_step_waits_for_links():
-    """Tensor ranks beyond a server cost more than they save; FSDP alone is bound by what it gathers if rows are few."""
+    """Tensor ranks beyond a server cost more than they save; FSDP alone is bound by what it gathers
+    if rows are few.
+    """
     job = Job(64, 8192, train=True)
-    seconds = {layout: train_step(BIG, H100, layout, job) for layout in (Layout(8, 8), Layout(64), Layout(8, 1, 8))}
-    assert seconds[Layout(8, 1, 8)] < seconds[Layout(8, 8)] and 2 * seconds[Layout(8, 1, 8)] < seconds[Layout(64)]
+    seconds = {
+        layout: train_step_seconds(BIG, H100, layout, job)
+        for layout in (Layout(8, 8), Layout(64), Layout(8, 1, 8))
+    }
+    assert (
+        seconds[Layout(8, 1, 8)] < seconds[Layout(8, 8)]
+        and 2 * seconds[Layout(8, 1, 8)] < seconds[Layout(64)]
+    )
     moved = sum(size for _, size in sharded_collectives(BIG).values()) * 63 / 64
-    assert train_step(BIG, H100, Layout(1, 1, 64), Job(64, 1, train=True)) == pytest.approx(moved / NETWORK)
+    assert train_step_seconds(BIG, H100, Layout(1, 1, 64), Job(64, 1, train=True)) == pytest.approx(
+        moved / NETWORK
+    )
 
 
 def test_a_decode_step_reads_the_weights_and_the_cache():
     times = pass_seconds(BIG, H100, Layout(8), Job(4, 8192), 4, 1)
-    read = weight_bytes(BIG, layout=Layout(8)) - 2 * 128_256 * 16_384 // 8  # the embedding is looked up
+    # the embedding is looked up
+    read = weight_bytes(BIG, layout=Layout(8)) - 2 * 128_256 * 16_384 // 8
     assert times["weights"] == pytest.approx(read / 3.35e12, rel=1e-12)
     assert times["cache"] == pytest.approx(4 * 8192 * 516_096 / 8 / 3.35e12, rel=1e-12)
     assert times["weights"] > times["products"] and times["cache"] > times["scores"]
 
 
 def test_a_prompt_in_pieces_reads_the_cache_piece_by_piece():
-    times = pass_seconds(BIG, H100, Layout(8), Job(1, 2048), 1, 1536)  # 512 are there, three pieces follow
+    # 512 are there, three pieces follow
+    times = pass_seconds(BIG, H100, Layout(8), Job(1, 2048), 1, 1536)
     assert times["cache"] == pytest.approx((1024 + 1536 + 2048) * 516_096 / 8 / 3.35e12, rel=1e-12)
 
 
 def sent_in_a_ring(ranks):
-    """Play an all-reduce around a ring: what one rank has sent, as a share of the tensor; whether all have the sum."""
+    """Play an all-reduce around a ring: what one rank has sent, as a share of the tensor; whether
+    all have the sum.
+    """
     values = [[rank + 10 * part for part in range(ranks)] for rank in range(ranks)]
     want = [sum(column) for column in zip(*values, strict=True)]
     sent = 0.0
     for step in range(2 * (ranks - 1)):
-        messages = [(rank, (rank - step) % ranks, values[rank][(rank - step) % ranks]) for rank in range(ranks)]
+        messages = [
+            (rank, (rank - step) % ranks, values[rank][(rank - step) % ranks])
+            for rank in range(ranks)
+        ]
         for rank, part, value in messages:
             target = values[(rank + 1) % ranks]
             target[part] = target[part] + value if step < ranks - 1 else value
@@ -272,12 +321,17 @@ def test_an_all_reduce_sends_what_a_ring_sends(ranks):
     sent, right = sent_in_a_ring(ranks)
     speed, delay = (H100.link, 10e-6) if ranks <= 8 else (NETWORK, 30e-6)
     bytes_ = 253 * 4 * 16_384 * 2
-    assert right and link_seconds(BIG, H100, Layout(ranks), 4) == pytest.approx(sent * bytes_ / speed + 253 * delay)
+    assert right and link_seconds(BIG, H100, Layout(ranks), 4) == pytest.approx(
+        sent * bytes_ / speed + 253 * delay
+    )
     assert link_seconds(BIG, H100, Layout(1), 4) == 0
 
 
 def test_collectives_by_hand():
-    assert collectives(BIG, 3) == {"all_reduce": (253, 253 * 3 * 16_384 * 2), "all_gather": (1, 3 * 128_256 * 2)}
+    assert collectives(BIG, 3) == {
+        "all_reduce": (253, 253 * 3 * 16_384 * 2),
+        "all_gather": (1, 3 * 128_256 * 2),
+    }
     block, ends = 3_187_703_808, 2 * 128_256 * 16_384 + 16_384
     assert sharded_collectives(BIG) == {
         "all_gather": (253, 2 * (2 * 126 * block + ends)),
@@ -287,7 +341,9 @@ def test_collectives_by_hand():
 
 @pytest.mark.parametrize("stages_, rows", [(1, 4), (2, 4), (4, 8), (8, 8)])
 def test_prompts_flow_through_the_stages_as_in_a_simulated_pipeline(stages_, rows):
-    """Units of work one behind the other: a unit starts when its stage is free and its predecessor stage is done."""
+    """Units of work one after another: a unit starts when its stage is free and its predecessor
+    stage is done.
+    """
     cfg, free_link = replace(SMALL, n_layers=8), replace(H100, link=1e30)
     job = Job(rows, 1024)
     units = min(rows, stages_) * 2
@@ -299,22 +355,26 @@ def test_prompts_flow_through_the_stages_as_in_a_simulated_pipeline(stages_, row
         done = 0.0
         for stage in range(stages_):
             free[stage] = done = max(done, free[stage]) + unit
-    want, found = free[-1], prefill(cfg, free_link, Layout(1, stages_), job)
+    want, found = free[-1], prefill_seconds(cfg, free_link, Layout(1, stages_), job)
     links = work["links"] * min(rows, stages_) / stages_ * (1 + (stages_ - 1) / units)
     assert found - links == pytest.approx(want, rel=1e-9)
 
 
 def test_every_row_gets_a_token_each_time():
-    """Two copies of two stages, eight rows: two in each group, and all get a token in the time of a pass."""
+    """Two copies of two stages, eight rows: two in each group, and all get a token in the time of a
+    pass.
+    """
     job = Job(8, 8192)
-    seconds, rate = decode(BIG, H100, Layout(8, 2, 2), job)
+    seconds, rate = decode_seconds(BIG, H100, Layout(8, 2, 2), job)
     assert seconds == at_least(pass_seconds(BIG, H100, Layout(8, 2, 2), job, 2, 1))
     assert rate * seconds == pytest.approx(8)
 
 
 @pytest.mark.parametrize("pipeline, rows", [(1, 3), (4, 8), (4, 2), (3, 3)])
 def test_rows_under_way_are_those_of_a_simulated_schedule(pipeline, rows):
-    """One forward, one backward: a stage starts the next row only if it has fewer under way than stages from it on."""
+    """One forward, one backward: a stage starts the next row only if it has fewer under way than
+    stages from it on.
+    """
     forward, backward, most = [0] * pipeline, [0] * pipeline, [0] * pipeline
     while min(backward) < rows:
         for stage in reversed(range(pipeline)):
@@ -328,13 +388,21 @@ def test_rows_under_way_are_those_of_a_simulated_schedule(pipeline, rows):
             most[stage] = max(most[stage], forward[stage] - backward[stage])
     cfg = replace(SMALL, n_layers=2 * pipeline)
     for stage in range(pipeline):
-        kept = memory(cfg, Layout(1, pipeline), Job(rows, 16, train=True, recompute=False), stage)["activations"]
+        kept = memory(
+            cfg,
+            Layout(1, pipeline),
+            Job(rows, 16, train=True, activation_checkpointing=False),
+            stage,
+        )["activations"]
         loss = 4 * 16 * cfg.vocab_size * (stage == pipeline - 1)
         assert kept - loss == 2 * saved_bytes(cfg) * 16 * most[stage]
 
 
 def test_a_stage_does_not_make_a_token_faster_and_a_rank_does():
-    token = {(t, p): decode(BIG, H100, Layout(t, p), Job(1, 8192))[0] for t, p in ((8, 1), (8, 2), (4, 2))}
+    token = {
+        (t, p): decode_seconds(BIG, H100, Layout(t, p), Job(1, 8192))[0]
+        for t, p in ((8, 1), (8, 2), (4, 2))
+    }
     assert token[8, 2] > token[8, 1] and token[4, 2] > 1.5 * token[8, 1]
 
 
@@ -363,7 +431,11 @@ def test_a_plan_names_every_layout_once_with_times_or_a_reason(gpus, train):
 def test_dense_rates_of_the_data_sheets():
     """Sparse figures are twice these; fp8 is twice bf16 where the card has it."""
     for name, card in ACCELERATORS.items():
-        assert card.fp8 == card.bf16 if name.startswith("a100") else card.fp8 / card.bf16 == pytest.approx(2, rel=0.02)
+        assert (
+            card.fp8 == card.bf16
+            if name.startswith("a100")
+            else card.fp8 / card.bf16 == pytest.approx(2, rel=0.02)
+        )
         assert name.endswith(f"-{card.memory / 1e9:.0f}gb") and card.source
     assert H100.bf16 < 1000e12 and H100.link == 900e9 / 2
 
@@ -378,7 +450,18 @@ def test_stored_bytes_of_a_piece_are_a_share_of_the_whole():
         assert 16 * part == whole
 
 
-COMMAND = ["plan", "llama-3.1-405b", "--gpus", "16", "--batch", "4", "--context", "131072", "--price", "2"]
+COMMAND = [
+    "plan",
+    "llama-3.1-405b",
+    "--gpus",
+    "16",
+    "--batch",
+    "4",
+    "--context",
+    "131072",
+    "--price",
+    "2",
+]
 
 
 def test_the_command_prints_a_plan(capsys):
@@ -394,8 +477,10 @@ def test_the_command_prints_json(capsys):
     assert cli.main([*COMMAND, "--json", "--efficiency", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)
     best, job = found["layouts"][0], Job(4, 131_072)
-    seconds, rate = decode(BIG, H100, Layout(8, 2), job)
-    assert best["token_seconds"] == pytest.approx(2 * seconds) and best["tokens_per_second"] == pytest.approx(rate / 2)
+    seconds, rate = decode_seconds(BIG, H100, Layout(8, 2), job)
+    assert best["token_seconds"] == pytest.approx(2 * seconds) and best[
+        "tokens_per_second"
+    ] == pytest.approx(rate / 2)
     assert best["dollars_per_million_tokens"] == pytest.approx(16 * 2 / 3600 / (rate / 2) * 1e6)
     assert found["asked"]["gpus"] == 16 and best["reason"] is None
 
@@ -420,8 +505,14 @@ MISTAKES = {
     "a context beyond the model's": (["llama-3.1-8b", "--context", "131073"], "made for 131,072"),
     "a price of nothing": (["llama-3.1-8b", "--price", "0"], "--price must be a positive number"),
     "not a number": (["llama-3.1-8b", "--price", "nan"], "--price must be a positive number"),
-    "more than everything": (["llama-3.1-8b", "--efficiency", "1.1"], "--efficiency must be above 0"),
-    "training in few bits": (["llama-3.1-8b", "--train", "--quantize", "int4"], "leave out --quantize"),
+    "more than everything": (
+        ["llama-3.1-8b", "--efficiency", "1.1"],
+        "--efficiency must be above 0",
+    ),
+    "training in few bits": (
+        ["llama-3.1-8b", "--train", "--quantize", "int4"],
+        "leave out --quantize",
+    ),
     "keeping what is not there": (["llama-3.1-8b", "--no-recompute"], "needs --train"),
 }
 

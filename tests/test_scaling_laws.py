@@ -1,4 +1,6 @@
-"""The fit beside laws that are known, a world's entropy beside counting, the study and the script that made it."""
+"""The fit beside laws that are known, a world's entropy beside counting, the study and the script
+that made it.
+"""
 
 import importlib.util
 import json
@@ -26,7 +28,8 @@ def make():
 
 
 @pytest.mark.parametrize(
-    "law", [Law(0.2, 30, 0.45, 2000, 0.65), Law(1.0, 9, 0.2, 5e4, 0.9), Law(0.05, 200, 0.6, 90, 0.4)]
+    "law",
+    [Law(0.2, 30, 0.45, 2000, 0.65), Law(1.0, 9, 0.2, 5e4, 0.9), Law(0.05, 200, 0.6, 90, 0.4)],
 )
 def test_a_law_is_found_again(law):
     found = fit_law(N, D, law(N, D))
@@ -34,8 +37,13 @@ def test_a_law_is_found_again(law):
 
 
 def test_the_published_law_is_found_on_its_own_scale():
-    n, d = torch.cartesian_prod(torch.logspace(7.8, 10.2, 5).double(), torch.logspace(9.5, 11.7, 5).double()).T
-    found, law = fit_law(n, d, Law(1.69, 406.4, 0.34, 410.7, 0.28)(n, d)), (1.69, 406.4, 0.34, 410.7, 0.28)
+    n, d = torch.cartesian_prod(
+        torch.logspace(7.8, 10.2, 5).double(), torch.logspace(9.5, 11.7, 5).double()
+    ).T
+    found, law = (
+        fit_law(n, d, Law(1.69, 406.4, 0.34, 410.7, 0.28)(n, d)),
+        (1.69, 406.4, 0.34, 410.7, 0.28),
+    )
     assert [getattr(found, key) for key in "EAaBb"] == pytest.approx(law, rel=1e-3)
 
 
@@ -69,7 +77,9 @@ def test_the_entropy_is_that_of_what_is_told():
     world = World(symbols=3, zipf=1.0, wrong=0.3, seed=2)
     told = torch.full((3,), 0.1, dtype=torch.float64)
     told[0] += 0.7
-    assert world.entropy() == pytest.approx(torch.distributions.Categorical(told).entropy().item(), abs=1e-12)
+    assert world.entropy() == pytest.approx(
+        torch.distributions.Categorical(told).entropy().item(), abs=1e-12
+    )
     pairs, answers = world.batch(0, 200_000)
     fact = 3 * pairs[:, 0] + pairs[:, 1]
     shares = torch.bincount(fact, minlength=9) / 200_000
@@ -104,7 +114,9 @@ def test_the_exact_loss_is_the_loss_on_many_tellings():
     world = World(symbols=5, wrong=0.2, seed=4)
     model = Says(torch.randn(25, 5, generator=torch.Generator().manual_seed(1)))
     pairs, answers = world.batch(0, 400_000)
-    assert world.loss(model) == pytest.approx(scaling_laws.answer_loss(model, (pairs, answers)).item(), abs=0.01)
+    assert world.loss(model) == pytest.approx(
+        scaling_laws.answer_loss(model, (pairs, answers)).item(), abs=0.01
+    )
 
 
 def test_who_knows_everything_loses_the_entropy_and_nobody_less():
@@ -125,7 +137,9 @@ def test_sizes_by_hand():
 
 def test_the_study_is_what_its_plan_says(make):
     plan, steps, _ = make.scaling()
-    assert [(run["dim"], run["D"] // (2 * scaling_laws.BATCH), run["seed"]) for run in STUDY["runs"]] == plan
+    assert [
+        (run["dim"], run["D"] // (2 * scaling_laws.BATCH), run["seed"]) for run in STUDY["runs"]
+    ] == plan
     assert steps == [run[1] for run in plan]
     for run in STUDY["runs"]:
         assert (run["N"], run["table"]) == count(sized(run["dim"]))
@@ -135,11 +149,14 @@ def test_the_study_is_what_its_plan_says(make):
 def test_its_first_run_is_made_again():
     run = STUDY["runs"][0]
     again = scaling_laws.measure(World(), run["dim"], run["D"] // (2 * scaling_laws.BATCH))
-    assert again["curve"][0][1] == pytest.approx(run["curve"][0][1], abs=0.01)  # ten steps: rounding has not grown yet
+    # ten steps: rounding has not grown yet
+    assert again["curve"][0][1] == pytest.approx(run["curve"][0][1], abs=0.01)
     assert again["loss"] == pytest.approx(run["loss"], rel=0.05) and again["N"] == run["N"]
 
 
-def test_a_study_goes_on_where_it_was_stopped_and_refuses_another_ones_file(make, monkeypatch, tmp_path, capsys):
+def test_a_study_goes_on_where_it_was_stopped_and_refuses_another_ones_file(
+    make, monkeypatch, tmp_path, capsys
+):
     made = []
 
     def plan(fail_at=None):
@@ -157,12 +174,16 @@ def test_a_study_goes_on_where_it_was_stopped_and_refuses_another_ones_file(make
         make.study("scaling", path)
     monkeypatch.setattr(make, "scaling", plan())
     make.study("scaling", path)
-    assert made == [1, 2, 3] and [run["run"] for run in json.loads(path.read_text(encoding="utf-8"))["runs"]] == [
+    assert made == [1, 2, 3] and [
+        run["run"] for run in json.loads(path.read_text(encoding="utf-8"))["runs"]
+    ] == [
         1,
         2,
         3,
     ]
-    path.write_text(path.read_text(encoding="utf-8").replace("make.py", "other.py"), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("make.py", "other.py"), encoding="utf-8"
+    )
     monkeypatch.setattr(make.sys, "argv", ["make.py", "scaling", str(path)])
     assert make.main() == 2 and "name another file" in capsys.readouterr().err
     monkeypatch.setattr(make.sys, "argv", ["make.py", "everything"])

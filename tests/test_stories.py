@@ -1,4 +1,6 @@
-"""The committed tiny model: that it is what its command makes, what transformers makes of it, and that it can write."""
+"""The committed tiny model: that it is what its command makes, what transformers makes of it, and
+that it can write.
+"""
 
 import re
 from dataclasses import replace
@@ -31,8 +33,9 @@ def reference():
 
 
 def test_the_command_makes_it(tiny):
-    """The same tokenizer, and the first steps of its curve: in float32, many times as fast as bfloat16 on a processor
-    that has only the former, hence 1e-3."""
+    """The same tokenizer, and the first steps of its curve: in float32, many times as fast as
+    bfloat16 on a processor that has only the former, hence 1e-3.
+    """
     texts = [stories.story(number) for number in range(60_000)]
     tokenizer = stories.story_tokenizer(texts)
     assert tokenizer.vocab == tiny[1].vocab and tokenizer.specials == tiny[1].specials
@@ -61,7 +64,9 @@ def test_the_command_makes_it(tiny):
 
 
 def test_it_knows_what_its_curve_says(reference, tiny):
-    """transformers' loss on every piece of a story that a row of the validation holds, alone; weights are rounded."""
+    """transformers' loss on every piece of a story that a row of the validation holds, alone;
+    weights are rounded.
+    """
     held = [stories.story(number, validation=True) for number in range(500)]
     rows, total, count = stories.Rows(stories.encode_all(tiny[1], held)), 0.0, 0
     used = len(rows.rows) // rows.batch * rows.batch
@@ -70,7 +75,9 @@ def test_it_knows_what_its_curve_says(reference, tiny):
         for piece in row.split(numbers.unique_consecutive(return_counts=True)[1].tolist()):
             if len(piece) > 1:
                 with torch.no_grad():
-                    total += reference(piece[None], labels=piece[None]).loss.item() * (len(piece) - 1)
+                    total += reference(piece[None], labels=piece[None]).loss.item() * (
+                        len(piece) - 1
+                    )
                 count += len(piece) - 1
     said = read_metrics(FOLDER / "metrics.csv")[-1]["validation_loss"]
     assert total / count == pytest.approx(said, abs=2e-3)
@@ -81,13 +88,19 @@ def test_logits_and_ids_are_transformers(reference, tiny):
     text = stories.story(3, validation=True)
     theirs = transformers.AutoTokenizer.from_pretrained(FOLDER)
     ids = tokenizer.encode(text, bos=True)
-    assert ids[1:] == theirs.encode(text, add_special_tokens=False) and theirs.decode(ids[1:]) == text
+    assert (
+        ids[1:] == theirs.encode(text, add_special_tokens=False) and theirs.decode(ids[1:]) == text
+    )
     with torch.no_grad():
-        assert (model(torch.tensor([ids])) - reference(torch.tensor([ids])).logits).abs().max() < 5e-5
+        assert (
+            model(torch.tensor([ids])) - reference(torch.tensor([ids])).logits
+        ).abs().max() < 5e-5
 
 
 def test_it_writes_stories(tiny):
-    """Fifteen drawn texts end by themselves, of words that stories have, about the child they began with."""
+    """Fifteen drawn texts end by themselves, of words that stories have, about the child they began
+    with.
+    """
     model, tokenizer = tiny
     known = set(re.findall(r"[A-Za-z]+", " ".join(stories.story(n) for n in range(3000))))
     names = stories.GIRLS[:15]
@@ -100,7 +113,9 @@ def test_it_writes_stories(tiny):
 
 
 def test_stories_are_the_same_everywhere():
-    """Python's random is specified bit for bit; these are the first words and a checksum of the first hundred."""
+    """Python's random is specified bit for bit; these are the first words and a checksum of the
+    first hundred.
+    """
     assert stories.story(0) == stories.story(0) != stories.story(0, validation=True)
     assert sum(len(stories.story(n)) for n in range(100)) == 53455
 
@@ -122,17 +137,26 @@ def run(capsys, *args):
 
 
 def test_the_command_on_ones_own_text(tmp_path, capsys):
-    text = "\n\n".join(f"The {word} is number {n}, and that is all." for n, word in enumerate(["cat", "dog"] * 400))
+    text = "\n\n".join(
+        f"The {word} is number {n}, and that is all." for n, word in enumerate(["cat", "dog"] * 400)
+    )
     (tmp_path / "own.txt").write_text(text, encoding="utf-8")
     words = ["--text", tmp_path / "own.txt", "--steps", 3, "--dtype", "float32", "--no-compile"]
     code, out, err = run(capsys, tmp_path / "run", *words)
     assert (code, out) == (0, "") and "3 steps, validation loss" in err
     model, tokenizer = minillama.load(tmp_path / "run" / "model")
-    assert tokenizer.decode(tokenizer.encode("The cat")) == "The cat" and model.cfg.vocab_size == tokenizer.vocab_size
-    assert run(capsys, tmp_path / "run", *words)[0] == 0  # nothing left to do, and that is no mistake
+    assert (
+        tokenizer.decode(tokenizer.encode("The cat")) == "The cat"
+        and model.cfg.vocab_size == tokenizer.vocab_size
+    )
+    # nothing left to do, and that is no mistake
+    assert run(capsys, tmp_path / "run", *words)[0] == 0
     more = ["--accumulate", 2, "--recompute", "--peak-lr", "0.001"]
     assert run(capsys, tmp_path / "more", *words, *more)[0] == 0
-    assert read_metrics(tmp_path / "more" / "metrics.csv")[-1]["lr"] == 3 * 0.001 / stories.SETTINGS.warmup
+    assert (
+        read_metrics(tmp_path / "more" / "metrics.csv")[-1]["lr"]
+        == 3 * 0.001 / stories.SETTINGS.warmup
+    )
     code, _, err = run(capsys, tmp_path / "run", *words, "--seed", 1)
     assert code == 2 and "holds a run with seed 0, and now it is 1" in err and err.count("\n") == 1
 
@@ -143,9 +167,14 @@ def test_the_command_on_ones_own_text(tmp_path, capsys):
         ("one\n\ntwo", [], "2 documents; at least 10"),
         (b"\xff\xfe", [], "is not UTF-8"),
         (None, [], "text.txt cannot be read: No such file"),
-        (None, ["--steps", "0", "--text", "nowhere"], "steps must be at least 1, not 0"),  # before anything is read
+        # before anything is read
+        (None, ["--steps", "0", "--text", "nowhere"], "steps must be at least 1, not 0"),
         (None, ["--stories", "5"], "at least 100, not 5"),
-        (None, ["--seed", str(2**70)], "--seed must be between 0 and 2**32 - 1, not 1180591620717411303424"),
+        (
+            None,
+            ["--seed", str(2**70)],
+            "--seed must be between 0 and 2**32 - 1, not 1180591620717411303424",
+        ),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, content, words, says):
@@ -153,4 +182,9 @@ def test_mistakes_are_one_line(tmp_path, capsys, content, words, says):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     code, out, err = run(capsys, tmp_path / "run", *(words or ["--text", path]))
-    assert (code, out) == (2, "") and says in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert (
+        (code, out) == (2, "")
+        and says in err
+        and err.count("\n") == 1
+        and not (tmp_path / "run").exists()
+    )

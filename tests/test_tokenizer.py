@@ -1,4 +1,6 @@
-"""Both real vocabularies against tiktoken, Hugging Face's tokenizers and published ids; BPE on toy text by hand."""
+"""Both real vocabularies against tiktoken, Hugging Face's tokenizers and published ids; BPE on toy
+text by hand.
+"""
 
 import sys
 import sysconfig
@@ -15,7 +17,14 @@ from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 
 from minillama import Tokenizer
-from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, cut_long, gpt2_bytes, llama3_special_names, train_bpe
+from minillama.tokenizer import (
+    GPT2_SPLIT,
+    LLAMA3_PATTERN,
+    cut_long,
+    gpt2_bytes,
+    llama3_special_names,
+    train_bpe,
+)
 
 
 TEXTS = [
@@ -37,7 +46,8 @@ TEXTS = [
     "<|begin_of_text|><|im_start|>user<|eot_id|> <|endoftext|>",
     "\x00\x01\x1f\x7f\x85\u2028\u3000",
 ]
-# Text without lone surrogates, which UTF-8 cannot hold, nor characters that only the newest Unicode edition knows
+# Text without lone surrogates, which UTF-8 cannot hold, nor characters that only the newest Unicode
+# edition knows
 # (test_unicode_editions); half of it from characters that decide where chunks end.
 TRICKY = st.text(" \t\r\n\u00a0\u3000aZéß中١7½'’s.,!_-<|>\u0301👍\x00", max_size=40)
 ANY = st.one_of(TRICKY, st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=40))
@@ -47,7 +57,9 @@ MANY = settings(max_examples=200, deadline=None)
 @pytest.fixture(scope="module")
 def engines(llama3_vocabulary):
     """One tokenizer per engine."""
-    return {engine: Tokenizer.from_file(llama3_vocabulary, engine) for engine in ("python", "tiktoken")}
+    return {
+        engine: Tokenizer.from_file(llama3_vocabulary, engine) for engine in ("python", "tiktoken")
+    }
 
 
 @pytest.fixture(scope="module", params=["python", "tiktoken"])
@@ -59,7 +71,9 @@ def llama3(engines, request):
 def openai(llama3_vocabulary):
     """tiktoken with Meta's vocabulary, set up as in Meta's own tokenizer.py."""
     ranks = load_tiktoken_bpe(str(llama3_vocabulary))
-    return tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding(
+        "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +83,12 @@ def smollm2(ours):
 
 @pytest.fixture(scope="module")
 def hugging_face(smollm2_gguf):
-    """SmolLM2's published tokenizer.json, rebuilt with the tokenizers package from the GGUF's vocabulary and merges.
+    """SmolLM2's published tokenizer.json, rebuilt with the tokenizers package from the GGUF's
+    vocabulary and merges.
 
-    transformers' own conversion of a GGUF ignores the pre-tokenizer kind "smollm" and does not split digits one by one.
-    The published file does (Digits, then ByteLevel), and the model was trained so: the published file is right.
+    transformers' own conversion of a GGUF ignores the pre-tokenizer kind "smollm" and does not
+    split digits one by one. The published file does (Digits, then ByteLevel), and the model was
+    trained so: the published file is right.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -81,7 +97,10 @@ def hugging_face(smollm2_gguf):
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     return tokenizer
 
@@ -89,7 +108,8 @@ def hugging_face(smollm2_gguf):
 def test_split_pattern_is_metas():
     """FACTS: the published pattern, letter for letter."""
     assert LLAMA3_PATTERN == (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
+        r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
         r"|\s+(?!\S)|\s+"
     )
 
@@ -125,7 +145,9 @@ def test_smollm2_as_hugging_face_on_made_up_text(smollm2, hugging_face, text):
 
 @pytest.mark.weights
 def test_what_transformers_makes_of_it(smollm2, their_tokenizer):
-    """transformers' conversion of the GGUF gives our ids except near digits, which it does not split off."""
+    """transformers' conversion of the GGUF gives our ids except near digits, which it does not
+    split off.
+    """
     theirs = {text: their_tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS}
     differ = [text for text in TEXTS if smollm2.encode(text) != theirs[text]]
     assert differ and all(regex.search(r"\p{N}|<\|im_start", text) for text in differ)
@@ -138,12 +160,20 @@ def test_published_ids(llama3):
     assert llama3.encode("This is a test sentence.", bos=True, eos=True) == sentence
     assert llama3.decode(sentence) == "<|begin_of_text|>This is a test sentence.<|end_of_text|>"
     names = {
-        "<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|finetune_right_pad_id|>": 128004,
-        "<|start_header_id|>": 128006, "<|end_header_id|>": 128007, "<|eom_id|>": 128008, "<|eot_id|>": 128009,
+        "<|begin_of_text|>": 128000,
+        "<|end_of_text|>": 128001,
+        "<|finetune_right_pad_id|>": 128004,
+        "<|start_header_id|>": 128006,
+        "<|end_header_id|>": 128007,
+        "<|eom_id|>": 128008,
+        "<|eot_id|>": 128009,
         "<|python_tag|>": 128010,
-    }  # fmt: skip
+    }
     assert names.items() <= llama3.specials.items()
-    assert sorted(llama3.specials.values()) == list(range(128_000, 128_256)) and llama3.vocab_size == 128_256
+    assert (
+        sorted(llama3.specials.values()) == list(range(128_000, 128_256))
+        and llama3.vocab_size == 128_256
+    )
     assert llama3.stop_ids == {128001, 128008, 128009}
 
 
@@ -160,7 +190,10 @@ def test_special_names_are_plain_text_unless_allowed(llama3):
     assert max(llama3.encode(text)) < 128_000
     x = llama3.encode("x")
     assert llama3.encode(text, allowed_special="all") == [128009, *x, 128010]
-    assert llama3.encode(text, allowed_special={"<|eot_id|>"}) == [128009, *llama3.encode("x<|python_tag|>")]
+    assert llama3.encode(text, allowed_special={"<|eot_id|>"}) == [
+        128009,
+        *llama3.encode("x<|python_tag|>"),
+    ]
 
 
 @pytest.mark.weights
@@ -209,7 +242,9 @@ def test_long_text_is_cut_as_by_meta(text):
     assert list(cut_long(text)) == list(metas_pieces(text))
 
 
-@given(text=st.text("aé \n\x1c\u00a0.", max_size=60), length=st.integers(1, 30), run=st.integers(1, 8))
+@given(
+    text=st.text("aé \n\x1c\u00a0.", max_size=60), length=st.integers(1, 30), run=st.integers(1, 8)
+)
 def test_cuts_anywhere(text, length, run):
     assert list(cut_long(text, length, run)) == list(metas_pieces(text, length, run))
 
@@ -228,12 +263,16 @@ def test_special_names_in_long_text(engines):
     """Meta cuts first and looks for the names then, so a name across a cut is plain text."""
     text = "<|eot_id|>" + "x" * 24_985 + "<|eot_id|> " + "<|eot_id|>" * 3
     ids = engines["python"].encode(text, allowed_special="all")
-    assert ids == engines["tiktoken"].encode(text, allowed_special="all") and ids.count(128_009) == 4
+    assert (
+        ids == engines["tiktoken"].encode(text, allowed_special="all") and ids.count(128_009) == 4
+    )
 
 
 @pytest.mark.weights
 def test_engines_agree_on_megabytes(engines):
-    """Programs, and chapters of this course: prose, mathematics, fourteen languages, pictures in base64."""
+    """Programs, and chapters of this course: prose, mathematics, fourteen languages, pictures in
+    base64.
+    """
     programs = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:40]
     chapters = sorted((Path(__file__).parent.parent / "notebooks").glob("0[0-2]*.ipynb"))
     texts = [path.read_text(encoding="utf-8") for path in [*programs, *chapters]]
@@ -259,15 +298,20 @@ def test_only_vocabularies_of_metas_kind_go_to_tiktoken():
 
 
 def test_unicode_editions():
-    """Where regex and tiktoken see different letters, numbers or spaces, one of them does not know the character yet.
+    """Where regex and tiktoken see different letters, numbers or spaces, one of them does not know
+    the character yet.
 
-    Llama 3.1 cannot have met such characters: they are younger than the model. No token depends on them.
+    Llama 3.1 cannot have met such characters: they are younger than the model. No token depends on
+    them.
     """
     everything = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
     young = set()
     for kind in (r"\p{L}", r"\p{N}", r"\s"):
         theirs = tiktoken.Encoding(
-            kind, pat_str=kind, mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={}
+            kind,
+            pat_str=kind,
+            mergeable_ranks={bytes([i]): i for i in range(256)},
+            special_tokens={},
         )
         seen = bytes(theirs.encode_ordinary(everything)).decode()  # what does not match is left out
         young |= set(seen) ^ set(regex.findall(kind, everything))
@@ -297,13 +341,17 @@ def test_streaming_any_ids(engines, ids):
 
 
 def their_bytes(plain: dict, specials=()):
-    """Hugging Face's tokenizer of bytes and one pair, with added tokens that belong to text and others; and ours."""
+    """Hugging Face's tokenizer of bytes and one pair, with added tokens that belong to text and
+    others; and ours.
+    """
     char = {byte: char for char, byte in gpt2_bytes().items()}
     vocab = {char[byte]: byte for byte in range(256)} | {"ab": 256}
     theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("a", "b")]))
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     theirs.decoder = tokenizers.decoders.ByteLevel()
-    theirs.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in specials])
+    theirs.add_special_tokens(
+        [tokenizers.AddedToken(name, special=True, normalized=False) for name in specials]
+    )
     for name, late in plain.items():
         theirs.add_tokens([tokenizers.AddedToken(name, special=False, normalized=late)])
     added = {name: theirs.token_to_id(name) for name in [*specials, *plain]}
@@ -319,7 +367,8 @@ def their_bytes(plain: dict, specials=()):
 )
 @example(plain={"ab": True, "b<": False, "b<b": False}, text="ab<b ab<a")
 def test_added_tokens_that_belong_to_text(plain, text):
-    """Found in any text, the longest first, and those that are "normalized" only in what the others leave.
+    """Found in any text, the longest first, and those that are "normalized" only in what the others
+    leave.
 
     "ab" is an ordinary token as well, and keeps its id.
     """
@@ -332,7 +381,9 @@ def test_added_tokens_that_belong_to_text(plain, text):
 def test_control_tokens_beside_tokens_that_belong_to_text():
     theirs, ours = their_bytes({"<think>": False, "|>x": True}, ["<|eot|>"])
     text = "<think>a<|eot|>x"
-    assert ours.encode(text, allowed_special="all") == theirs.encode(text).ids == [258, 97, 257, 120]
+    assert (
+        ours.encode(text, allowed_special="all") == theirs.encode(text).ids == [258, 97, 257, 120]
+    )
     plain = ours.encode(text)
     assert plain[0] == 258 and 257 not in plain and plain[-1] == 259 and ours.decode(plain) == text
 
@@ -343,22 +394,39 @@ def test_an_added_token_without_a_name_is_found_nowhere():
 
 
 def test_special_names_at_meta_and_at_hugging_face():
-    """The full table. Hugging Face calls the two unused names reserved, which moves the numbers of all that follow."""
+    """The full table. Hugging Face calls the two unused names reserved, which moves the numbers of
+    all that follow.
+    """
     purpose = {
-        128000: "begin_of_text", 128001: "end_of_text", 128004: "finetune_right_pad_id", 128006: "start_header_id",
-        128007: "end_header_id", 128008: "eom_id", 128009: "eot_id", 128010: "python_tag",
-    }  # fmt: skip
+        128000: "begin_of_text",
+        128001: "end_of_text",
+        128004: "finetune_right_pad_id",
+        128006: "start_header_id",
+        128007: "end_header_id",
+        128008: "eom_id",
+        128009: "eot_id",
+        128010: "python_tag",
+    }
     only_meta = {128005: "step_id", 128011: "image"}
     tables = []
     for named in (purpose | only_meta, purpose):
         rest = iter(range(256))
         tables.append(
-            [f"<|{named.get(id) or f'reserved_special_token_{next(rest)}'}|>" for id in range(128_000, 128_256)]
+            [
+                f"<|{named.get(id) or f'reserved_special_token_{next(rest)}'}|>"
+                for id in range(128_000, 128_256)
+            ]
         )
     metas, hugging_faces = tables
     assert llama3_special_names() == metas
-    assert metas[-1] == "<|reserved_special_token_245|>" and hugging_faces[-1] == "<|reserved_special_token_247|>"
-    assert (metas[31], hugging_faces[31]) == ("<|reserved_special_token_21|>", "<|reserved_special_token_23|>")
+    assert (
+        metas[-1] == "<|reserved_special_token_245|>"
+        and hugging_faces[-1] == "<|reserved_special_token_247|>"
+    )
+    assert (metas[31], hugging_faces[31]) == (
+        "<|reserved_special_token_21|>",
+        "<|reserved_special_token_23|>",
+    )
     differ = [128_000 + i for i in range(256) if metas[i] != hugging_faces[i]]
     assert differ == [128_005, *range(128_011, 128_256)]
 
@@ -371,13 +439,17 @@ def test_ids_outside_the_vocabulary(llama3, id):
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("text, error", [("\ud800", ValueError), (b"bytes", TypeError), (None, TypeError)])
+@pytest.mark.parametrize(
+    "text, error", [("\ud800", ValueError), (b"bytes", TypeError), (None, TypeError)]
+)
 def test_what_is_no_text(llama3, text, error):
     with pytest.raises(error):
         llama3.encode(text)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a vocabulary", b"!!! 0\n", b"YQ== x\n", b"YQ==\n", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a vocabulary", b"!!! 0\n", b"YQ== x\n", b"YQ==\n", b"\xff\xfe"]
+)
 def test_broken_vocabulary_files(tmp_path, content):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(ValueError, match="tokenizer.model|ranks"):
@@ -397,7 +469,9 @@ def test_trained_vocabulary_as_tiktoken():
     """tiktoken with our learned ranks cuts the text as we do."""
     text = "the cat sat on the mat; the hat is that cat's. " * 3
     vocab = train_bpe(text, 300)
-    reference = tiktoken.Encoding("toy", pat_str=LLAMA3_PATTERN, mergeable_ranks=vocab, special_tokens={})
+    reference = tiktoken.Encoding(
+        "toy", pat_str=LLAMA3_PATTERN, mergeable_ranks=vocab, special_tokens={}
+    )
     for sample in [text, "that rat", "cathat 12", *TEXTS]:
         assert Tokenizer(vocab, {}).encode(sample) == reference.encode_ordinary(sample)
 

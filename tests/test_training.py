@@ -1,4 +1,6 @@
-"""Training beside transformers, float64 and values worked out by hand; runs that are killed; what goes wrong."""
+"""Training beside transformers, float64 and values worked out by hand; runs that are killed; what
+goes wrong.
+"""
 
 import csv
 import errno
@@ -69,16 +71,24 @@ def test_gradients_are_transformers(tmp_path, attention, recompute):
     }
     for mine, other in pairs.items():
         torch.testing.assert_close(ours[mine], theirs[other], atol=1e-5, rtol=1e-5)
-    norms = [math.sqrt(sum(g.double().pow(2).sum().item() for g in side.values())) for side in (ours, theirs)]
+    norms = [
+        math.sqrt(sum(g.double().pow(2).sum().item() for g in side.values()))
+        for side in (ours, theirs)
+    ]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 5, 128])
 @pytest.mark.parametrize("T, S", [(12, 12), (13, 20), (1, 9)])
 def test_blocks_of_queries_attend_as_pytorch_in_float64(size, T, S):
-    """Packed documents, and a cache in front; keys that no query of a block may see are not even read."""
+    """Packed documents, and a cache in front; keys that no query of a block may see are not even
+    read.
+    """
     drawn = torch.Generator().manual_seed(T)
-    q, k, v = (torch.randn(2, h, n, 8, generator=drawn).requires_grad_(True) for h, n in ((6, T), (2, S), (2, S)))
+    q, k, v = (
+        torch.randn(2, h, n, 8, generator=drawn).requires_grad_(True)
+        for h, n in ((6, T), (2, S), (2, S))
+    )
     numbers = torch.arange(S).div(7, rounding_mode="floor").expand(2, S)
     allowed = document_mask(numbers)[:, :, S - T :]
     mask = AttentionMask(torch.arange(S - T, S), S, allowed)
@@ -86,17 +96,25 @@ def test_blocks_of_queries_attend_as_pytorch_in_float64(size, T, S):
     want = F.scaled_dot_product_attention(*doubles, allowed, enable_gqa=True)
     got = attend_in_blocks(q, k, v, mask, size)
     pull = torch.randn(want.shape, generator=drawn)
-    mine, theirs = torch.autograd.grad(got, (q, k, v), pull), torch.autograd.grad(want, doubles, pull.double())
+    mine, theirs = (
+        torch.autograd.grad(got, (q, k, v), pull),
+        torch.autograd.grad(want, doubles, pull.double()),
+    )
     for one, other in zip(mine, theirs, strict=True):
         assert (one - other).abs().max() < 2e-6
     assert (got - want).abs().max() < 1e-6
-    one = attend_in_blocks(q[:, :, -1:], k, v, AttentionMask.causal(1, S - 1), size)  # a single query sees every key
+    # a single query sees every key
+    one = attend_in_blocks(q[:, :, -1:], k, v, AttentionMask.causal(1, S - 1), size)
     doubles[0] = doubles[0][:, :, -1:]
     assert (one - F.scaled_dot_product_attention(*doubles, enable_gqa=True)).abs().max() < 1e-6
     if T == S:
         unread = v.detach().clone()
         unread[:, :, -1] = math.nan
-        assert attend_in_blocks(q, k, unread, mask, size)[:, :, : (T - 1) // size * size].isfinite().all()
+        assert (
+            attend_in_blocks(q, k, unread, mask, size)[:, :, : (T - 1) // size * size]
+            .isfinite()
+            .all()
+        )
 
 
 def test_packed_documents_are_what_they_are_alone(tmp_path):
@@ -152,7 +170,8 @@ def test_the_loss_is_the_mean_over_what_counts():
 def small(seed=0, **changes) -> minillama.Llama:
     torch.manual_seed(seed)
     cfg = LlamaConfig(
-        **dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, vocab_size=50) | changes
+        **dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, vocab_size=50)
+        | changes
     )
     model = minillama.Llama(cfg)
     for weight in model.parameters():
@@ -185,7 +204,7 @@ def test_without_standard_error_there_is_no_bar(monkeypatch):
 def test_accumulated_batches_are_one_large_batch():
     batches = [batch_at(i) for i in range(3)]
     large = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
-    plan, models = Settings(clip=0.3), [small(), small()]
+    plan, models = Settings(max_grad_norm=0.3), [small(), small()]
     for model, these in zip(models, ([large], batches), strict=True):
         loss, norm = training.train_step(model, loss_of, these, adamw(model, plan), plan, 1e-2)
         assert norm > 0.3
@@ -199,26 +218,38 @@ def test_batches_of_unequal_counts_are_one_large_batch_if_they_are_weighed(few):
     targets[2:, few:] = IGNORE
     large = (tokens, targets, documents)
     pieces = [tuple(part[:2] for part in large), tuple(part[2:] for part in large)]
-    plan, weights = Settings(clip=0.3), []
+    plan, weights = Settings(max_grad_norm=0.3), []
     for these, weigh in (([large], None), (pieces, training.count_targets)):
         model = small()
-        weights.append(training.train_step(model, loss_of, these, adamw(model, plan), plan, 1e-2, weigh))
+        weights.append(
+            training.train_step(model, loss_of, these, adamw(model, plan), plan, 1e-2, weigh)
+        )
         weights[-1] = (*weights[-1], torch.cat([p.flatten() for p in model.parameters()]))
     (loss, norm, one), (loss2, norm2, two) = weights
     assert loss2 == pytest.approx(loss, rel=1e-6) and norm2 == pytest.approx(norm, rel=1e-5)
     torch.testing.assert_close(one, two, atol=2e-6, rtol=0)
     if few:  # the mean of two means is another one
-        assert abs(training.train_step(small(), loss_of, pieces, adamw(model, plan), plan, 1e-2)[0] - loss) > 1e-3
+        assert (
+            abs(
+                training.train_step(small(), loss_of, pieces, adamw(model, plan), plan, 1e-2)[0]
+                - loss
+            )
+            > 1e-3
+        )
 
 
 def test_a_step_is_adamw_by_its_formula():
     """Loshchilov and Hutter's lines in float64, two steps, with clipping; norms are not decayed."""
-    plan, model = Settings(clip=0.5, weight_decay=0.1), small()
+    plan, model = Settings(max_grad_norm=0.5, weight_decay=0.1), small()
     optimizer = adamw(model, plan)
     state = {name: [p.detach().double(), 0.0, 0.0] for name, p in model.named_parameters()}
     for t, lr in ((1, 1e-2), (2, 5e-3)):
         gradients = dict(
-            zip(state, torch.autograd.grad(loss_of(model, batch_at(t)), list(model.parameters())), strict=True)
+            zip(
+                state,
+                torch.autograd.grad(loss_of(model, batch_at(t)), list(model.parameters())),
+                strict=True,
+            )
         )
         norm = math.sqrt(sum(g.double().pow(2).sum().item() for g in gradients.values()))
         _, said = training.train_step(model, loss_of, [batch_at(t)], optimizer, plan, lr)
@@ -236,7 +267,7 @@ def test_a_step_is_adamw_by_its_formula():
 
 
 def test_learning_rates_by_hand():
-    plan = Settings(steps=101, peak_lr=1.0, warmup=4, floor=0.2)
+    plan = Settings(steps=101, peak_lr=1.0, warmup=4, min_lr_ratio=0.2)
     rates = [training.learning_rate(step, plan) for step in range(101)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[52] == pytest.approx(0.6) and rates[100] == pytest.approx(0.2)  # half way, the end
@@ -258,7 +289,15 @@ def test_flops_are_what_pytorch_counts():
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"dtype": "float16"}, {"peak_lr": math.nan}, {"clip": 0}, {"floor": 2}, {"warmup": -1}]
+    "change",
+    [
+        {"steps": 0},
+        {"dtype": "float16"},
+        {"peak_lr": math.nan},
+        {"max_grad_norm": 0},
+        {"min_lr_ratio": 2},
+        {"warmup": -1},
+    ],
 )
 def test_settings_without_meaning(change):
     with pytest.raises(ValueError, match=next(iter(change))):
@@ -292,7 +331,8 @@ def losses(folder) -> list[str]:
     """The texts of the losses, not numbers: the same bits, the same text."""
     with open(Path(folder) / "metrics.csv", encoding="utf-8", newline="") as file:
         return [
-            (row["step"], row["loss"], row["gradient_norm"], row["validation_loss"]) for row in csv.DictReader(file)
+            (row["step"], row["loss"], row["gradient_norm"], row["validation_loss"])
+            for row in csv.DictReader(file)
         ]
 
 
@@ -309,7 +349,9 @@ def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     program = PROGRAM.format(tests=str(Path(__file__).parent), folder=str(folder))
     env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, encoding="utf-8", timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, encoding="utf-8", timeout=200
+    )
     assert done.stdout.split() == [str(-signal.SIGKILL)] * len(KILLED_AT), done.stderr
     return folder
 
@@ -324,7 +366,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, killed, at):
     assert losses(killed / str(at)) == losses(tmp_path / "whole") and len(rows) == 12
     again = small()
     whole_run(tmp_path / "whole", again)  # a finished run has nothing left to do
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_recomputation_changes_no_bit_and_is_handed_on(tmp_path):
@@ -335,21 +379,31 @@ def test_recomputation_changes_no_bit_and_is_handed_on(tmp_path):
         return loss_of(model, batch)
 
     whole_run(tmp_path / "plain")
-    plan = Settings(**PLAN, recompute=True)
-    fit(small(), watched, batch_at, plan, tmp_path / "again", lambda m: loss_of(m, batch_at(99)), progress=False)
+    plan = Settings(**PLAN, activation_checkpointing=True)
+    fit(
+        small(),
+        watched,
+        batch_at,
+        plan,
+        tmp_path / "again",
+        lambda m: loss_of(m, batch_at(99)),
+        progress=False,
+    )
     assert losses(tmp_path / "again") == losses(tmp_path / "plain") and asked == [True] * 12
 
 
 def test_a_setting_that_an_older_state_does_not_know_does_not_matter(tmp_path):
     whole_run(tmp_path)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    del state["about"]["recompute"]
+    del state["about"]["activation_checkpointing"]
     torch.save(state, tmp_path / "state.pt")
     assert len(whole_run(tmp_path)) == 12
 
 
 def test_a_machine_without_a_compiler_is_told_so_in_one_line(no_compiler, tmp_path):
-    with pytest.raises(TrainingError, match=r"^this machine cannot compile the model \(.*\): do without$") as caught:
+    with pytest.raises(
+        TrainingError, match=r"^this machine cannot compile the model \(.*\): do without$"
+    ) as caught:
         whole_run(tmp_path, compiled=True)
     assert "\n" not in str(caught.value)
 
@@ -364,15 +418,21 @@ def test_a_mistake_in_the_loss_is_not_taken_for_one_of_the_compiler():
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_step(tmp_path):
     def sick(model, batch):
-        return loss_of(model, batch) * (math.nan if len(read_metrics(tmp_path / "metrics.csv")) == 6 else 1)
+        return loss_of(model, batch) * (
+            math.nan if len(read_metrics(tmp_path / "metrics.csv")) == 6 else 1
+        )
 
     model = small()
-    with pytest.raises(TrainingError, match="^step 6: the loss is nan, .*; the state after step 4 is kept"):
+    with pytest.raises(
+        TrainingError, match="^step 6: the loss is nan, .*; the state after step 4 is kept"
+    ):
         fit(model, sick, batch_at, Settings(**PLAN), tmp_path, progress=False)
     assert all(p.isfinite().all() for p in model.parameters())
     whole_run(tmp_path)  # cured, it goes on
     whole_run(tmp_path / "healthy")
-    assert [row[:3] for row in losses(tmp_path)] == [row[:3] for row in losses(tmp_path / "healthy")]
+    assert [row[:3] for row in losses(tmp_path)] == [
+        row[:3] for row in losses(tmp_path / "healthy")
+    ]
 
 
 def test_a_full_disk_keeps_the_older_state(tmp_path, monkeypatch):
@@ -386,7 +446,10 @@ def test_a_full_disk_keeps_the_older_state(tmp_path, monkeypatch):
         write(path, content)
 
     monkeypatch.setattr(runs, "write_whole", full)
-    with pytest.raises(TrainingError, match="after step 8 cannot be saved .*space.*; the state after step 4 is kept"):
+    with pytest.raises(
+        TrainingError,
+        match="after step 8 cannot be saved .*space.*; the state after step 4 is kept",
+    ):
         whole_run(tmp_path)
     assert (tmp_path / "state.pt").read_bytes() == kept[0]
     monkeypatch.undo()
@@ -410,25 +473,50 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_other_data_or_settings_are_noticed(tmp_path):
     data = torch.arange(10)
-    fit(small(), loss_of, batch_at, Settings(**PLAN), tmp_path, progress=False, data=fingerprint(data))
+    fit(
+        small(),
+        loss_of,
+        batch_at,
+        Settings(**PLAN),
+        tmp_path,
+        progress=False,
+        data=fingerprint(data),
+    )
     for words, changes, name in (
         ("data", {}, fingerprint(data + 1)),
         ("peak_lr", {"peak_lr": 1e-3}, fingerprint(data)),
     ):
-        with pytest.raises(TrainingError, match=f"holds a run with {words} .*: choose another folder"):
-            fit(small(), loss_of, batch_at, Settings(**PLAN | changes), tmp_path, progress=False, data=name)
+        with pytest.raises(
+            TrainingError, match=f"holds a run with {words} .*: choose another folder"
+        ):
+            fit(
+                small(),
+                loss_of,
+                batch_at,
+                Settings(**PLAN | changes),
+                tmp_path,
+                progress=False,
+                data=name,
+            )
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02c__builtin__\neval\n(S'1/0'\ntR."])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"\x80\x02c__builtin__\neval\n(S'1/0'\ntR."]
+)
 def test_a_state_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(TrainingError, match="state.pt cannot be used .*: move it away to start anew"):
+    with pytest.raises(
+        TrainingError, match="state.pt cannot be used .*: move it away to start anew"
+    ):
         whole_run(tmp_path)
 
 
 def test_a_fingerprint_sees_content_shape_and_type():
     a = torch.arange(6)
-    names = {fingerprint(x) for x in (a, a.view(2, 3), a.int(), a.float(), torch.tensor([0, 1, 2, 3, 4, 6]))}
+    names = {
+        fingerprint(x)
+        for x in (a, a.view(2, 3), a.int(), a.float(), torch.tensor([0, 1, 2, 3, 4, 6]))
+    }
     assert len(names) == 5 and fingerprint(a) == fingerprint(a.clone())
 
 

@@ -1,4 +1,6 @@
-"""`minillama verify`: what it prints of sound checkpoints, and that each kind of unsound one is noticed."""
+"""`minillama verify`: what it prints of sound checkpoints, and that each kind of unsound one is
+noticed.
+"""
 
 import dataclasses
 import os
@@ -17,7 +19,9 @@ from minillama.checkpoints.tensors import StoredTensor
 def lines(capsys) -> dict[str, str]:
     """What was printed, by the name of the check: 'ok ...', 'WRONG ...' or a fact."""
     out = capsys.readouterr().out.splitlines()
-    return {line[8:21].strip(): (line[:8] + line[22:]).strip() for line in out[:-1]} | {"end": out[-1]}
+    return {line[8:21].strip(): (line[:8] + line[22:]).strip() for line in out[:-1]} | {
+        "end": out[-1]
+    }
 
 
 @pytest.fixture
@@ -41,12 +45,18 @@ def test_a_known_shape_with_other_settings(folder, capsys, monkeypatch):
     monkeypatch.setitem(verify.KNOWN, "tiny", cfg)
     assert cli.main(["verify", str(folder)]) == 0
     assert lines(capsys)["known as"] == "ok tiny".replace(" ", "      ")
-    monkeypatch.setitem(verify.KNOWN, "tiny", dataclasses.replace(cfg, rope_theta=10_000.0, norm_eps=1e-6))
+    monkeypatch.setitem(
+        verify.KNOWN, "tiny", dataclasses.replace(cfg, rope_theta=10_000.0, norm_eps=1e-6)
+    )
     assert cli.main(["verify", str(folder)]) == 1
-    assert lines(capsys)["known as"].endswith("shapes of tiny, which has rope_theta 10000.0 and norm_eps 1e-06")
+    assert lines(capsys)["known as"].endswith(
+        "shapes of tiny, which has rope_theta 10000.0 and norm_eps 1e-06"
+    )
 
 
-@pytest.mark.parametrize("value, word", [(float("nan"), "NaN"), (float("inf"), "infinity"), (0.0, "zeros")])
+@pytest.mark.parametrize(
+    "value, word", [(float("nan"), "NaN"), (float("inf"), "infinity"), (0.0, "zeros")]
+)
 def test_numbers_that_are_none(folder, capsys, value, word):
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
@@ -78,7 +88,11 @@ def test_wrong_weights_are_noticed(folder, capsys, monkeypatch):
 
 def test_dropped_scaling_is_noticed(folder, capsys, monkeypatch):
     """By the frequencies: the logits of a short text do not show it."""
-    disturbed(folder, monkeypatch, lambda c: dataclasses.replace(c, cfg=dataclasses.replace(c.cfg, rope_scaling=None)))
+    disturbed(
+        folder,
+        monkeypatch,
+        lambda c: dataclasses.replace(c, cfg=dataclasses.replace(c.cfg, rope_scaling=None)),
+    )
     assert cli.main(["verify", str(folder)]) == 1
     assert lines(capsys)["same rotation"].startswith("WRONG")
 
@@ -157,7 +171,9 @@ def test_without_golden_values(monkeypatch, capsys, tmp_path):
     assert "checkout" in capsys.readouterr().out
 
 
-@pytest.mark.skipif("MINILLAMA_CHECKPOINT" not in os.environ, reason="opt-in: MINILLAMA_CHECKPOINT=folder or .gguf")
+@pytest.mark.skipif(
+    "MINILLAMA_CHECKPOINT" not in os.environ, reason="opt-in: MINILLAMA_CHECKPOINT=folder or .gguf"
+)
 def test_the_checkpoint_of_your_own():
     assert verify.verify(Path(os.environ["MINILLAMA_CHECKPOINT"])) == 0
 

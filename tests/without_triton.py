@@ -2,9 +2,10 @@
 
     python tests/without_triton.py DEVICE graph|inductor refuse|allow
 
-graph: the steps as chapter 11d's one graph; inductor: the same steps through PyTorch's own compiler, the control that
-shows what this report looks like where Triton does run. refuse: no import of Triton succeeds, from before PyTorch's on.
-TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR name empty folders.
+graph: the steps as chapter 11d's one graph; inductor: the same steps through PyTorch's own
+compiler, the control that shows what this report looks like where Triton does run. refuse: no
+import of Triton succeeds, from before PyTorch's on. TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR
+name empty folders.
 """
 
 import json
@@ -15,7 +16,8 @@ from pathlib import Path
 
 device, way, triton = sys.argv[1:]
 if triton == "refuse":
-    sys.modules["triton"] = None  # to Python, a module that cannot be imported, nor anything inside it
+    # to Python, a module that cannot be imported, nor anything inside it
+    sys.modules["triton"] = None
 
 import torch  # noqa: E402  (after the line above, on purpose)
 from torch._inductor import metrics  # noqa: E402
@@ -23,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 import minillama  # noqa: E402
 from minillama.inference.attention_backends import use_attention  # noqa: E402
-from minillama.inference.decode_graph import GraphStep, Step, through_block  # noqa: E402
+from minillama.inference.decode_graph import GraphStep, RecordedStep, through_block  # noqa: E402
 
 
 def model_of_64_bit_heads() -> minillama.Llama:
@@ -66,11 +68,19 @@ def main() -> None:
         except Exception as error:
             said["error"] = f"{type(error).__name__}: {error}"
     said["steps"] = sum(count for name, count in model.ran.items() if "graph" in name)
-    said["graphs"] = sum(isinstance(step, Step) and step.graph is not None for step in model.decode_step.steps.values())
+    said["graphs"] = sum(
+        isinstance(step, RecordedStep) and step.graph is not None
+        for step in model.decode_step.steps.values()
+    )
     said["events"] = sorted({event.name for event in seen.events()})
     said["inductor_kernels"] = metrics.generated_kernel_count
-    said["triton_files"], said["inductor_files"] = files("TRITON_CACHE_DIR"), files("TORCHINDUCTOR_CACHE_DIR")
-    said["triton_modules"] = sum(name.split(".")[0] == "triton" and bool(m) for name, m in list(sys.modules.items()))
+    said["triton_files"], said["inductor_files"] = (
+        files("TRITON_CACHE_DIR"),
+        files("TORCHINDUCTOR_CACHE_DIR"),
+    )
+    said["triton_modules"] = sum(
+        name.split(".")[0] == "triton" and bool(m) for name, m in list(sys.modules.items())
+    )
     print(json.dumps(said))
 
 

@@ -1,11 +1,12 @@
 """Plausible wrong solutions, as small edits of the reference, and right ones that look different.
 
-WRONG: task -> rows (old text, new text, words that the message must contain). RIGHT: task -> rows (old text, new text).
-The old code stands once in the task's solution cells, however these are formatted; None replaces all between BEGIN
-SOLUTION and END SOLUTION.
+WRONG: task -> rows (old text, new text, words that the message must contain). RIGHT: task -> rows
+(old text, new text). The old code stands once in the task's solution cells, however these are
+formatted; None replaces all between BEGIN SOLUTION and END SOLUTION.
 """
 
-UNMASKED = "AttentionMask(mask.positions, 0, torch.ones(1, dtype=torch.bool))"  # everybody may look everywhere
+# everybody may look everywhere
+UNMASKED = "AttentionMask(mask.positions, 0, torch.ones(1, dtype=torch.bool))"
 
 WRONG = {
     "config-LlamaConfig": [
@@ -28,13 +29,16 @@ WRONG = {
     ],
     "config-ex3": [
         (
-            "logits[:-1].log_softmax(-1)  # (T - 1, V)\n    return -log_probs[torch.arange(len(ids) - 1), ids[1:]]",
+            "logits[:-1].log_softmax(-1)  # (T - 1, V)\n    return "
+            "-log_probs[torch.arange(len(ids) - 1), ids[1:]]",
             "logits.log_softmax(-1)\n    return -log_probs[torch.arange(len(ids)), ids]",
             "predicts token t + 1",
         ),
         (
-            "logits[:-1].log_softmax(-1)  # (T - 1, V)\n    return -log_probs[torch.arange(len(ids) - 1), ids[1:]]",
-            "logits[1:].log_softmax(-1)\n    return -log_probs[torch.arange(len(ids) - 1), ids[:-1]]",
+            "logits[:-1].log_softmax(-1)  # (T - 1, V)\n    return "
+            "-log_probs[torch.arange(len(ids) - 1), ids[1:]]",
+            "logits[1:].log_softmax(-1)\n    return -log_probs[torch.arange(len(ids) - 1), "
+            "ids[:-1]]",
             "the shift goes the other way",
         ),
         (".mean()", ".sum()", "the mean, not the sum"),
@@ -106,7 +110,8 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             "        return tuple(self.vocab[part] for part in merge_by_rank(parts, self.rank))",
             "ids = []\n"
             "        while data:\n"
-            "            size = next(n for n in range(len(data), 0, -1) if data[:n] in self.vocab)\n"
+            "            size = next(n for n in range(len(data), 0, -1) if data[:n] in "
+            "self.vocab)\n"
             "            ids, data = [*ids, self.vocab[data[:size]]], data[size:]\n"
             "        return tuple(ids)",
             "longest match",
@@ -140,16 +145,28 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ),
     ],
     "tokenizer-ex5": [
-        ("return len(data) - back if back < needed else len(data)", "return len(data)", "half a character"),
+        (
+            "return len(data) - back if back < needed else len(data)",
+            "return len(data)",
+            "half a character",
+        ),
     ],
     "tokenizer-ex6": [
         ("in vocab)", "in vocab - {data})", "abc itself"),
     ],
     "rmsnorm-RMSNorm": [
-        ("torch.rsqrt(mean_square + self.eps)", "(1 / (mean_square.sqrt() + self.eps))", "eps inside the square root"),
+        (
+            "torch.rsqrt(mean_square + self.eps)",
+            "(1 / (mean_square.sqrt() + self.eps))",
+            "eps inside the square root",
+        ),
         (".mean(-1", ".sum(-1", "the mean of the squares"),
         (" * self.weight", "", "forget the weight"),
-        ("x32 = x.float()", "x32 = x.float() - x.float().mean(-1, keepdim=True)", "do not subtract the mean"),
+        (
+            "x32 = x.float()",
+            "x32 = x.float() - x.float().mean(-1, keepdim=True)",
+            "do not subtract the mean",
+        ),
         ("mean_square + self.eps", "mean_square", "forget eps"),
         (".to(x.dtype) * ", " * ", "float16 in"),
     ],
@@ -181,8 +198,10 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             "clockwise",
         ),
         (
-            "torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)\n    return turned.flatten(-2)",
-            "torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1)\n    return turned",
+            "torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)\n    return "
+            "turned.flatten(-2)",
+            "torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1)\n    return "
+            "turned",
             "put each pair back together",
         ),
         (".to(x.dtype)", "", "float16"),
@@ -197,7 +216,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             "(1 - keep) * freqs + keep * freqs / scaling.factor",
             "the slow ones",
         ),
-        ("keep * freqs + (1 - keep) * freqs / scaling.factor", "freqs / scaling.factor", "position interpolation"),
+        (
+            "keep * freqs + (1 - keep) * freqs / scaling.factor",
+            "freqs / scaling.factor",
+            "position interpolation",
+        ),
         ("keep * freqs + (1 - keep) * freqs / scaling.factor", "freqs", "nothing is scaled"),
         ("freqs / scaling.factor", "freqs * scaling.factor", "do not multiply"),
         (" / (2 * math.pi)", "", "2 pi"),
@@ -217,8 +240,16 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("k, 2 + s)", "k, 2)", "shift the key as well"),
     ],
     "rope-ex5": [
-        ("1 / ((1 - s) / (factor * w) + s / w)", "(1 - s) * factor * w + s * w", "a blend of frequencies"),
-        ("1 / ((1 - s) / (factor * w) + s / w)", "1 / (s / (factor * w) + (1 - s) / w)", "s is 1 where"),
+        (
+            "1 / ((1 - s) / (factor * w) + s / w)",
+            "(1 - s) * factor * w + s * w",
+            "a blend of frequencies",
+        ),
+        (
+            "1 / ((1 - s) / (factor * w) + s / w)",
+            "1 / (s / (factor * w) + (1 - s) / w)",
+            "s is 1 where",
+        ),
         ("32 * 8192", "8 * 8192", "32 times, not 8"),
     ],
     "rope-ex6": [
@@ -232,15 +263,24 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         (" / math.sqrt(W)", "", "divide the scores by the root"),
         (
             "B, H, T, W = q.shape",
-            "k, v = (z.repeat(1, q.shape[1] // z.shape[1], 1, 1) for z in (k, v))\n    B, H, T, W = q.shape",
+            "k, v = (z.repeat(1, q.shape[1] // z.shape[1], 1, 1) for z in (k, v))\n    B, H, T, W "
+            "= q.shape",
             "repeat_interleave, not repeat",
         ),
         ("masked_fill(~allowed", "masked_fill(allowed", "True means may look"),
         ("if allowed is not None", "if False", "did you use the mask"),
-        ("scores.float().softmax(dim=-1)", "scores.float().softmax(dim=-2).nan_to_num()", "softmax over the keys"),
+        (
+            "scores.float().softmax(dim=-1)",
+            "scores.float().softmax(dim=-2).nan_to_num()",
+            "softmax over the keys",
+        ),
     ],
     "attention-Attention": [
-        ("q, k = apply_rope(q, *rope), apply_rope(k, *rope)", "q = apply_rope(q, *rope)", "rotate k too"),
+        (
+            "q, k = apply_rope(q, *rope), apply_rope(k, *rope)",
+            "q = apply_rope(q, *rope)",
+            "rotate k too",
+        ),
         (
             "q, k = apply_rope(q, *rope), apply_rope(k, *rope)",
             "q, k, v = (apply_rope(z, *rope) for z in (q, k, v))",
@@ -260,7 +300,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("[0.67, 0.09, 0.24]", "[0.87, 0.02, 0.12]", "divide the scores by the root of W"),
     ],
     "attention-ex2": [
-        ("scores - scores.amax(-1, keepdim=True)", "scores - scores.max()", "a largest score of its own"),
+        (
+            "scores - scores.amax(-1, keepdim=True)",
+            "scores - scores.max()",
+            "a largest score of its own",
+        ),
         ("(scores - scores.amax(-1, keepdim=True)).exp()", "scores.exp()", "before exp"),
     ],
     "attention-ex3": [
@@ -278,11 +322,23 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     "attention-ex6": [
         ("(l1 - torch.logaddexp(l1, l2)).exp()", "l1 / (l1 + l2)", "l is a logarithm"),
         ("share * o1 + (1 - share) * o2", "share * o2 + (1 - share) * o1", "exchanged"),
-        ("(l1 - torch.logaddexp(l1, l2)).exp()", "l1.exp() / (l1.exp() + l2.exp())", "subtract logarithms before exp"),
+        (
+            "(l1 - torch.logaddexp(l1, l2)).exp()",
+            "l1.exp() / (l1.exp() + l2.exp())",
+            "subtract logarithms before exp",
+        ),
     ],
     "feedforward-FeedForward": [
-        ("F.silu(self.gate(x)) * self.up(x)", "self.gate(x) * F.silu(self.up(x))", "silu belongs on the gate"),
-        ("F.silu(self.gate(x)) * self.up(x)", "F.silu(self.gate(x) * self.up(x))", "before the product"),
+        (
+            "F.silu(self.gate(x)) * self.up(x)",
+            "self.gate(x) * F.silu(self.up(x))",
+            "silu belongs on the gate",
+        ),
+        (
+            "F.silu(self.gate(x)) * self.up(x)",
+            "F.silu(self.gate(x) * self.up(x))",
+            "before the product",
+        ),
         ("F.silu", "torch.sigmoid", "the sigmoid alone"),
         ("F.silu", "F.gelu", "this is GELU"),
         (" * self.up", " + self.up", "not added"),
@@ -310,9 +366,17 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ),
         ("return x + self", "return self", "the second addition is missing"),
         ("x = x + self.attention(", "x = self.attention(", "add to x what attention gives"),
-        ("self.attention(self.attention_norm(x), ", "self.attention(x, ", "attention needs its norm"),
+        (
+            "self.attention(self.attention_norm(x), ",
+            "self.attention(x, ",
+            "attention needs its norm",
+        ),
         ("rope, mask, cache, attend)\n", f"rope, {UNMASKED}, cache, attend)\n", "pass the mask on"),
-        ("self.feed_forward(self.ffn_norm(x))", "self.feed_forward(x)", "the feed-forward layer needs its norm"),
+        (
+            "self.feed_forward(self.ffn_norm(x))",
+            "self.feed_forward(x)",
+            "the feed-forward layer needs its norm",
+        ),
     ],
     "model-Llama": [
         ("return self.norm(x)", "return x", "the last norm is missing"),
@@ -351,7 +415,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ),
     ],
     "checkpoints-rename": [
-        ('.replace("N", number[0])', "", "in the place of N"),
+        ('.replace("N", number[0])', "", "instead of N"),
         ("0|[1-9][0-9]{0,5}", "[0-9]", "tensor 'layers.117.ffn_norm.weight' is not part"),
     ],
     "checkpoints-ex1": [
@@ -367,8 +431,16 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         (None, "return sum(last - first for first, last in spans) == size", "lengths can add up"),
     ],
     "hugging_face-interleave": [
-        ("view(heads, 2, -1, weight.shape[-1])", "view(heads, -1, 2, weight.shape[-1])", "the other direction"),
-        ("view(heads, 2, -1, weight.shape[-1])", "view(1, 2, -1, weight.shape[-1])", "every head by itself"),
+        (
+            "view(heads, 2, -1, weight.shape[-1])",
+            "view(heads, -1, 2, weight.shape[-1])",
+            "the other direction",
+        ),
+        (
+            "view(heads, 2, -1, weight.shape[-1])",
+            "view(1, 2, -1, weight.shape[-1])",
+            "every head by itself",
+        ),
         (
             "weight.view(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)",
             "weight",
@@ -384,7 +456,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("if left in vocab and right in vocab", "if left in vocab", "both of them"),
     ],
     "hugging_face-ex2": [
-        ("x * cos - y * sin, x * sin + y * cos", "x * cos + y * sin, y * cos - x * sin", "signs of the sines"),
+        (
+            "x * cos - y * sin, x * sin + y * cos",
+            "x * cos + y * sin, y * cos - x * sin",
+            "signs of the sines",
+        ),
         (
             "torch.cat((x * cos - y * sin, x * sin + y * cos))",
             "torch.stack((x * cos - y * sin, x * sin + y * cos), 1).flatten()",
@@ -396,7 +472,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("else -1", "else 0", "-1 where nothing differs"),
     ],
     "meta-cut_along": [
-        ('return 1 if name.endswith(("wo.weight", "down.weight")) else 0', "return 0", "by columns"),
+        (
+            'return 1 if name.endswith(("wo.weight", "down.weight")) else 0',
+            "return 0",
+            "by columns",
+        ),
         (
             'return 1 if name.endswith(("wo.weight", "down.weight")) else 0',
             'return 0 if name.endswith(("wo.weight", "down.weight", "head.weight")) else 1',
@@ -408,12 +488,20 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("zip(pieces, whole", "zip(pieces[::-1], whole", "rank 0 comes first"),
     ],
     "meta-read_without_copies": [
-        ("return once.reshape(-1, stored.shape[1])", "return stored.read()", "the copies are still there"),
+        (
+            "return once.reshape(-1, stored.shape[1])",
+            "return stored.read()",
+            "the copies are still there",
+        ),
         (None, "return stored.read()[: stored.shape[0] // copies]", "copies are neighbours"),
         (None, "return stored.read()[::copies]", "a head has head_dim rows"),
     ],
     "meta-ffn_width": [
-        ("multiple_of * -(-width // multiple_of)", "multiple_of * (width // multiple_of)", "round up"),
+        (
+            "multiple_of * -(-width // multiple_of)",
+            "multiple_of * (width // multiple_of)",
+            "round up",
+        ),
         ("2 * 4 * dim / 3", "4 * dim", "two thirds"),
     ],
     "meta-piece_of": [
@@ -427,10 +515,18 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("return sum(results)", "return sum(results) / 2", "not a mean"),
     ],
     "meta-ex3": [
-        ("[piece for piece in pieces for _ in range(2)]", "pieces + pieces", "copies of a head are neighbours"),
+        (
+            "[piece for piece in pieces for _ in range(2)]",
+            "pieces + pieces",
+            "copies of a head are neighbours",
+        ),
     ],
     "gguf-unpack": [
-        ("for shift in range(0, 8, bits)", "for shift in reversed(range(0, 8, bits))", "low halves come first"),
+        (
+            "for shift in range(0, 8, bits)",
+            "for shift in reversed(range(0, 8, bits))",
+            "low halves come first",
+        ),
         ("dim=2).flatten", "dim=3).flatten", "all low halves of a run first"),
         (" & 2**bits - 1", "", "mask the low half"),
     ],
@@ -523,7 +619,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     ],
     "generation-next_logits": [
         (", last=count", "", "only the last `count` places"),
-        ("for piece in tokens.split(PIECE, dim=1):", "for piece in [tokens]:", "at most PIECE tokens"),
+        (
+            "for piece in tokens.split(PREFILL_CHUNK, dim=1):",
+            "for piece in [tokens]:",
+            "at most PREFILL_CHUNK tokens",
+        ),
     ],
     "generation-generate": [
         (
@@ -556,9 +656,17 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("math.log(q)", "math.log2(q)", "base e"),
     ],
     "generation-ex5": [
-        ("held[: held.index(stop)]", "held[: held.index(stop) + len(stop)]", "not part of the text"),
+        (
+            "held[: held.index(stop)]",
+            "held[: held.index(stop) + len(stop)]",
+            "not part of the text",
+        ),
         ("    yield held\n", "    pass\n", "must come out at the end"),
-        ("keep = max(n for n in range(len(stop)) if held.endswith(stop[:n]))", "keep = 0", "spread over two pieces"),
+        (
+            "keep = max(n for n in range(len(stop)) if held.endswith(stop[:n]))",
+            "keep = 0",
+            "spread over two pieces",
+        ),
     ],
     "generation-ex6": [
         (
@@ -570,9 +678,17 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     ],
     "speculation-speculate": [
         ("chosen[: held + 1]:", "chosen[: held + 2]:", "only guesses that hold stand"),
-        ("if id != chosen[i]), len(draft))", "if False), len(draft))", "only guesses that hold stand"),
+        (
+            "if id != chosen[i]), len(draft))",
+            "if False), len(draft))",
+            "only guesses that hold stand",
+        ),
         ("min(DRAFT, end - len(text) - 1)", "min(DRAFT, end - len(text))", "not one more"),
-        ("                if id in params.stop_ids:\n                    return\n", "", "also inside a draft"),
+        (
+            "                if id in params.stop_ids:\n                    return\n",
+            "",
+            "also inside a draft",
+        ),
     ],
     "speculation-ex1": [
         ('list("dac")', 'list("dab")', "the model is right"),
@@ -607,10 +723,18 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     ],
     "chat-parse": [
         ("rest = rest[end:]", "break", "several calls"),
-        ('[*calls, {"error": f"malformed call: {error}", "text": rest}]', "calls", "the malformed one is reported"),
+        (
+            '[*calls, {"error": f"malformed call: {error}", "text": rest}]',
+            "calls",
+            "the malformed one is reported",
+        ),
     ],
     "chat-run_dialog": [
-        ("messages = [*messages, message, *results]", "messages = [*messages, *results]", "message"),
+        (
+            "messages = [*messages, message, *results]",
+            "messages = [*messages, *results]",
+            "message",
+        ),
         ("if not results:", "if False:", "an answer without a call ends the conversation"),
         ('"role": "ipython"', '"role": "tool"', "ipython"),
     ],
@@ -621,7 +745,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("header == [assistant]", "header != [assistant]", "not the user"),
     ],
     "chat-ex4": [
-        ('tool(**arguments) if allow(name, arguments) else "refused"', "tool(**arguments)", "allow was not asked"),
+        (
+            'tool(**arguments) if allow(name, arguments) else "refused"',
+            "tool(**arguments)",
+            "allow was not asked",
+        ),
     ],
     "quantization-to_levels": [
         ("(2**bits - 1)", "2**bits", "3 steps"),
@@ -634,7 +762,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ),
     ],
     "quantization-unpack": [
-        ("(columns & 15, columns >> 4)", "(columns >> 4, columns & 15)", "low halves are the first rows"),
+        (
+            "(columns & 15, columns >> 4)",
+            "(columns >> 4, columns & 15)",
+            "low halves are the first rows",
+        ),
     ],
     "quantization-ex1": [
         ("blocks // 64 * 4", "blocks // 64 * 2", "4 bytes together"),
@@ -645,7 +777,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("group[group.abs().argmax()] / -8", "group.abs().max() / 7", "not by 7"),
     ],
     "quantization-ex3": [
-        ("bytes_per_weight / 26e9 * 400e9", "26e9 / (bytes_per_weight * 400e9)", "the other way round"),
+        (
+            "bytes_per_weight / 26e9 * 400e9",
+            "26e9 / (bytes_per_weight * 400e9)",
+            "the other way round",
+        ),
     ],
     "training-document_positions": [
         ("same & causal_mask(*same.shape[1:], same.device)", "same", "nobody looks ahead"),
@@ -654,11 +790,19 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             "causal_mask(*same.shape[1:], same.device).expand_as(same).unsqueeze(1)",
             "no document sees another",
         ),
-        ("return places - (places * fresh).cummax(dim=1).values", "return places", "they begin again"),
+        (
+            "return places - (places * fresh).cummax(dim=1).values",
+            "return places",
+            "they begin again",
+        ),
     ],
     "training-learning_rate": [
         ("(step + 1)", "step", "the first rate is not 0"),
-        ("settings.floor + (1 - settings.floor) * (1 +", "(1 +", "ends at floor"),
+        (
+            "settings.min_lr_ratio + (1 - settings.min_lr_ratio) * (1 +",
+            "(1 +",
+            "ends at min_lr_ratio",
+        ),
     ],
     "training-ex1": [
         (".mean().neg().exp()", ".mean().neg()", "take its exponential"),
@@ -674,7 +818,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         (" / asked.sum()", "", "a mean, not a sum"),
     ],
     "training-ex4": [
-        ("(m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + eps)", "m / (v ** 0.5 + eps)", "correct the bias"),
+        (
+            "(m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + eps)",
+            "m / (v ** 0.5 + eps)",
+            "correct the bias",
+        ),
         ("w = w - lr * decay * w", "w = w - decay * w", "multiplied by the learning rate"),
         ("    w = w - lr * decay * w\n", "    g = g + decay * w\n", "decay stands outside"),
     ],
@@ -691,8 +839,16 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("r * K // t", "r // K", "how many ranks share"),
     ],
     "parallel-ex3": [
-        ("return rows, columns // t * size", "return 1, columns // t * rows * size", "a column is not one run"),
-        ("return 1, rows // t * columns * size", "return rows // t, columns * size", "neighbouring rows are one run"),
+        (
+            "return rows, columns // t * size",
+            "return 1, columns // t * rows * size",
+            "a column is not one run",
+        ),
+        (
+            "return 1, rows // t * columns * size",
+            "return rows // t, columns * size",
+            "neighbouring rows are one run",
+        ),
     ],
     "parallel-ex4": [
         ("len(counts) * count / sum(counts)", "count / sum(counts)", "once more"),
@@ -767,7 +923,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             ".view(-1, 2, b.shape[-1]).transpose(0, 1)",
             "per head",
         ),
-        ("(kv_heads, -1, 2, b.shape[-1])", "(kv_heads, 2, -1, b.shape[-1])", "that is the way back"),
+        (
+            "(kv_heads, -1, 2, b.shape[-1])",
+            "(kv_heads, 2, -1, b.shape[-1])",
+            "that is the way back",
+        ),
     ],
     "finetuning-ex5": [
         ("s * s * G", "s * G", "s comes twice"),
@@ -781,7 +941,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             "writing = writing and id != end\n        found.append(writing)",
             "decision too",
         ),
-        ("max(0, i - len(header)) : i", "max(0, i - len(header) + 1) : i + 1", "the header is given"),
+        (
+            "max(0, i - len(header)) : i",
+            "max(0, i - len(header) + 1) : i + 1",
+            "the header is given",
+        ),
         ("        writing = writing and id != end\n", "", "what the user wrote"),
     ],
     "instructions-ex2": [
@@ -792,7 +956,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         (None, "return -(-sum(sizes) // room)", "they are not cut"),
         (None, "return len(sizes)", "a row holds several"),
         (None, "return 6", "other sizes"),
-        ("enumerate(left) if", "enumerate(left) if i == len(left) - 1 and", "earlier rows may have room"),
+        (
+            "enumerate(left) if",
+            "enumerate(left) if i == len(left) - 1 and",
+            "earlier rows may have room",
+        ),
     ],
     "instructions-ex4": [
         (None, "return wrote", "the first answer is not asked for"),
@@ -801,7 +969,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     ],
     "instructions-ex5": [
         ("json.loads(text) == json.loads(right)", "text == right", "no difference of value"),
-        ("json.loads(text)", "json.JSONDecoder().raw_decode(text)[0]", "nothing else may stand there"),
+        (
+            "json.loads(text)",
+            "json.JSONDecoder().raw_decode(text)[0]",
+            "nothing else may stand there",
+        ),
         (
             "json.loads(text) == json.loads(right)",
             'json.loads(text.replace(\'"2"\', "2")) == json.loads(right)',
@@ -825,8 +997,16 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     "preferences-ex3": [
         ("range(n - 1, len(ids) - 1), ids[n:]", "range(len(ids) - 1), ids[1:]", "not the prompt"),
         ("range(n - 1, len(ids) - 1), ids[n:]", "range(n, len(ids)), ids[n:]", "go one place back"),
-        ("range(n - 1, len(ids) - 1), ids[n:]", "range(n, len(ids) - 1), ids[n + 1 :]", "the answer's first token"),
-        ("range(n - 1, len(ids) - 1), ids[n:]", "range(n - 1, len(ids) - 2), ids[n:-1]", "its last token counts"),
+        (
+            "range(n - 1, len(ids) - 1), ids[n:]",
+            "range(n, len(ids) - 1), ids[n + 1 :]",
+            "the answer's first token",
+        ),
+        (
+            "range(n - 1, len(ids) - 1), ids[n:]",
+            "range(n - 1, len(ids) - 2), ids[n:-1]",
+            "its last token counts",
+        ),
         (".log_softmax(1)", "", "log-softmax"),
         ("each.sum()", "each.mean()", "not the mean"),
         ("each.sum()", "each.sum().exp()", "not the probability"),
@@ -907,7 +1087,8 @@ return sum(spellings(data[len(token) :], vocab) for token in vocab if data.start
     "rmsnorm-RMSNorm": [
         (
             None,
-            "length = (torch.einsum('...d,...d->...', x.double(), x.double()) / x.shape[-1] + self.eps) ** "
+            "length = (torch.einsum('...d,...d->...', x.double(), x.double()) / x.shape[-1] + "
+            "self.eps) ** "
             "0.5\n"
             "return (x / length[..., None]).to(x.dtype) * self.weight",
         ),
@@ -995,7 +1176,8 @@ return weight[order]
         ),
         (
             "K, S = k.shape[1:3]\n"
-            "    q = q.reshape(B, K, H // K * T, W)  # the G heads of a group are just more queries to the "
+            "    q = q.reshape(B, K, H // K * T, W)  # the G heads of a group are just more "
+            "queries to the "
             "same keys\n"
             "    scores = (q @ k.transpose(-2, -1) / math.sqrt(W)).view(B, H, T, S)",
             "K, S = k.shape[1:3]\n"
@@ -1068,7 +1250,11 @@ return self.feed_forward(self.ffn_norm(stream)).add(stream)
         ),
     ],
     "model-ex1": [
-        (None, 'with torch.device("meta"):\n    return sum(weight.numel() for weight in Llama(cfg).parameters())'),
+        (
+            None,
+            'with torch.device("meta"):\n    return sum(weight.numel() for weight in '
+            "Llama(cfg).parameters())",
+        ),
     ],
     "checkpoints-rename": [
         (
@@ -1085,7 +1271,10 @@ return table[pattern]
         ),
     ],
     "checkpoints-ex1": [
-        (None, "return torch.tensor([first, second], dtype=torch.uint8).view(torch.bfloat16).item()"),
+        (
+            None,
+            "return torch.tensor([first, second], dtype=torch.uint8).view(torch.bfloat16).item()",
+        ),
     ],
     "hugging_face-interleave": [
         (
@@ -1115,7 +1304,10 @@ return torch.from_numpy(((runs >> shifts) & (2**bits - 1)).reshape(len(data), -1
         ),
     ],
     "kv_cache-ex4": [
-        (None, "return [max((p for p in range(n) if p % w == slot), default=-1) for slot in range(w)]"),
+        (
+            None,
+            "return [max((p for p in range(n) if p % w == slot), default=-1) for slot in range(w)]",
+        ),
     ],
     "generation-distribution": [
         (
@@ -1199,13 +1391,15 @@ return torch.tensor(levels, dtype=torch.uint8), torch.tensor(step).float(), torc
     ],
     "training-document_positions": [
         (
-            "places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)\n"
+            "places = torch.arange(documents.shape[1], "
+            "device=documents.device).expand_as(documents)\n"
             "    fresh = torch.ones_like(documents, dtype=torch.bool)\n"
             "    fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]\n"
             "    return places - (places * fresh).cummax(dim=1).values",
             "out = torch.zeros_like(documents)\n"
             "    for t in range(1, documents.shape[1]):\n"
-            "        out[:, t] = torch.where(documents[:, t] == documents[:, t - 1], out[:, t - 1] + 1, 0)\n"
+            "        out[:, t] = torch.where(documents[:, t] == documents[:, t - 1], out[:, t - 1] "
+            "+ 1, 0)\n"
             "    return out",
         ),
     ],
@@ -1268,7 +1462,9 @@ return w, m, v
             """,
         ),
     ],
-    "preferences-ex2": [(None, "product = reference * torch.exp(reward / beta)\nreturn product / product.sum()")],
+    "preferences-ex2": [
+        (None, "product = reference * torch.exp(reward / beta)\nreturn product / product.sum()")
+    ],
     "preferences-ex3": [
         (None, "return sum(scores[i - 1].log_softmax(0)[ids[i]] for i in range(n, len(ids)))"),
     ],

@@ -29,12 +29,16 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 PROMPT = "The three most important things to know about growing tomatoes are"
-TINY = dict(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=256, multiple_of=32, norm_eps=1e-5)
+TINY = dict(
+    dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=256, multiple_of=32, norm_eps=1e-5
+)
 TINY_SEED, TINY_LENGTH, CHUNK, KEPT = 31, 9216, 512, 32
 
 
 def tiny_weights(shapes: dict[str, tuple]) -> dict[str, np.ndarray]:
-    """Weights of the tiny model from its names and shapes: a seeded stream of normals in order of name."""
+    """Weights of the tiny model from its names and shapes: a seeded stream of normals in order of
+    name.
+    """
     rng = np.random.default_rng(TINY_SEED)
     weights = {}
     for name in sorted(shapes):
@@ -55,7 +59,9 @@ def meta_model(weights: dict[str, np.ndarray], max_seq_len: int, **args):
     from llama_models.llama3.model import Transformer
 
     model = Transformer(ModelArgs(max_batch_size=1, max_seq_len=max_seq_len, **args)).eval()
-    model.load_state_dict({name: torch.tensor(weight) for name, weight in weights.items()}, strict=True)
+    model.load_state_dict(
+        {name: torch.tensor(weight) for name, weight in weights.items()}, strict=True
+    )
     return model
 
 
@@ -75,10 +81,18 @@ def read_gguf(path) -> tuple[dict[str, np.ndarray], dict]:
 
     reader = gguf.GGUFReader(path)
     names = {
-        "token_embd": "tok_embeddings", "blk": "layers", "attn_norm": "attention_norm", "output_norm": "norm",
-        "attn_q": "attention.wq", "attn_k": "attention.wk", "attn_v": "attention.wv", "attn_output": "attention.wo",
-        "ffn_gate": "feed_forward.w1", "ffn_down": "feed_forward.w2", "ffn_up": "feed_forward.w3",
-    }  # fmt: skip
+        "token_embd": "tok_embeddings",
+        "blk": "layers",
+        "attn_norm": "attention_norm",
+        "output_norm": "norm",
+        "attn_q": "attention.wq",
+        "attn_k": "attention.wk",
+        "attn_v": "attention.wv",
+        "attn_output": "attention.wo",
+        "ffn_gate": "feed_forward.w1",
+        "ffn_down": "feed_forward.w2",
+        "ffn_up": "feed_forward.w3",
+    }
     weights = {}
     for tensor in reader.tensors:
         name = ".".join(names.get(part, part) for part in tensor.name.split("."))
@@ -95,16 +109,22 @@ def encode(fields: dict, text: str) -> list[int]:
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     return tokenizer.encode(text).ids
 
 
 def run(model, ids, chunk=CHUNK) -> tuple[np.ndarray, np.ndarray]:
-    """Meta's logits (T, V) and final normalised hidden states (T, D), the sequence fed in chunks."""
+    """Meta's logits (T, V) and final normalised hidden states (T, D), the sequence fed in
+    chunks.
+    """
     import torch
 
     states, logits = [], []
-    hook = model.norm.register_forward_hook(lambda module, inputs, output: states.append(output[0].numpy()))
+    hook = model.norm.register_forward_hook(
+        lambda module, inputs, output: states.append(output[0].numpy())
+    )
     for start in range(0, len(ids), chunk):
         logits.append(model(torch.tensor([ids[start : start + chunk]]), start)[0].numpy())
     hook.remove()
@@ -127,9 +147,17 @@ def make_smollm2(path) -> dict:
     """Write meta_smollm2.npz; returns what was measured."""
     weights, fields = read_gguf(path)
     model = meta_model(
-        weights, 512, dim=576, n_layers=30, n_heads=9, n_kv_heads=3, vocab_size=49_152, multiple_of=256,
-        norm_eps=fields["llama.attention.layer_norm_rms_epsilon"], rope_theta=fields["llama.rope.freq_base"],
-    )  # fmt: skip
+        weights,
+        512,
+        dim=576,
+        n_layers=30,
+        n_heads=9,
+        n_kv_heads=3,
+        vocab_size=49_152,
+        multiple_of=256,
+        norm_eps=fields["llama.attention.layer_norm_rms_epsilon"],
+        rope_theta=fields["llama.rope.freq_base"],
+    )
     ids = encode(fields, (HERE / "text.txt").read_text(encoding="utf-8"))
     logits, states = run(model, ids)
     rebuilt = states.astype(np.float64) @ weights["tok_embeddings.weight"].astype(np.float64).T
@@ -158,7 +186,9 @@ def make_llama31() -> None:
     positions = np.array([0, 1, 2, 100, 2047, 8191, 8192, 65_536, 131_071])
     table = precompute_freqs_cis(128, 131_072, 500_000.0, True)[positions]
     scaled = dict(use_scaled_rope=True, rope_theta=500_000.0, **TINY)
-    logits, _ = run(meta_model(tiny_weights(meta_model_shapes()), TINY_LENGTH, **scaled), tiny_tokens().tolist())
+    logits, _ = run(
+        meta_model(tiny_weights(meta_model_shapes()), TINY_LENGTH, **scaled), tiny_tokens().tolist()
+    )
     np.savez_compressed(
         HERE / "meta_llama31.npz", freqs=freqs, scaled=apply_scaling(freqs), positions=positions,
         cos=table.real, sin=table.imag, first=logits[:KEPT], last=logits[-KEPT:],
@@ -183,11 +213,15 @@ def main(path) -> None:
         "made by": "data/golden/make_meta_logits.py",
         "date": datetime.date.today().isoformat(),
         "gguf sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+        "versions": {"python": platform.python_version()}
+        | {p: importlib.metadata.version(p) for p in packages},
         "text": "text.txt, written for this project",
         "prompt": PROMPT,
         "measured": measured,
-        "sha256": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(HERE.glob("meta_*.npz"))},
+        "sha256": {
+            f.name: hashlib.sha256(f.read_bytes()).hexdigest()
+            for f in sorted(HERE.glob("meta_*.npz"))
+        },
     }
     (HERE / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(provenance, indent=2))

@@ -1,7 +1,8 @@
-"""Make the studies of chapters 13b and 13c again: python data/studies/make.py scaling|addition [FILE]
+"""Make the studies of chapters 13b and 13c again: python data/studies/make.py scaling|addition
+[FILE]
 
-FILE (default: scaling.json or addition.json beside this script) is written after every run; started again, the study
-goes on behind the last one. A file that was made by other settings is refused.
+FILE (default: scaling.json or addition.json beside this script) is written after every run; started
+again, the study goes on behind the last one. A file that was made by other settings is refused.
 """
 
 import json
@@ -26,7 +27,11 @@ def scaling():
     plan += [(32, STEPS[2], seed) for seed in (1, 2)]  # how much is chance?
     plan += [(192, steps, 0) for steps in STEPS[1::2]]  # held out
     world = scaling_laws.World()
-    return plan, [steps for _, steps, _ in plan], lambda run, bar: scaling_laws.measure(world, *run, bar)
+    return (
+        plan,
+        [steps for _, steps, _ in plan],
+        lambda run, bar: scaling_laws.measure(world, *run, bar),
+    )
 
 
 def addition():
@@ -35,15 +40,28 @@ def addition():
 
     plan = [(form, True, 1600, 0) for form in ("steps", "backwards", "plain")]
     plan.append(("steps", False, 1600, 0))
-    plan += [(form, True, 1600, seed) for seed in (1, 2) for form in ("steps", "backwards", "plain")]
-    return plan, [n for _, _, n, _ in plan], lambda run, bar: sums.measure(getattr(sums, run[0]), *run[1:], bar)
+    plan += [
+        (form, True, 1600, seed) for seed in (1, 2) for form in ("steps", "backwards", "plain")
+    ]
+    return (
+        plan,
+        [n for _, _, n, _ in plan],
+        lambda run, bar: sums.measure(getattr(sums, run[0]), *run[1:], bar),
+    )
 
 
 def study(name: str, path: Path) -> None:
     """Every run of the plan that the file does not hold yet."""
     plan, costs, make = globals()[name]()
-    about = {"command": f"python data/studies/make.py {name}", "torch": torch.__version__.split("+")[0]}
-    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"about": about, "runs": []}
+    about = {
+        "command": f"python data/studies/make.py {name}",
+        "torch": torch.__version__.split("+")[0],
+    }
+    done = (
+        json.loads(path.read_text(encoding="utf-8"))
+        if path.exists()
+        else {"about": about, "runs": []}
+    )
     if done["about"] != about or len(done["runs"]) > len(plan):
         raise ValueError(f"{path} was made by {done['about']}, not by {about}: name another file")
     first = len(done["runs"])
@@ -52,11 +70,15 @@ def study(name: str, path: Path) -> None:
             bar.set_description(" ".join(map(str, run)))
             done["runs"].append(make(run, lambda row: bar.update()))
             lines = ",\n  ".join(json.dumps(each) for each in done["runs"])
-            write_whole(path, f'{{"about": {json.dumps(done["about"])},\n "runs": [\n  {lines}\n]}}\n'.encode())
+            write_whole(
+                path,
+                f'{{"about": {json.dumps(done["about"])},\n "runs": [\n  {lines}\n]}}\n'.encode(),
+            )
 
 
 def main() -> int:
-    torch.set_num_threads(1)  # small products gain nothing from a second one, and one thread's sums repeat
+    # small products gain nothing from a second one, and one thread's sums repeat
+    torch.set_num_threads(1)
     if sys.argv[1:2] not in (["scaling"], ["addition"]) or len(sys.argv) > 3:
         print(__doc__, file=sys.stderr)
         return 2

@@ -3,7 +3,8 @@
     python data/studies/make_instructions.py data          orders.jsonl, orders_test.jsonl, general.jsonl
     python data/studies/make_instructions.py study         instructions.json and adapter/, with the real weights
 
-The orders are drawn from a seeded grammar. The general answers are SmolLM2's own, greedy: they say how it spoke before.
+The orders are drawn from a seeded grammar. The general answers are SmolLM2's own, greedy: they say
+how it spoke before.
 """
 
 import json
@@ -25,11 +26,25 @@ from minillama.training.pretraining import Settings, trainable
 
 
 HERE = Path(__file__).resolve().parent
-COUNTS = {"a": 1, "one": 1, "two": 2, "a pair of": 2, "three": 3, "four": 4, "five": 5, "six": 6, "half a dozen": 6}
+COUNTS = {
+    "a": 1,
+    "one": 1,
+    "two": 2,
+    "a pair of": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "half a dozen": 6,
+}
 COUNTS |= {"seven": 7, "eight": 8, "nine": 9, "ten": 10, "a dozen": 12}
 COLOURS = "red blue green yellow black white grey brown".split()
-ITEMS = "lamp cup plate chair table bowl vase clock mirror pillow towel basket candle carpet".split()
-NAMES = "Ada Ben Clara David Emma Felix Greta Hugo Ines Jonas Karin Leo Mara Nora Otto Paula".split()
+ITEMS = (
+    "lamp cup plate chair table bowl vase clock mirror pillow towel basket candle carpet".split()
+)
+NAMES = (
+    "Ada Ben Clara David Emma Felix Greta Hugo Ines Jonas Karin Leo Mara Nora Otto Paula".split()
+)
 NEW_ITEMS, NEW_NAMES = "kettle ladder blanket umbrella".split(), "Selma Viktor Yara Tim".split()
 WAYS = """I would like {what}, please. My name is {name}.
 {What} for {name}, please.
@@ -49,19 +64,31 @@ def held_back(item: str, colour: str | None) -> bool:
 
 
 def order(rng: random.Random, kind: str) -> list[dict]:
-    """One dialog. kind: "train"; "pairs", of items and colours that training never joins; "new", items, names, ways."""
+    """One dialog. kind: "train"; "pairs", of items and colours that training never joins; "new",
+    items, names, ways.
+    """
     items, names, ways = (NEW_ITEMS, NEW_NAMES, NEW_WAYS) if kind == "new" else (ITEMS, NAMES, WAYS)
     while True:
-        item, colour = rng.choice(items), rng.choice([*COLOURS, None, None] if kind == "train" else COLOURS)
+        item, colour = (
+            rng.choice(items),
+            rng.choice([*COLOURS, None, None] if kind == "train" else COLOURS),
+        )
         if kind == "new" or held_back(item, colour) == (kind == "pairs"):
             break
     words = rng.choice(list(COUNTS))
-    plural = item if COUNTS[words] == 1 else item + ("es" if item.endswith(("s", "x", "ch")) else "s")
+    plural = (
+        item if COUNTS[words] == 1 else item + ("es" if item.endswith(("s", "x", "ch")) else "s")
+    )
     what = " ".join(part for part in (words, colour, plural) if part)
     what = "an" + what[1:] if words == "a" and (colour or item)[0] in "aeiou" else what
     way, name = rng.choice(ways), rng.choice(names)
     text = way.format(what=what, What=what[0].upper() + what[1:], name=name)
-    said = {"item": item, "colour": colour, "count": COUNTS[words], "name": name if "{name}" in way else None}
+    said = {
+        "item": item,
+        "colour": colour,
+        "count": COUNTS[words],
+        "name": name if "{name}" in way else None,
+    }
     return [{"role": "user", "content": text}, {"role": "assistant", "content": json.dumps(said)}]
 
 
@@ -115,7 +142,10 @@ def make_data() -> None:
     for ids in generate_batch(model, prompts, 48, stop_ids=tokenizer.stop_ids):
         text = tokenizer.decode(ids)
         said.append(text[: text.rfind(".") + 1] if len(ids) == 48 else text)
-    write("general.jsonl", [[*a, {"role": "assistant", "content": s}] for a, s in zip(asked, said, strict=True)])
+    write(
+        "general.jsonl",
+        [[*a, {"role": "assistant", "content": s}] for a, s in zip(asked, said, strict=True)],
+    )
 
 
 def score(model, tokenizer, dialogs) -> dict:
@@ -129,14 +159,19 @@ def score(model, tokenizer, dialogs) -> dict:
             valid += 1
         except ValueError:
             pass
-    return {"ended": sum(len(ids) < 48 for ids in said), "json": valid, "right": right, "of": len(said)} | {
-        "first": texts[:3]
-    }
+    return {
+        "ended": sum(len(ids) < 48 for ids in said),
+        "json": valid,
+        "right": right,
+        "of": len(said),
+    } | {"first": texts[:3]}
 
 
 def perplexity(model, tokenizer) -> float:
     """Of a text that has nothing to do with orders."""
-    ids = torch.tensor(tokenizer.encode((HERE.parent / "golden" / "text.txt").read_text(encoding="utf-8")))
+    ids = torch.tensor(
+        tokenizer.encode((HERE.parent / "golden" / "text.txt").read_text(encoding="utf-8"))
+    )
     with torch.inference_mode():
         return math.exp(F.cross_entropy(model(ids[None, :-1])[0], ids[1:]).item())
 
@@ -145,9 +180,15 @@ def look(model, tokenizer, test, general) -> dict:
     """All that is measured of one model."""
     pairs = [answers(tokenizer, messages) for messages in general]
     prompts = [chat.encode_dialog(tokenizer, messages[:-1]) for messages in general]
-    said = [tokenizer.decode(ids) for ids in generate_batch(model, prompts, 24, stop_ids=tokenizer.stop_ids)]
+    said = [
+        tokenizer.decode(ids)
+        for ids in generate_batch(model, prompts, 24, stop_ids=tokenizer.stop_ids)
+    ]
     found = {"pairs": score(model, tokenizer, test[:20]), "new": score(model, tokenizer, test[20:])}
-    found |= {"perplexity": perplexity(model, tokenizer), "general_loss": mean_answer_loss(model, Dialogs(pairs, 256))}
+    found |= {
+        "perplexity": perplexity(model, tokenizer),
+        "general_loss": mean_answer_loss(model, Dialogs(pairs, 256)),
+    }
     return found | {"general_as_json": sum("{" in text for text in said), "general_first": said[:3]}
 
 
@@ -156,11 +197,15 @@ def everything(pairs):
 
 
 def without_end(pairs):
-    return [(ids, [now and after for now, after in zip(w, [*w[1:], False], strict=True)]) for ids, w in pairs]
+    return [
+        (ids, [now and after for now, after in zip(w, [*w[1:], False], strict=True)])
+        for ids, w in pairs
+    ]
 
 
 FILES = ("orders", "orders_test", "general")
-SETTINGS = {  # name: (rank, peak learning rate, targets, general dialogs mixed in, what is done to the labels)
+# name: (rank, peak learning rate, targets, general dialogs mixed in, what is done to the labels)
+SETTINGS = {
     "rank 8": (8, 2e-3, None, False, None),
     "rank 8, general mixed in": (8, 2e-3, None, True, None),
     "rank 1": (1, 2e-3, None, False, None),
@@ -184,14 +229,23 @@ def one(name: str, folder: Path | None = None) -> dict:
     dialogs = Dialogs(change(pairs) if change else pairs, 256, 3)
     held = Dialogs([answers(tokenizer, messages) for messages in train[120:136]], 256, 3)
     plan = Settings(
-        steps=2 * dialogs.turns, peak_lr=rate, warmup=3, weight_decay=0.0, dtype="bfloat16", eval_every=10**6
-    )  # fmt: skip
+        steps=2 * dialogs.turns,
+        peak_lr=rate,
+        warmup=3,
+        weight_decay=0.0,
+        dtype="bfloat16",
+        eval_every=10**6,
+    )
     start = time.process_time()
     rows = finetune(model, dialogs, held, plan)
     seconds = time.process_time() - start
     if folder:
         save_adapter(model, folder)
-    first = {"before": before, "losses": [round(row["loss"], 4) for row in rows]} if name == "rank 8" else {}
+    first = (
+        {"before": before, "losses": [round(row["loss"], 4) for row in rows]}
+        if name == "rank 8"
+        else {}
+    )
     return first | {
         "parameters": sum(p.numel() for p in trainable(model).values()), "steps": plan.steps,
         "validation_loss": rows[-1]["validation_loss"],
@@ -205,8 +259,12 @@ def study(names) -> None:
         found = one(name, HERE / "adapter" if "wq" in name else None)
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         kept |= {name: found}
-        path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-        print(name, {key: value for key, value in kept[name].items() if key != "losses"}, flush=True)
+        path.write_text(
+            json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
+        )
+        print(
+            name, {key: value for key, value in kept[name].items() if key != "losses"}, flush=True
+        )
 
 
 if __name__ == "__main__":

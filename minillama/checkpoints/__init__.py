@@ -1,1 +1,3 @@
-"""Weights in files: tensors and their names, Hugging Face, Meta, .pth and GGUF, and where files come from."""
+"""Weights in files: tensors and their names, Hugging Face, Meta, .pth and GGUF, and where files
+come from.
+"""

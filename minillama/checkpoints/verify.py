@@ -1,4 +1,6 @@
-"""Is a checkpoint what it says it is? Published sizes, sound numbers, special tokens, and transformers beside it."""
+"""Is a checkpoint what it says it is? Published sizes, sound numbers, special tokens, and
+transformers beside it.
+"""
 
 import contextlib
 import gc
@@ -20,30 +22,45 @@ from minillama.rope import rope_frequencies
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "golden" / "meta_smollm2.npz"
 GOLDEN_NAME = "smollm2-135m-instruct"
-# Largest difference of a logit, on a scale of 40. Meta's code and transformers differ by 1e-4 in float32; in 16 bits
+# Largest difference of a logit, on a scale of 40. Meta's code and transformers differ by 1e-4 in
+# float32; in 16 bits
 # every operation rounds, and two correct programs round at different places.
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 0.15, torch.bfloat16: 1.0}
 
-LLAMA_32 = dict(n_kv_heads=8, ffn_dim=8192, vocab_size=128_256, rope_scaling=RopeScaling(factor=32.0))
+LLAMA_32 = dict(
+    n_kv_heads=8, ffn_dim=8192, vocab_size=128_256, rope_scaling=RopeScaling(factor=32.0)
+)
 KNOWN = {name: LlamaConfig.named(name) for name in SIZES} | {
     "llama-3-8b": replace(LlamaConfig.named("llama-3.1-8b"), rope_scaling=None),
     "llama-3-70b": replace(LlamaConfig.named("llama-3.1-70b"), rope_scaling=None),
-    "llama-3.2-1b": LlamaConfig(2048, 16, n_heads=32, head_dim=64, tied_embeddings=True, **LLAMA_32),
-    "llama-3.2-3b": LlamaConfig(3072, 28, n_heads=24, head_dim=128, tied_embeddings=True, **LLAMA_32),
+    "llama-3.2-1b": LlamaConfig(
+        2048, 16, n_heads=32, head_dim=64, tied_embeddings=True, **LLAMA_32
+    ),
+    "llama-3.2-3b": LlamaConfig(
+        3072, 28, n_heads=24, head_dim=128, tied_embeddings=True, **LLAMA_32
+    ),
 }
 SHAPES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "vocab_size")
 SETTINGS = ("rope_theta", "rope_scaling", "tied_embeddings")
 LLAMA_3_SPECIALS = {
-    "<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|start_header_id|>": 128006, "<|end_header_id|>": 128007,
-    "<|eom_id|>": 128008, "<|eot_id|>": 128009, "<|python_tag|>": 128010,
-}  # fmt: skip
+    "<|begin_of_text|>": 128000,
+    "<|end_of_text|>": 128001,
+    "<|start_header_id|>": 128006,
+    "<|end_header_id|>": 128007,
+    "<|eom_id|>": 128008,
+    "<|eot_id|>": 128009,
+    "<|python_tag|>": 128010,
+}
 TEXT = (
     "The keeper counted 1,024 steps to the lamp. Im März schneite es noch; маяк стоял у моря. "
     "def climb(n): return sum(range(n))  # and in the evening he wrote the number down again."
 )
-# What Llama 3.1 8B Instruct answers to this raw prompt in bfloat16, greedily; later tokens vary with the version.
+# What Llama 3.1 8B Instruct answers to this raw prompt in bfloat16, greedily; later tokens vary
+# with the version.
 KNOWN_PROMPT = "Tell me about the french revolution."
-KNOWN_ANSWER = " The french revolution was a period of radical political and social upheaval in France"
+KNOWN_ANSWER = (
+    " The french revolution was a period of radical political and social upheaval in France"
+)
 NEW = 32  # greedy tokens to compare
 
 
@@ -62,7 +79,9 @@ class Report:
 
 
 def verify(name_or_path) -> int:
-    """Print what a checkpoint is and check it: 0 if every check holds, else 1. CheckpointError if it is unreadable."""
+    """Print what a checkpoint is and check it: 0 if every check holds, else 1. CheckpointError if
+    it is unreadable.
+    """
     path, report = hub.locate(name_or_path), Report()
     try:
         checkpoint = hub.open_checkpoint(path)
@@ -77,21 +96,33 @@ def verify(name_or_path) -> int:
         return 1
     if path == hub.find(GOLDEN_NAME):
         compare_with_meta(report, model)
-    if model.cfg.dim == 4096 and tokenizer and LLAMA_3_SPECIALS.items() <= tokenizer.specials.items():
+    if (
+        model.cfg.dim == 4096
+        and tokenizer
+        and LLAMA_3_SPECIALS.items() <= tokenizer.specials.items()
+    ):
         check_known_answer(report, model, tokenizer, strict="instruct" in path.name.lower())
     results = outputs(model, tokenizer)
     del model  # transformers' takes its place in memory
     gc.collect()
     compare_with_transformers(report, path, results)
-    print(f"{report.failed} of these checks FAILED" if report.failed else "all of these checks hold")
+    print(
+        f"{report.failed} of these checks FAILED" if report.failed else "all of these checks hold"
+    )
     return int(report.failed > 0)
 
 
 def check_sizes(report: Report, cfg: LlamaConfig) -> None:
-    """Shapes and settings beside the published ones; a model of no known shape is a fact, not a mistake."""
+    """Shapes and settings beside the published ones; a model of no known shape is a fact, not a
+    mistake.
+    """
     report.fact("sizes", ", ".join(f"{name} {getattr(cfg, name)}" for name in SHAPES))
     report.fact("settings", ", ".join(f"{name} {getattr(cfg, name)}" for name in SETTINGS))
-    alike = {name: known for name, known in KNOWN.items() if all(getattr(known, s) == getattr(cfg, s) for s in SHAPES)}
+    alike = {
+        name: known
+        for name, known in KNOWN.items()
+        if all(getattr(known, s) == getattr(cfg, s) for s in SHAPES)
+    }
     if not alike:
         return report.fact("known as", "no published size")
     differences = {name: settings_that_differ(known, cfg) for name, known in alike.items()}
@@ -110,7 +141,9 @@ def settings_that_differ(known: LlamaConfig, cfg: LlamaConfig) -> list[str]:
 
 @torch.inference_mode()
 def check_numbers(report: Report, model) -> bool:
-    """NaN, infinities and matrices of nothing but zeros, which a broken download or conversion leaves behind."""
+    """NaN, infinities and matrices of nothing but zeros, which a broken download or conversion
+    leaves behind.
+    """
     count, broken, empty = 0, [], []
     for name, weight in model.named_parameters():  # a tied head is met once
         low, high = weight.aminmax()
@@ -118,53 +151,86 @@ def check_numbers(report: Report, model) -> bool:
         broken += [name] * (not (low.isfinite() and high.isfinite()))
         empty += [name] * (low == high == 0).item()
     text = f"{count:,} in {str(weight.dtype).removeprefix('torch.')}, "
-    text += f"NaN or infinity in {broken[0]}" if broken else f"only zeros in {empty[0]}" if empty else "all finite"
+    text += (
+        f"NaN or infinity in {broken[0]}"
+        if broken
+        else f"only zeros in {empty[0]}"
+        if empty
+        else "all finite"
+    )
     report.check("numbers", not broken and not empty, text)
     return not broken
 
 
 def check_tokenizer(report: Report, tokenizer) -> None:
-    """Text survives the round trip; Llama 3's special tokens have Meta's ids, and it stops where it must."""
+    """Text survives the round trip; Llama 3's special tokens have Meta's ids, and it stops where it
+    must.
+    """
     if tokenizer is None:
         return report.fact("tokenizer", "none in this checkpoint")
     back = tokenizer.decode(tokenizer.encode(TEXT))
-    report.check("tokenizer", back == TEXT, f"{tokenizer.vocab_size:,} tokens, text to ids and back")
+    report.check(
+        "tokenizer", back == TEXT, f"{tokenizer.vocab_size:,} tokens, text to ids and back"
+    )
     if tokenizer.vocab_size == 128_256:
-        wrong = [name for name, id in LLAMA_3_SPECIALS.items() if tokenizer.specials.get(name) != id]
-        report.check("specials", not wrong, f"{wrong[0]} has not its id" if wrong else "ids as Meta's")
-        report.check("stops at", {128001, 128009} <= set(tokenizer.stop_ids), f"{sorted(tokenizer.stop_ids)}")
+        wrong = [
+            name for name, id in LLAMA_3_SPECIALS.items() if tokenizer.specials.get(name) != id
+        ]
+        report.check(
+            "specials", not wrong, f"{wrong[0]} has not its id" if wrong else "ids as Meta's"
+        )
+        report.check(
+            "stops at", {128001, 128009} <= set(tokenizer.stop_ids), f"{sorted(tokenizer.stop_ids)}"
+        )
 
 
 @torch.inference_mode()
 def compare_with_meta(report: Report, model) -> None:
-    """Every logit beside Meta's own code: final hidden states stored in the repository, times the embedding."""
+    """Every logit beside Meta's own code: final hidden states stored in the repository, times the
+    embedding.
+    """
     if not GOLDEN.exists():
-        return report.fact("Meta's code", "its stored results are in a checkout of the repository only (data/golden)")
+        return report.fact(
+            "Meta's code",
+            "its stored results are in a checkout of the repository only (data/golden)",
+        )
     with np.load(GOLDEN) as golden:
         ids, hidden, top = (torch.from_numpy(golden[name]) for name in ("ids", "hidden", "top1"))
     ours = model(ids.long()[None])[0]
     difference = (ours - hidden.double() @ model.embedding.weight.double().T).abs().max().item()
     same = (ours.argmax(-1) == top).sum().item()
-    text = f"{ours.numel():,} logits within {difference:.1e} (limit {TOLERANCE[torch.float32]:.0e}), "
+    text = (
+        f"{ours.numel():,} logits within {difference:.1e} (limit {TOLERANCE[torch.float32]:.0e}), "
+    )
     text += f"same likeliest token at {same} of {len(ids)} positions"
     report.check("Meta's code", difference <= TOLERANCE[torch.float32] and same == len(ids), text)
 
 
 def check_known_answer(report: Report, model, tokenizer, strict: bool) -> None:
-    """The published greedy text of Llama 3.1 8B Instruct; of another model of these shapes nothing is known."""
+    """The published greedy text of Llama 3.1 8B Instruct; of another model of these shapes nothing
+    is known.
+    """
     ids = tokenizer.encode(KNOWN_PROMPT, bos=True)
-    answer = tokenizer.decode(list(generate(model, ids, max_new_tokens=20, stop_ids=tokenizer.stop_ids)))
+    answer = tokenizer.decode(
+        list(generate(model, ids, max_new_tokens=20, stop_ids=tokenizer.stop_ids))
+    )
     if answer.startswith(KNOWN_ANSWER):
         report.check("known answer", True, "Llama 3.1 8B Instruct's published text")
     elif strict:
-        report.check("known answer", False, f"not Llama 3.1 8B Instruct's published text, but {answer[:80]!r}")
+        report.check(
+            "known answer",
+            False,
+            f"not Llama 3.1 8B Instruct's published text, but {answer[:80]!r}",
+        )
     else:
         report.fact("known answer", f"not that of Llama 3.1 8B Instruct: {answer[:80]!r}")
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model makes of a text: logits (T, V), the greedy tokens behind it, its rotation's frequencies (W/2,)."""
+    """What a model makes of a text: logits (T, V), the greedy tokens behind it, its rotation's
+    frequencies (W/2,).
+    """
 
     ids: list[int]
     logits: torch.Tensor
@@ -176,9 +242,15 @@ class Outputs:
 
 @torch.inference_mode()
 def outputs(model, tokenizer) -> Outputs:
-    """What the model makes of TEXT, or of ids spread over the vocabulary where there is no tokenizer."""
+    """What the model makes of TEXT, or of ids spread over the vocabulary where there is no
+    tokenizer.
+    """
     cfg = model.cfg
-    ids = tokenizer.encode(TEXT) if tokenizer else list(range(1, cfg.vocab_size, cfg.vocab_size // 60 + 1))
+    ids = (
+        tokenizer.encode(TEXT)
+        if tokenizer
+        else list(range(1, cfg.vocab_size, cfg.vocab_size // 60 + 1))
+    )
     logits = model(torch.tensor([ids]))[0]
     greedy = list(generate(model, ids, max_new_tokens=NEW))
     frequencies = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
@@ -189,9 +261,15 @@ def outputs(model, tokenizer) -> Outputs:
 def compare_with_transformers(report: Report, path: Path, ours: Outputs) -> None:
     """Ids, rotation, every logit and the greedy text beside transformers."""
     if importlib.util.find_spec("transformers") is None:
-        return report.fact("transformers", "not installed, so nothing is compared: python -m pip install transformers")
+        return report.fact(
+            "transformers",
+            "not installed, so nothing is compared: python -m pip install transformers",
+        )
     if path.is_dir() and not (path / "config.json").exists():
-        return report.fact("transformers", "does not read Meta's layout; `minillama convert` writes one that it reads")
+        return report.fact(
+            "transformers",
+            "does not read Meta's layout; `minillama convert` writes one that it reads",
+        )
     theirs, ids = load_transformers(path, ours)
     if ids is not None:
         report.check("same ids", ids == ours.ids, f"{len(ids)} for a text in three languages")
@@ -199,19 +277,27 @@ def compare_with_transformers(report: Report, path: Path, ours: Outputs) -> None
     report.check("same rotation", same, f"{len(ours.frequencies)} frequencies")
     prompt, limit = torch.tensor([ours.ids]), TOLERANCE[ours.dtype]
     off = (ours.logits - theirs(prompt).logits[0].float()).abs().max().item()
-    report.check("same logits", off <= limit, f"{ours.logits.numel():,} within {off:.1e} (limit {limit:.1e})")
-    greedy = theirs.generate(prompt, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
+    report.check(
+        "same logits", off <= limit, f"{ours.logits.numel():,} within {off:.1e} (limit {limit:.1e})"
+    )
+    greedy = theirs.generate(
+        prompt, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     pairs = zip(ours.greedy, greedy[0, len(ours.ids) :].tolist(), strict=True)
     if (first := next((i for i, (mine, other) in enumerate(pairs) if mine != other), None)) is None:
         report.check("same text", True, f"{NEW} greedy tokens")
     elif ours.dtype == torch.float32:
         report.check("same text", False, f"from greedy token {first} on it differs")
     else:
-        report.fact("same text", f"up to greedy token {first}; in 16 bits a near tie may fall either way")
+        report.fact(
+            "same text", f"up to greedy token {first}; in 16 bits a near tie may fall either way"
+        )
 
 
 def load_transformers(path: Path, ours: Outputs):
-    """transformers' model, and its ids of TEXT (None where it has no tokenizer or, in a GGUF, cuts text otherwise)."""
+    """transformers' model, and its ids of TEXT (None where it has no tokenizer or, in a GGUF, cuts
+    text otherwise).
+    """
     import transformers
 
     transformers.logging.disable_progress_bar()
@@ -219,7 +305,9 @@ def load_transformers(path: Path, ours: Outputs):
     folder, where = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
     where |= {"local_files_only": True, "trust_remote_code": False}
     with contextlib.redirect_stderr(io.StringIO()):  # a bar that cannot be turned off
-        theirs = transformers.LlamaForCausalLM.from_pretrained(str(folder), dtype=ours.dtype, **where).eval()
+        theirs = transformers.LlamaForCausalLM.from_pretrained(
+            str(folder), dtype=ours.dtype, **where
+        ).eval()
     if not ours.own_ids or path.is_file():
         return theirs, None
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **where)

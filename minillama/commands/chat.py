@@ -11,12 +11,23 @@ from pathlib import Path
 
 from minillama import chat
 from minillama.checkpoints.tensors import CheckpointError
-from minillama.commands.options import TORCHRUN, add_model, add_sampling, chat_layout, load, sampling
+from minillama.commands.options import (
+    TORCHRUN,
+    add_model,
+    add_sampling,
+    chat_layout,
+    load,
+    sampling,
+)
 from minillama.generation import SamplingParams, generate
 
 
-CHAT_HELP = "/system TEXT  /reset  /save FILE  /load FILE; Ctrl-C stops an answer, Ctrl-D ends the chat"
-TOOLS_HELP = "let a Llama 3.1 model run Python on this computer, each time after you agree; it is no sandbox"
+CHAT_HELP = (
+    "/system TEXT  /reset  /save FILE  /load FILE; Ctrl-C stops an answer, Ctrl-D ends the chat"
+)
+TOOLS_HELP = (
+    "let a Llama 3.1 model run Python on this computer, each time after you agree; it is no sandbox"
+)
 
 
 def add(commands) -> None:
@@ -37,18 +48,24 @@ def run(args) -> int:
     model, tokenizer = load(args)
     layout = chat_layout(args, tokenizer)
     if args.tools and (layout.name != "llama3" or "<|python_tag|>" not in tokenizer.specials):
-        raise CheckpointError(f"{args.model} was not trained to call tools; --tools wants Llama 3.1")
+        raise CheckpointError(
+            f"{args.model} was not trained to call tools; --tools wants Llama 3.1"
+        )
     tools = {"code_interpreter": ask_and_run} if args.tools else {}
-    messages = obey(f"/system {args.system}", [], tokenizer, tools)
+    messages = run_command(f"/system {args.system}", [], tokenizer, tools)
     edit_lines()
-    print(CHAT_HELP + (" (on several ranks Ctrl-C does, too)" if args.lead else ""), file=sys.stderr)
+    print(
+        CHAT_HELP + (" (on several ranks Ctrl-C does, too)" if args.lead else ""), file=sys.stderr
+    )
     while True:
         try:
             line = read_message()
             if line.startswith("/"):
-                messages = obey(line, messages, tokenizer, tools)
+                messages = run_command(line, messages, tokenizer, tools)
             elif line:
-                messages = answer(model, tokenizer, [*messages, {"role": "user", "content": line}], params, tools)
+                messages = answer(
+                    model, tokenizer, [*messages, {"role": "user", "content": line}], params, tools
+                )
         except EOFError:
             print(end="\n" if sys.stdin.isatty() else "")
             return 0
@@ -59,7 +76,9 @@ def run(args) -> int:
 
 
 def edit_lines() -> None:
-    """Arrow keys, a history of lines, and pasted lines marked as one text, where the system and the terminal can."""
+    """Arrow keys, a history of lines, and pasted lines marked as one text, where the system and the
+    terminal can.
+    """
     with contextlib.suppress(ImportError):
         import readline
 
@@ -68,7 +87,9 @@ def edit_lines() -> None:
 
 
 def read_message() -> str:
-    """What was typed or, at a terminal, pasted: lines that come at once are one message. EOFError at the end."""
+    """What was typed or, at a terminal, pasted: lines that come at once are one message. EOFError
+    at the end.
+    """
     lines = [input("> " if sys.stdin.isatty() else "")]
     while sys.stdin.isatty() and not lines[0].startswith("/") and more_is_waiting():
         lines.append(input())
@@ -84,25 +105,39 @@ def more_is_waiting() -> bool:
 
 
 def ask_and_run(code: str) -> str:
-    """The interpreter of `chat --tools python`: the code has been printed, and runs if the user says so."""
-    if input("run this on your computer, without a sandbox? [y/N] ").strip().lower() not in ("y", "yes"):
+    """The interpreter of `chat --tools python`: the code has been printed, and runs if the user
+    says so.
+    """
+    if input("run this on your computer, without a sandbox? [y/N] ").strip().lower() not in (
+        "y",
+        "yes",
+    ):
         return "error: the user did not let this run"
     result = chat.PythonInterpreter()(code)
     print(result)
     return result
 
 
-def answer(model, tokenizer, messages: list[dict], params: SamplingParams, tools: dict) -> list[dict]:
-    """Print the answer as it comes; the conversation with it, without the oldest turns if they did not fit."""
+def answer(
+    model, tokenizer, messages: list[dict], params: SamplingParams, tools: dict
+) -> list[dict]:
+    """Print the answer as it comes; the conversation with it, without the oldest turns if they did
+    not fit.
+    """
     kept, dropped = chat.fit(tokenizer, messages, model.cfg.max_seq_len - params.max_new_tokens)
     if dropped:
         what = f"{len(dropped)} oldest messages, from {dropped[0]['content'][:40]!r} on"
-        print(f"[dropped the {what}: the context holds {model.cfg.max_seq_len} tokens]", file=sys.stderr)
+        print(
+            f"[dropped the {what}: the context holds {model.cfg.max_seq_len} tokens]",
+            file=sys.stderr,
+        )
     said = []
 
     def reply(ids):
         said.clear()
-        for text in tokenizer.decode_stream(heard(generate(model, ids, params=params), tokenizer.stop_ids, said)):
+        for text in tokenizer.decode_stream(
+            until_stop(generate(model, ids, params=params), tokenizer.stop_ids, said)
+        ):
             print(text, end="", flush=True)
         print(flush=True)
         return list(said)
@@ -111,11 +146,18 @@ def answer(model, tokenizer, messages: list[dict], params: SamplingParams, tools
         told = chat.run_dialog(reply, tokenizer, kept, tools)
     except KeyboardInterrupt:
         print("\n[stopped]", flush=True)
-        return [*kept, {"role": "assistant", "content": tokenizer.decode(said)}] if said else messages[:-1]
-    return [each if each.get("calls") else {"role": each["role"], "content": each["content"]} for each in told]
+        return (
+            [*kept, {"role": "assistant", "content": tokenizer.decode(said)}]
+            if said
+            else messages[:-1]
+        )
+    return [
+        each if each.get("calls") else {"role": each["role"], "content": each["content"]}
+        for each in told
+    ]
 
 
-def heard(stream, stop_ids, said: list[int]):
+def until_stop(stream, stop_ids, said: list[int]):
     """The ids until one of stop_ids; `said` gets all of them, that one too."""
     for id in stream:
         said.append(id)
@@ -124,7 +166,7 @@ def heard(stream, stop_ids, said: list[int]):
         yield id
 
 
-def obey(line: str, messages: list[dict], tokenizer, tools: dict) -> list[dict]:
+def run_command(line: str, messages: list[dict], tokenizer, tools: dict) -> list[dict]:
     """The conversation after a line that begins with a slash."""
     command, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -168,6 +210,8 @@ def load_chat(path: Path, tokenizer) -> list[dict]:
         ]
         chat.encode_dialog(tokenizer, messages)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ValueError(f'{path} is no conversation: [{{"role": ..., "content": ...}}, ...]') from None
+        raise ValueError(
+            f'{path} is no conversation: [{{"role": ..., "content": ...}}, ...]'
+        ) from None
     print(f"[{len(messages)} messages from {path}]", file=sys.stderr)
     return messages

@@ -10,7 +10,7 @@ from minillama.checkpoints.meta import save_meta
 from minillama.commands.options import DEFAULT_MODEL
 from minillama.inference.loading import load
 from minillama.training.adapters import load_adapter
-from minillama.training.finetuning import fuse
+from minillama.training.finetuning import merge_lora
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -21,30 +21,51 @@ def add(commands) -> None:
         "fetch", help="fetch real weights or a vocabulary by name, once",
         epilog=repository.HELP, formatter_class=RawDescriptionHelpFormatter,
     )  # fmt: skip
-    fetch.add_argument("name", help=", ".join([*hub.ARTEFACTS, "all (both)", "or ORG/NAME at Hugging Face"]))
+    fetch.add_argument(
+        "name", help=", ".join([*hub.ARTEFACTS, "all (both)", "or ORG/NAME at Hugging Face"])
+    )
     fetch.set_defaults(run=run_fetch)
 
-    check = commands.add_parser("verify", help="check a checkpoint, and compare it with Meta's code and transformers")
-    check.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)")
+    check = commands.add_parser(
+        "verify", help="check a checkpoint, and compare it with Meta's code and transformers"
+    )
+    check.add_argument(
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        help="a name, a .gguf file or a folder (%(default)s)",
+    )
     check.set_defaults(run=run_verify)
 
     change = commands.add_parser(
-        "convert", help="write any checkpoint as a folder that others read",
-        description="Write a checkpoint as a folder of Hugging Face's form, which most programs read, or of Meta's. "
-        "An older checkpoint there is replaced when the new one is complete; a folder with other files is left alone.",
-    )  # fmt: skip
+        "convert",
+        help="write any checkpoint as a folder that others read",
+        description="Write a checkpoint as a folder of Hugging Face's form, which most programs "
+        "read, or of Meta's. "
+        "An older checkpoint there is replaced when the new one is complete; a folder with other "
+        "files is left alone.",
+    )
     change.add_argument("source", help="a name, a .gguf file or a folder")
     change.add_argument("folder", help="where to write")
-    change.add_argument("--adapter", metavar="FOLDER", help="of finetune or peft, to be added to the weights")
-    change.add_argument("--format", choices=["hugging-face", "meta"], default="hugging-face", help="(%(default)s)")
-    change.add_argument("--dtype", choices=DTYPES, help="of the numbers (the source's; float32 if it is quantized)")
+    change.add_argument(
+        "--adapter", metavar="FOLDER", help="of finetune or peft, to be added to the weights"
+    )
+    change.add_argument(
+        "--format", choices=["hugging-face", "meta"], default="hugging-face", help="(%(default)s)"
+    )
+    change.add_argument(
+        "--dtype", choices=DTYPES, help="of the numbers (the source's; float32 if it is quantized)"
+    )
     change.set_defaults(run=run_convert)
 
 
 def run_fetch(args) -> int:
     for name in hub.ARTEFACTS if args.name == "all" else [args.name]:
         path = hub.fetch(name)
-        print(f"{name}: {path}" + (f" ({hub.ARTEFACTS[name].licence})" if name in hub.ARTEFACTS else ""))
+        print(
+            f"{name}: {path}"
+            + (f" ({hub.ARTEFACTS[name].licence})" if name in hub.ARTEFACTS else "")
+        )
     return 0
 
 
@@ -55,7 +76,7 @@ def run_verify(args) -> int:
 def run_convert(args) -> int:
     model, tokenizer = load(args.source, dtype=getattr(torch, args.dtype) if args.dtype else None)
     if args.adapter:
-        model = fuse(load_adapter(model, args.adapter))
+        model = merge_lora(load_adapter(model, args.adapter))
     save = save_meta if args.format == "meta" else save_hugging_face
     save(model, tokenizer, args.folder)
     count, dtype = sum(p.numel() for p in model.parameters()), model.norm.weight.dtype

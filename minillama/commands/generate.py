@@ -8,7 +8,14 @@ import torch
 
 from minillama import chat
 from minillama.checkpoints.tensors import CheckpointError
-from minillama.commands.options import TORCHRUN, add_model, add_sampling, chat_layout, load, sampling
+from minillama.commands.options import (
+    TORCHRUN,
+    add_model,
+    add_sampling,
+    chat_layout,
+    load,
+    sampling,
+)
 from minillama.generation import Statistics, generate
 from minillama.model import Llama
 
@@ -25,13 +32,18 @@ EXAMPLES = """examples:
 
 def add(commands) -> None:
     parser = commands.add_parser(
-        "generate", help="answer a prompt, token by token",
-        epilog=EXAMPLES + "\n" + TORCHRUN.format("generate"), formatter_class=RawDescriptionHelpFormatter,
-        description="Answer a prompt. The answer goes to standard output, everything else to standard error.",
-    )  # fmt: skip
+        "generate",
+        help="answer a prompt, token by token",
+        epilog=EXAMPLES + "\n" + TORCHRUN.format("generate"),
+        formatter_class=RawDescriptionHelpFormatter,
+        description="Answer a prompt. The answer goes to standard output, everything else to "
+        "standard error.",
+    )
     prompt = "default: %(default)s; - reads standard input"
     parser.add_argument("prompt", nargs="?", default=DEFAULT_PROMPT, help=prompt)
-    parser.add_argument("--raw", action="store_true", help="continue the prompt as plain text, without chat format")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt as plain text, without chat format"
+    )
     add_model(parser)
     add_sampling(parser)
     parser.set_defaults(run=run)
@@ -51,13 +63,19 @@ def run(args) -> int:
     print(flush=True)
     with torch.device("meta"):  # quantized layers have no parameters to count
         count = sum(p.numel() for p in Llama(getattr(model, "whole", model.cfg)).parameters())
-    ran = "".join(f", {passes} passes {name}" for name, passes in model.ran.items() if set(model.ran) != {"naive"})
+    ran = "".join(
+        f", {passes} passes {name}"
+        for name, passes in model.ran.items()
+        if set(model.ran) != {"naive"}
+    )
     print(f"[{count:,} parameters, {stats}{ran}]", file=sys.stderr)
     return 0
 
 
 def encode_prompt(tokenizer, prompt: str, args) -> list[int]:
-    """Ids of the prompt, as a chat's first message or, with --raw, as plain text; CheckpointError if it cannot be."""
+    """Ids of the prompt, as a chat's first message or, with --raw, as plain text; CheckpointError
+    if it cannot be.
+    """
     if tokenizer is None:
         raise CheckpointError(f"{args.model} has no tokenizer, so there is no text to continue")
     if args.raw:

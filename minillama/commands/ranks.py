@@ -1,4 +1,6 @@
-"""generate and chat under torchrun: rank 0 runs the command, the other ranks do what its model does (chapter 17a)."""
+"""generate and chat under torchrun: rank 0 runs the command, the other ranks do what its model does
+(chapter 17a).
+"""
 
 import os
 import signal
@@ -28,7 +30,8 @@ def run(args) -> int:
 
 def command(args, mesh) -> int:
     """Rank 0 leads and the others follow; errors are those of the command, on rank 0 alone."""
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=365))  # the time that a person may take to type
+    # the time that a person may take to type
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
     return (follow if mesh.get_local_rank() else lead)(args, mesh, group)
 
 
@@ -40,10 +43,12 @@ def stop(*_) -> None:
 
 def lead(args, mesh, group) -> int:
     """Rank 0's part: the command; however it ends, the others are told, unless by Ctrl-C."""
-    tell = partial(parallel.tell, group=group)
+    tell = partial(parallel.broadcast, group=group)
     try:
         if not hasattr(args, "lead"):
-            raise ValueError("only generate and chat run on several ranks: start this without torchrun")
+            raise ValueError(
+                "only generate and chat run on several ranks: start this without torchrun"
+            )
         args.lead = partial(load_leading, mesh=mesh, group=group)
         code = args.run(args)
     except Exception:
@@ -54,8 +59,10 @@ def lead(args, mesh, group) -> int:
 
 
 def load_leading(args, mesh, group):
-    """(model, tokenizer) for rank 0 when all ranks have loaded; CheckpointError if one of them cannot."""
-    tell = partial(parallel.tell, group=group)
+    """(model, tokenizer) for rank 0 when all ranks have loaded; CheckpointError if one of them
+    cannot.
+    """
+    tell = partial(parallel.broadcast, group=group)
     tell(("load",))
     found, errors = load_everywhere(args, mesh, group)
     for rank, error in errors.items():
@@ -65,7 +72,7 @@ def load_leading(args, mesh, group):
 
 def follow(args, mesh, group) -> int:
     """The part of the others: what rank 0's model does, if it comes to have one."""
-    hear = partial(parallel.tell, group=group)
+    hear = partial(parallel.broadcast, group=group)
     if hear() == ("load",):
         found, errors = load_everywhere(args, mesh, group)
         if errors:

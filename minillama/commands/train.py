@@ -1,4 +1,6 @@
-"""`minillama train`: a small Llama from nothing, on the stories of chapter 13a or on your own text."""
+"""`minillama train`: a small Llama from nothing, on the stories of chapter 13a or on your own
+text.
+"""
 
 import re
 import sys
@@ -10,35 +12,68 @@ import torch
 
 from minillama.checkpoints.hugging_face import save_hugging_face
 from minillama.checkpoints.tensors import progress_bar
-from minillama.commands.options import add_training_dtype, training_dtype
+from minillama.commands.options import add_renamed, add_training_dtype, training_dtype
 from minillama.model import Llama
 from minillama.studies import stories
 from minillama.training.pretraining import flops_per_token, peak_flops
 
 
-HELP = f"""Train a tiny Llama from nothing: 7 to 8 minutes on two free cores that multiply bfloat16 themselves.
+HELP = f"""Train a tiny Llama from nothing: 7 to 8 minutes on two free cores that multiply bfloat16
+themselves.
 
-The folder keeps metrics.csv, a row per step, and state.pt, written every {stories.SETTINGS.save_every} steps.
-Started again with the same options, the run goes on where it was. The finished model is in FOLDER/model:
+The folder keeps metrics.csv, a row per step, and state.pt, written every
+{stories.SETTINGS.save_every} steps. Started again with the same options, the run goes on where it
+was. The finished model is in FOLDER/model:
 
     minillama generate --raw --max-new-tokens 300 --temperature 0.7 --model FOLDER/model "One day,"
 
-The model in data/stories was made so, with no options at all, in bfloat16; chapter 13a looks into it."""
+The model in data/stories was made so, with no options at all, in bfloat16; chapter 13a looks into
+it."""
 
 
 def add(commands) -> None:
     """The parser of this command."""
-    words = dict(help="train a tiny Llama from nothing", description=HELP, formatter_class=RawDescriptionHelpFormatter)
+    words = dict(
+        help="train a tiny Llama from nothing",
+        description=HELP,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     parser = commands.add_parser("train", **words)
     parser.add_argument("folder", help="where the run and its model are kept")
-    parser.add_argument("--text", metavar="FILE", help="UTF-8; empty lines separate documents (default: our stories)")
-    parser.add_argument("--stories", type=int, default=60_000, metavar="N", help="how many to read (%(default)s)")
-    parser.add_argument("--steps", type=int, default=stories.SETTINGS.steps, metavar="N", help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (%(default)s)")
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="UTF-8; empty lines separate documents (default: our stories)",
+    )
+    parser.add_argument(
+        "--stories", type=int, default=60_000, metavar="N", help="how many to read (%(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=stories.SETTINGS.steps, metavar="N", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of weights and order (%(default)s)"
+    )
     add_training_dtype(parser)
-    parser.add_argument("--peak-lr", type=float, default=stories.SETTINGS.peak_lr, metavar="R", help="(%(default)s)")
-    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches of a step (%(default)s)")
-    parser.add_argument("--recompute", action="store_true", help="less memory, a third more work")
+    parser.add_argument(
+        "--peak-lr", type=float, default=stories.SETTINGS.peak_lr, metavar="R", help="(%(default)s)"
+    )
+    add_renamed(
+        parser,
+        "--gradient-accumulation-steps",
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="batches of a step (%(default)s)",
+    )
+    add_renamed(
+        parser,
+        "--activation-checkpointing",
+        "--recompute",
+        action="store_true",
+        help="less memory, a third more work",
+    )
     parser.add_argument("--no-compile", action="store_true", help="start at once, and be slower")
     parser.set_defaults(run=run)
 
@@ -48,14 +83,23 @@ def run(args) -> int:
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed must be between 0 and 2**32 - 1, not {args.seed}")
     settings = replace(
-        stories.SETTINGS, steps=args.steps, peak_lr=args.peak_lr, accumulate=args.accumulate, seed=args.seed,
-        dtype=training_dtype(args), compiled=not args.no_compile, recompute=args.recompute,
-    )  # fmt: skip
+        stories.SETTINGS,
+        steps=args.steps,
+        peak_lr=args.peak_lr,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        seed=args.seed,
+        dtype=training_dtype(args),
+        compiled=not args.no_compile,
+        activation_checkpointing=args.activation_checkpointing,
+    )
     folder, (texts, held, tokenizer) = Path(args.folder), read(args)
     cfg = replace(stories.CONFIG, vocab_size=tokenizer.vocab_size)
     waiting = "; the first step compiles for half a minute" if settings.compiled else ""
     if sys.stderr.isatty():  # where the bar is, too
-        print(f"[{len(texts):,} texts to learn from, {len(held):,} held back{waiting}]", file=sys.stderr)
+        print(
+            f"[{len(texts):,} texts to learn from, {len(held):,} held back{waiting}]",
+            file=sys.stderr,
+        )
     model, rows = stories.train(cfg, tokenizer, texts, held, settings, folder)
     save_hugging_face(model, tokenizer, folder / "model", torch.bfloat16)
     report(model, rows, folder, settings.dtype)
@@ -63,22 +107,31 @@ def run(args) -> int:
 
 
 def read(args) -> tuple:
-    """(texts to train on, texts held back, a tokenizer of them); ValueError if there are too few."""
+    """(texts to train on, texts held back, a tokenizer of them); ValueError if there are too
+    few.
+    """
     if args.text is None:
         if args.stories < 100:
             raise ValueError(f"--stories must be at least 100, not {args.stories}")
         texts = [stories.story(n) for n in progress_bar(range(args.stories), "stories")]
-        return texts, [stories.story(number, validation=True) for number in range(500)], stories.story_tokenizer(texts)
+        return (
+            texts,
+            [stories.story(number, validation=True) for number in range(500)],
+            stories.story_tokenizer(texts),
+        )
     try:
         documents = re.split(r"\n\s*\n", Path(args.text).read_text(encoding="utf-8").strip())
     except OSError as error:
         raise ValueError(f"{args.text} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{args.text} is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise ValueError(
+            f"{args.text} is not UTF-8: {error.reason} at byte {error.start}"
+        ) from None
     held = documents[9::10]  # one in ten
     if not held:
         raise ValueError(
-            f"{args.text} has {len(documents)} documents; at least 10, separated by empty lines, are needed"
+            f"{args.text} has {len(documents)} documents; at least 10, separated by empty lines, "
+            f"are needed"
         )
     texts = [text for i, text in enumerate(documents) if i % 10 != 9]
     return texts, held, stories.story_tokenizer(texts)
@@ -91,7 +144,9 @@ def report(model: Llama, rows: list[dict], folder: Path, dtype: str) -> None:
     count, loss = sum(p.numel() for p in model.parameters()), rows[-1]["validation_loss"]
     share = speed * flops / peak_flops(getattr(torch, dtype))
     print(
-        f"[{count:,} parameters, {len(rows)} steps, validation loss {loss:.4f}; {speed:,.0f} tokens/s, "
-        f"{speed * flops / 1e9:.0f} GFLOP/s, {share:.0%} of what one large product reaches here; {folder / 'model'}]",
+        f"[{count:,} parameters, {len(rows)} steps, validation loss {loss:.4f}; {speed:,.0f} "
+        f"tokens/s, "
+        f"{speed * flops / 1e9:.0f} GFLOP/s, {share:.0%} of what one large product reaches here; "
+        f"{folder / 'model'}]",
         file=sys.stderr,
     )

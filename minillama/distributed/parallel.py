@@ -25,8 +25,21 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minillama.checkpoints.hugging_face import heads_of, interleave, open_hugging_face, safetensors_folder
-from minillama.checkpoints.tensors import HUGGING_FACE, SLICE, CheckpointError, StoredTensor, n_bytes, rename, skeleton
+from minillama.checkpoints.hugging_face import (
+    heads_of,
+    interleave,
+    open_hugging_face,
+    safetensors_folder,
+)
+from minillama.checkpoints.tensors import (
+    HUGGING_FACE,
+    SLICE,
+    CheckpointError,
+    StoredTensor,
+    n_bytes,
+    rename,
+    skeleton,
+)
 from minillama.config import LlamaConfig
 from minillama.distributed.planning import indivisible
 from minillama.kv_cache import KVCache
@@ -42,13 +55,17 @@ class ParallelError(ValueError):
 
 @contextmanager
 def ranks(seconds: float = 600, **where):
-    """All processes that torchrun has started, as a mesh of one dimension: gloo on processors, nccl on GPUs.
+    """All processes that torchrun has started, as a mesh of one dimension: gloo on processors, nccl
+    on GPUs.
 
-    seconds: how long a rank waits for the others. where: for init_process_group, if torchrun's variables do not say it.
-    ParallelError if there are no others, and inside, if one of them dies or is silent for too long.
+    seconds: how long a rank waits for the others. where: for init_process_group, if torchrun's
+    variables do not say it. ParallelError if there are no others, and inside, if one of them dies
+    or is silent for too long.
     """
     if not where and "RANK" not in os.environ:
-        raise ParallelError("there are no ranks: start this with torchrun --standalone --nproc-per-node 2 ...")
+        raise ParallelError(
+            "there are no ranks: start this with torchrun --standalone --nproc-per-node 2 ..."
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -56,7 +73,9 @@ def ranks(seconds: float = 600, **where):
     try:
         dist.init_process_group(timeout=timedelta(seconds=seconds), **where)
     except dist.DistError:
-        raise ParallelError(f"the ranks did not all meet within {seconds:g} seconds: are all started?") from None
+        raise ParallelError(
+            f"the ranks did not all meet within {seconds:g} seconds: are all started?"
+        ) from None
     rank = dist.get_rank()
     try:
         yield init_device_mesh(device, (dist.get_world_size(),))
@@ -66,51 +85,73 @@ def ranks(seconds: float = 600, **where):
         if "gloo" not in str(error) and not isinstance(error, dist.DistError):
             raise
         why = f"one of them died, or was silent for {seconds:g} seconds"
-        raise ParallelError(f"rank {rank} lost the others ({why}): look at their messages, start all again") from None
+        raise ParallelError(
+            f"rank {rank} lost the others ({why}): look at their messages, start all again"
+        ) from None
     finally:
         dist.destroy_process_group()
-        time.sleep(0.1)  # subtle: a thread of gloo's that wants Python's lock while Python ends would abort it
+        # subtle: a thread of gloo's that wants Python's lock while Python ends would abort it
+        time.sleep(0.1)
 
 
-COLUMNS = ("attention.wq", "feed_forward.gate", "feed_forward.up")  # cut between outputs
-ROWS = ("attention.wo", "feed_forward.down")  # cut between inputs, and the results added up
+COLUMNS = (
+    "attention.wq",
+    "feed_forward.gate",
+    "feed_forward.up",
+)  # column-parallel: each rank has some outputs
+ROWS = (
+    "attention.wo",
+    "feed_forward.down",
+)  # row-parallel: each rank has some inputs, and the results are added up
 
 
 def kv_mesh(cfg: LlamaConfig, mesh: DeviceMesh) -> DeviceMesh:
-    """The ranks among which wk and wv are dealt out: all, or, if they outnumber the kv heads, one for each head.
+    """The ranks among which wk and wv are dealt out: all, or, if they outnumber the kv heads, one
+    for each head.
 
     In the second case each rank r is in such a group, at the place of its head, r * K // ranks.
     """
     heads, count = cfg.n_kv_heads, mesh.size()
     if heads % count == 0:
         return mesh
-    return init_device_mesh(mesh.device_type, (heads, count // heads), mesh_dim_names=("heads", "copies"))["heads"]
+    return init_device_mesh(
+        mesh.device_type, (heads, count // heads), mesh_dim_names=("heads", "copies")
+    )["heads"]
 
 
 def parallelize(model: Llama, mesh: DeviceMesh, repeat_kv: bool = False) -> Llama:
-    """Leave each rank its piece of every matrix, in place; what goes in and comes out is whole and equal on all.
+    """Leave each rank its piece of every matrix, in place; what goes in and comes out is whole and
+    equal on all.
 
-    Afterwards model.cfg counts the rank's own heads, so that a KVCache made from it fits, and model.whole all of them.
-    repeat_kv: allow more ranks than kv heads, each of which then is on several; such a model has no gradients.
-    ParallelError where something does not divide.
+    Afterwards model.cfg counts the rank's own heads, so that a KVCache made from it fits, and
+    model.whole all of them. repeat_kv: allow more ranks than kv heads, each of which then is on
+    several; such a model has no gradients. ParallelError where something does not divide.
     """
     cfg, count = model.cfg, mesh.size()
     if reason := indivisible(cfg, count):
         raise ParallelError(reason)
     if count > cfg.n_kv_heads and not repeat_kv:
-        several = f"take {cfg.n_kv_heads}, or in Python repeat_kv=True, each on {count // cfg.n_kv_heads} of them"
+        on = count // cfg.n_kv_heads
+        several = f"take {cfg.n_kv_heads}, or in Python repeat_kv=True, each on {on} of them"
         raise ParallelError(f"{cfg.n_kv_heads} kv heads are too few for {count} ranks; {several}")
     column, row = ColwiseParallel(), RowwiseParallel()
-    plan = {"embedding": RowwiseParallel(input_layouts=Replicate())} | {f"blocks.*.{name}": column for name in COLUMNS}
-    plan |= {f"blocks.*.{name}": row for name in ROWS} | {"head": ColwiseParallel(output_layouts=Replicate())}
-    parallelize_module(model, mesh, plan, src_data_rank=None)  # None: every rank has the whole, or nothing yet
+    plan = {"embedding": RowwiseParallel(input_layouts=Replicate())} | {
+        f"blocks.*.{name}": column for name in COLUMNS
+    }
+    plan |= {f"blocks.*.{name}": row for name in ROWS} | {
+        "head": ColwiseParallel(output_layouts=Replicate())
+    }
+    # None: every rank has the whole, or nothing yet
+    parallelize_module(model, mesh, plan, src_data_rank=None)
     kv = {f"blocks.*.attention.{name}": column for name in ("wk", "wv")}
     parallelize_module(model, kv_mesh(cfg, mesh), kv, src_data_rank=None)
     if cfg.tied_embeddings:
         model.head.weight = model.embedding.weight
     model.requires_grad_(count <= cfg.n_kv_heads)
     model.whole = cfg
-    model.cfg = replace(cfg, n_heads=cfg.n_heads // count, n_kv_heads=max(cfg.n_kv_heads // count, 1))
+    model.cfg = replace(
+        cfg, n_heads=cfg.n_heads // count, n_kv_heads=max(cfg.n_kv_heads // count, 1)
+    )
     return model
 
 
@@ -127,18 +168,28 @@ def start_of(tensor: torch.Tensor) -> list[int]:
     return start
 
 
-def read_piece(piece: torch.Tensor, start: list[int], stored: StoredTensor, step: int = 1, turn=None) -> None:
-    """Fill a rank's piece, which begins at `start` of the stored tensor, from its own bytes in the file alone.
+def read_piece(
+    piece: torch.Tensor, start: list[int], stored: StoredTensor, step: int = 1, turn=None
+) -> None:
+    """Fill a rank's piece, which begins at `start` of the stored tensor, from its own bytes in the
+    file alone.
 
     step: how many rows at a time; turn: what to do with each such band.
     """
-    width, size = stored.shape[-1], n_bytes(stored.shape, stored.kind) // torch.Size(stored.shape).numel()
+    width, size = (
+        stored.shape[-1],
+        n_bytes(stored.shape, stored.kind) // torch.Size(stored.shape).numel(),
+    )
     rows, columns = piece.view(-1, piece.shape[-1]), piece.shape[-1]
     step = step if columns == width else 1
     for row in range(0, len(rows), step):
         band = rows[row : row + step]
         first = ((start[0] * (piece.ndim > 1) + row) * width + start[-1]) * size
-        read = stored.raw(first, first + band.numel() * size).view(DTYPES[stored.kind]).view(band.shape)
+        read = (
+            stored.raw(first, first + band.numel() * size)
+            .view(DTYPES[stored.kind])
+            .view(band.shape)
+        )
         band.copy_(turn(read) if turn else read)
 
 
@@ -146,7 +197,9 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load(folder, mesh: DeviceMesh, dtype=torch.float32, repeat_kv: bool = False):
-    """(model, tokenizer) of a Hugging Face folder; each rank reads and keeps only its pieces. CheckpointError."""
+    """(model, tokenizer) of a Hugging Face folder; each rank reads and keeps only its pieces.
+    CheckpointError.
+    """
     folder = Path(folder)
     checkpoint = open_hugging_face(folder)
     cfg, tied = checkpoint.cfg, checkpoint.cfg.tied_embeddings
@@ -157,16 +210,22 @@ def load(folder, mesh: DeviceMesh, dtype=torch.float32, repeat_kv: bool = False)
     parallelize(model, mesh, repeat_kv).to_empty(device=mesh.device_type)
     if tied:
         model.head.weight = model.embedding.weight  # subtle: to_empty has made two of it
-    stored = {rename(name, HUGGING_FACE): tensor for name, tensor in safetensors_folder(folder).items()}
+    stored = {
+        rename(name, HUGGING_FACE): tensor for name, tensor in safetensors_folder(folder).items()
+    }
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             rotated, width = heads_of(name, cfg), stored[name].shape[-1]
-            step, turn = (cfg.head_dim, partial(interleave, heads=1)) if rotated else (max(1, SLICE // width), None)
+            step, turn = (
+                (cfg.head_dim, partial(interleave, heads=1))
+                if rotated
+                else (max(1, SLICE // width), None)
+            )
             read_piece(local(parameter), start_of(parameter), stored[name], step, turn)
     return model.eval(), checkpoint.tokenizer
 
 
-def tell(message=None, group=None):
+def broadcast(message=None, group=None):
     """What rank 0 says, on all ranks; the others' own message is not looked at."""
     box = [message]
     dist.broadcast_object_list(box, src=0, group=group)
@@ -174,14 +233,20 @@ def tell(message=None, group=None):
 
 
 def common_seed(seed: int | None = None) -> int:
-    """The seed, or else one that is drawn once and the same on all ranks, so that they draw the same tokens."""
-    return tell(random.SystemRandom().randrange(2**48)) if seed is None else seed
+    """The seed, or else one that is drawn once and the same on all ranks, so that they draw the
+    same tokens.
+    """
+    return broadcast(random.SystemRandom().randrange(2**48)) if seed is None else seed
 
 
 def lead(model: Llama, tell) -> Llama:
-    """Rank 0's model, in place: every pass that it makes behind a cache is told to the other ranks, which `follow`."""
+    """Rank 0's model, in place: every pass that it makes behind a cache is told to the other ranks,
+    which `follow`.
+    """
     ranks = getattr(model, "whole", model.cfg).n_heads // model.cfg.n_heads
-    model.attention_backend = replace(model.attention_backend, name=f"{model.attention_backend.name} on {ranks} ranks")
+    model.attention_backend = replace(
+        model.attention_backend, name=f"{model.attention_backend.name} on {ranks} ranks"
+    )
 
     def announce(model, args, kwargs):
         tokens, cache = args
@@ -193,7 +258,9 @@ def lead(model: Llama, tell) -> Llama:
 
 @torch.no_grad()
 def follow(model: Llama, hear) -> None:
-    """Make the passes that rank 0's model makes, until it says that this is the end. hear() -> the next message."""
+    """Make the passes that rank 0's model makes, until it says that this is the end. hear() -> the
+    next message.
+    """
     cache = None
     while (message := hear())[0] != "end":
         _, tokens, length, size, last = message
@@ -203,15 +270,18 @@ def follow(model: Llama, hear) -> None:
         model(torch.tensor(tokens, device=model.device), cache, last=last)
 
 
-def together(number: float) -> float:
+def sum_over_ranks(number: float) -> float:
     """The sum of all ranks' numbers."""
-    total = torch.tensor(number, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    total = torch.tensor(
+        number, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu"
+    )
     dist.all_reduce(total)
     return total.item()
 
 
 def shard(model: Llama, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> Llama:
-    """Leave each rank a slice of every parameter (FSDP2), in place: a group for each block, one for the ends.
+    """Leave each rank a slice of every parameter (FSDP2), in place: a group for each block, one for
+    the ends.
 
     dtype: of the products, float32 by default; gradients are added up in float32.
     """
@@ -223,7 +293,7 @@ def shard(model: Llama, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> L
 
 def all_targets(batch) -> int:
     """How many targets all ranks' batches have: the `weigh` of a training step."""
-    return int(together(count_targets(batch)))
+    return int(sum_over_ranks(count_targets(batch)))
 
 
 def packed_loss(model: Llama, batch) -> torch.Tensor:
@@ -235,7 +305,9 @@ def packed_loss(model: Llama, batch) -> torch.Tensor:
 
 
 def parts(parameters: dict, optimizer=None) -> dict:
-    """What a state holds, to be filled in place: parameters by name, and AdamW's memory of them, zeros at first."""
+    """What a state holds, to be filled in place: parameters by name, and AdamW's memory of them,
+    zeros at first.
+    """
     state = {"parameters": {name: p.detach() for name, p in parameters.items()}}
     if optimizer:
         for p in parameters.values():
@@ -256,7 +328,8 @@ def save(folder, parameters: dict, optimizer, steps: int, about: dict | None = N
     if first:
         shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        dcp.save(parts(parameters, optimizer), checkpoint_id=unfinished)  # the last thing written is its index
+        # the last thing written is its index
+        dcp.save(parts(parameters, optimizer), checkpoint_id=unfinished)
     except dcp.CheckpointException as error:
         raise OSError(None, reason(error)) from None
     if first:
@@ -269,7 +342,9 @@ def save(folder, parameters: dict, optimizer, steps: int, about: dict | None = N
 
 
 def reason(error: dcp.CheckpointException) -> str:
-    """Why a state cannot be saved or read, in one line. If a rank is lost it is no reason, and goes on to `ranks`."""
+    """Why a state cannot be saved or read, in one line. If a rank is lost it is no reason, and goes
+    on to `ranks`.
+    """
     if "gloo" in str(error):
         raise error
     return " ".join(str(next(iter(error.failures.values()))[0]).split())[:200]
@@ -281,9 +356,11 @@ def states(folder) -> list[Path]:
 
 
 def resume(folder, parameters: dict, optimizer=None) -> int:
-    """Fill parameters and optimizer from the newest state, however it was cut when it was saved; its steps, or 0.
+    """Fill parameters and optimizer from the newest state, however it was cut when it was saved;
+    its steps, or 0.
 
-    Read only what you saved: the index is a pickle (chapter 7d). ParallelError for a model of another shape.
+    Read only what you saved: the index is a pickle (chapter 7d). ParallelError for a model of
+    another shape.
     """
     if not (found := states(folder)):
         return 0
@@ -311,27 +388,38 @@ class SharedRun(Run):
 
     def note(self, row: dict) -> None:
         """Add a row to the metrics, the same on all ranks."""
-        total = {name: together(row[name]) for name in ("loss", "tokens_per_second")}
+        total = {name: sum_over_ranks(row[name]) for name in ("loss", "tokens_per_second")}
         row.update(total, loss=total["loss"] / dist.get_world_size())
         super().note(row)
 
 
-def fit(model, batch_at, settings: Settings, mesh: DeviceMesh, folder=None, validate=None, **more) -> list[dict]:
-    """Chapter 13's `fit` of a model that `shard` has cut: batch_at(i) -> (tokens, targets, documents) of all ranks.
+def fit_sharded(
+    model, batch_at, settings: Settings, mesh: DeviceMesh, folder=None, validate=None, **more
+) -> list[dict]:
+    """Chapter 13's `fit` of a model that `shard` has cut: batch_at(i) -> (tokens, targets,
+    documents) of all ranks.
 
     The model stays cut. more: for that `fit`. Errors are its own, and those of `ranks`.
     """
     if settings.compiled:
-        raise ParallelError("steps on several ranks are not compiled: leave compiled out of the settings")
+        raise ParallelError(
+            "steps on several ranks are not compiled: leave compiled out of the settings"
+        )
     rank, count = mesh.get_local_rank(), mesh.size()
 
     def validate_and_cut(model):
         loss = validate(model)
-        model.reshard()  # subtle: without a way back the ends stay whole, and their next gradients would be lost
+        # subtle: without a backward pass the ends stay gathered, and their next gradients would be
+        # lost
+        model.reshard()
         return loss
 
     mine = lambda i: tuple(part[rank::count] for part in batch_at(i))  # noqa: E731
-    more = {"progress": rank == 0, "validate": validate and validate_and_cut, "weigh": all_targets} | more
+    more = {
+        "progress": rank == 0,
+        "validate": validate and validate_and_cut,
+        "weigh": all_targets,
+    } | more
     return training.fit(model, packed_loss, mine, settings, partial(SharedRun, folder), **more)
 
 
@@ -339,8 +427,10 @@ KINDS = {"reduce_scatter": "reduce_scatter", "allreduce": "all_reduce", "all_red
          "allgather": "all_gather", "all_gather": "all_gather"}  # fmt: skip
 
 
-class Messages(TorchDispatchMode):
-    """Counts what ranks say to each other while it is active; seen: kind -> (count, bytes of the whole tensors)."""
+class CollectiveCounter(TorchDispatchMode):
+    """Counts collectives while it is active; seen: kind -> (count, bytes of the
+    whole tensors).
+    """
 
     def __init__(self):
         super().__init__()
@@ -348,7 +438,8 @@ class Messages(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if DTensor in types:
-            return NotImplemented  # subtle: let DTensor first turn it into operations on this rank's pieces
+            # subtle: let DTensor first turn it into operations on this rank's pieces
+            return NotImplemented
         out = operation(*args, **(kwargs or {}))
         if "c10d" in operation.namespace:
             kind = next((kind for word, kind in KINDS.items() if word in operation.name()), None)

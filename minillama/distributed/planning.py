@@ -9,19 +9,27 @@ from math import ceil, prod
 
 from minillama.checkpoints.meta import cut_along
 from minillama.config import LlamaConfig
-from minillama.generation import PIECE
+from minillama.generation import PREFILL_CHUNK
 from minillama.training.pretraining import flops_per_token
 
 
 @cache
 def tensors(cfg: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight, in the order of the model's state_dict; a tied head is not there twice."""
+    """Name and shape of every weight, in the order of the model's state_dict; a tied head is not
+    there twice.
+    """
     D, q, kv = cfg.dim, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
     block = {
-        "attention_norm": (D,), "attention.wq": (q, D), "attention.wk": (kv, D), "attention.wv": (kv, D),
-        "attention.wo": (D, q), "ffn_norm": (D,), "feed_forward.gate": (cfg.ffn_dim, D),
-        "feed_forward.up": (cfg.ffn_dim, D), "feed_forward.down": (D, cfg.ffn_dim),
-    }  # fmt: skip
+        "attention_norm": (D,),
+        "attention.wq": (q, D),
+        "attention.wk": (kv, D),
+        "attention.wv": (kv, D),
+        "attention.wo": (D, q),
+        "ffn_norm": (D,),
+        "feed_forward.gate": (cfg.ffn_dim, D),
+        "feed_forward.up": (cfg.ffn_dim, D),
+        "feed_forward.down": (D, cfg.ffn_dim),
+    }
     found = {"embedding.weight": (cfg.vocab_size, D)}
     for layer in range(cfg.n_layers):
         found |= {f"blocks.{layer}.{name}.weight": shape for name, shape in block.items()}
@@ -30,7 +38,9 @@ def tensors(cfg: LlamaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def in_eight_bits(cfg: LlamaConfig, name: str) -> bool:
-    """Whether Meta's FP8 model has that weight in 8 bits: feed-forward layers, but for the first and last block's."""
+    """Whether Meta's FP8 model has that weight in 8 bits: feed-forward layers, but for the first
+    and last block's.
+    """
     return ".feed_forward." in name and int(name.split(".")[1]) not in (0, cfg.n_layers - 1)
 
 
@@ -51,7 +61,9 @@ def stored_bytes(cfg: LlamaConfig, name: str, shape: tuple[int, ...], form: str)
 
 @dataclass(frozen=True)
 class Layout:
-    """How GPUs share the work: tensor ranks cut each matrix, stages share the layers, copies share the rows."""
+    """How GPUs share the work: tensor ranks cut each matrix, stages share the layers, copies share
+    the rows.
+    """
 
     tensor: int = 1
     pipeline: int = 1
@@ -59,22 +71,30 @@ class Layout:
 
 
 def stages(n_layers: int, pipeline: int) -> list[range]:
-    """The layers of each stage. What does not divide goes to the middle: the ends have embedding and head besides."""
+    """The layers of each stage. What does not divide goes to the middle: the ends have embedding
+    and head besides.
+    """
     least, extra = divmod(n_layers, pipeline)
     order = [*range(1, pipeline - 1), 0, pipeline - 1][:extra]  # who gets one more
     counts = [least + (stage in order) for stage in range(pipeline)]
     return [range(sum(counts[:stage]), sum(counts[: stage + 1])) for stage in range(pipeline)]
 
 
-def cache_bytes(cfg: LlamaConfig, rows: int, tokens: int, layout=Layout(), stage=0, number=2) -> int:
-    """Bytes of a rank's keys and values: rows x tokens slots, its layers, its kv heads; number: bytes of each."""
+def cache_bytes(
+    cfg: LlamaConfig, rows: int, tokens: int, layout=Layout(), stage=0, number=2
+) -> int:
+    """Bytes of a rank's keys and values: rows x tokens slots, its layers, its kv heads; number:
+    bytes of each.
+    """
     layers = len(stages(cfg.n_layers, layout.pipeline)[stage])
     heads = max(cfg.n_kv_heads // layout.tensor, 1)
     return 2 * layers * rows * heads * tokens * cfg.head_dim * number
 
 
 def pass_bytes(cfg: LlamaConfig, rows: int, new: int, seen: int, tensor=1, number=2) -> int:
-    """Peak of the activations while rows x new tokens go through the blocks and look at `seen` (fused attention)."""
+    """Peak of the activations while rows x new tokens go through the blocks and look at `seen`
+    (fused attention).
+    """
     ffn = cfg.ffn_dim // tensor
     vectors = rows * new * number * (3 * cfg.dim + max(3 * ffn, ffn + cfg.dim))
     mask = seen if seen > new else 0  # fused attention of a whole text needs no table
@@ -82,15 +102,23 @@ def pass_bytes(cfg: LlamaConfig, rows: int, new: int, seen: int, tensor=1, numbe
 
 
 def saved_bytes(cfg: LlamaConfig, tensor=1, number=2) -> int:
-    """What a block keeps of each token for the way back, in bytes on each of `tensor` ranks (fused attention)."""
+    """What a block keeps of each token for the backward pass, in bytes on each of `tensor` ranks
+    (fused attention).
+    """
     kv, heads = max(cfg.n_kv_heads // tensor, 1), cfg.n_heads // tensor
     norms = 2 * (4 * cfg.dim + 4 + 2 * number * cfg.dim)  # every rank has the whole stream
-    return norms + number * ((3 * heads + 2 * kv) * cfg.head_dim + 4 * cfg.ffn_dim // tensor) + 4 * heads
+    return (
+        norms
+        + number * ((3 * heads + 2 * kv) * cfg.head_dim + 4 * cfg.ffn_dim // tensor)
+        + 4 * heads
+    )
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A data sheet: bytes of memory, bytes/s of it, dense operations/s in bf16 and fp8, bytes/s one way of a link."""
+    """A data sheet: bytes of memory, bytes/s of it, dense operations/s in bf16 and fp8, bytes/s one
+    way of a link.
+    """
 
     memory: float
     bandwidth: float
@@ -101,20 +129,35 @@ class Accelerator:
 
 
 ACCELERATORS = {
-    "a100-80gb": Accelerator(80e9, 2.039e12, 312e12, 312e12, 300e9, "NVIDIA A100 data sheet, 80GB SXM; it has no fp8"),
-    "h100-80gb": Accelerator(80e9, 3.35e12, 989e12, 1979e12, 450e9, "NVIDIA H100 data sheet, SXM, without sparsity"),
-    "h200-141gb": Accelerator(141e9, 4.8e12, 989e12, 1979e12, 450e9, "NVIDIA H200 data sheet, SXM, without sparsity"),
-    "b200-180gb": Accelerator(180e9, 8e12, 2250e12, 4500e12, 900e9, "NVIDIA DGX B200 data sheet / 8, without sparsity"),
-    "mi300x-192gb": Accelerator(192e9, 5.3e12, 1307e12, 2615e12, 448e9, "AMD MI300X data sheet, without sparsity"),
-    "l40s-48gb": Accelerator(48e9, 0.864e12, 362e12, 733e12, 32e9, "NVIDIA L40S data sheet; PCIe 4"),
+    "a100-80gb": Accelerator(
+        80e9, 2.039e12, 312e12, 312e12, 300e9, "NVIDIA A100 data sheet, 80GB SXM; it has no fp8"
+    ),
+    "h100-80gb": Accelerator(
+        80e9, 3.35e12, 989e12, 1979e12, 450e9, "NVIDIA H100 data sheet, SXM, without sparsity"
+    ),
+    "h200-141gb": Accelerator(
+        141e9, 4.8e12, 989e12, 1979e12, 450e9, "NVIDIA H200 data sheet, SXM, without sparsity"
+    ),
+    "b200-180gb": Accelerator(
+        180e9, 8e12, 2250e12, 4500e12, 900e9, "NVIDIA DGX B200 data sheet / 8, without sparsity"
+    ),
+    "mi300x-192gb": Accelerator(
+        192e9, 5.3e12, 1307e12, 2615e12, 448e9, "AMD MI300X data sheet, without sparsity"
+    ),
+    "l40s-48gb": Accelerator(
+        48e9, 0.864e12, 362e12, 733e12, 32e9, "NVIDIA L40S data sheet; PCIe 4"
+    ),
 }
 USABLE = 0.9  # share of a card's memory that is planned with; the rest is the runtime's
 SERVER, NETWORK = 8, 50e9  # cards that share a server; bytes/s from card to card between servers
-DELAY, FAR = 10e-6, 30e-6  # seconds that a message takes even if it is empty, in a server and between: assumed
+# seconds that a message takes even if it is empty, in a server and between: assumed
+DELAY, FAR = 10e-6, 30e-6
 
 
 def piece(cfg: LlamaConfig, name: str, ranks: int) -> tuple[int, ...]:
-    """Shape of one rank's piece under tensor parallelism; kv heads fewer than ranks are kept several times."""
+    """Shape of one rank's piece under tensor parallelism; kv heads fewer than ranks are kept
+    several times.
+    """
     shape = tensors(cfg)[name]
     if name.endswith(("wk.weight", "wv.weight")):
         return max(cfg.n_kv_heads // ranks, 1) * cfg.head_dim, cfg.dim
@@ -124,36 +167,58 @@ def piece(cfg: LlamaConfig, name: str, ranks: int) -> tuple[int, ...]:
 
 def indivisible(cfg: LlamaConfig, ranks: int) -> str | None:
     """Why the model cannot be cut for that many ranks; None if it can."""
-    counts = {"heads": cfg.n_heads, "features of the feed-forward layer": cfg.ffn_dim, "tokens": cfg.vocab_size}
+    counts = {
+        "heads": cfg.n_heads,
+        "features of the feed-forward layer": cfg.ffn_dim,
+        "tokens": cfg.vocab_size,
+    }
     for what, count in counts.items():
         if count % ranks:
             return f"{count:,} {what} do not divide among {ranks} ranks"
     if cfg.n_kv_heads % ranks and ranks % cfg.n_kv_heads:
-        return f"{cfg.n_kv_heads} kv heads do not divide among {ranks} ranks, nor the ranks among them"
+        return (
+            f"{cfg.n_kv_heads} kv heads do not divide among {ranks} ranks, nor the ranks among them"
+        )
 
 
 def held(cfg: LlamaConfig, layout: Layout, stage: int = 0) -> dict[str, tuple[int, ...]]:
-    """What a rank of a stage holds: its layers' tensors and those of the ends, with the shapes of its pieces."""
+    """What a rank of a stage holds: its layers' tensors and those of the ends, with the shapes of
+    its pieces.
+    """
     layers, last = stages(cfg.n_layers, layout.pipeline)[stage], stage == layout.pipeline - 1
     names = [n for n in tensors(cfg) if n.startswith("blocks.") and int(n.split(".")[1]) in layers]
     first = ["embedding.weight"] if stage == 0 or (last and cfg.tied_embeddings) else []
-    names = [*first, *names, *[n for n in ("norm.weight", "head.weight") if last and n in tensors(cfg)]]
+    names = [
+        *first,
+        *names,
+        *[n for n in ("norm.weight", "head.weight") if last and n in tensors(cfg)],
+    ]
     return {name: piece(cfg, name, layout.tensor) for name in names}
 
 
-def weight_bytes(cfg: LlamaConfig, form: str = "bfloat16", layout: Layout = Layout(), stage: int = 0) -> int:
+def weight_bytes(
+    cfg: LlamaConfig, form: str = "bfloat16", layout: Layout = Layout(), stage: int = 0
+) -> int:
     """Bytes of what a rank of a stage holds of the weights."""
-    return sum(stored_bytes(cfg, name, shape, form) for name, shape in held(cfg, layout, stage).items())
+    return sum(
+        stored_bytes(cfg, name, shape, form) for name, shape in held(cfg, layout, stage).items()
+    )
 
 
 def collectives(cfg: LlamaConfig, tokens: int, number: int = 2) -> dict[str, tuple[int, int]]:
-    """A forward pass under tensor parallelism: kind -> (count, bytes of all their whole tensors)."""
+    """A forward pass under tensor parallelism: kind -> (count, bytes of all their whole
+    tensors).
+    """
     sums, each = 2 * cfg.n_layers + 1, tokens * number
     return {"all_reduce": (sums, sums * each * cfg.dim), "all_gather": (1, each * cfg.vocab_size)}
 
 
-def sharded_collectives(cfg: LlamaConfig, number: int = 2, gradient: int = 4) -> dict[str, tuple[int, int]]:
-    """A step under FSDP, a group for each block and one for the ends: kind -> (count, bytes of whole tensors)."""
+def sharded_collectives(
+    cfg: LlamaConfig, number: int = 2, gradient: int = 4
+) -> dict[str, tuple[int, int]]:
+    """A step under FSDP, a group for each block and one for the ends: kind -> (count, bytes of
+    whole tensors).
+    """
     L, everything = cfg.n_layers, sum(prod(shape) for shape in tensors(cfg).values())
     blocks = sum(prod(shape) for name, shape in tensors(cfg).items() if name.startswith("blocks."))
     gathered = (2 * L + 1, (blocks + everything) * number)
@@ -162,24 +227,28 @@ def sharded_collectives(cfg: LlamaConfig, number: int = 2, gradient: int = 4) ->
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for: rows together, tokens in each, the weights' form; training, with or without recomputing."""
+    """What is asked for: rows together, tokens in each, the weights' form; training, with or
+    without recomputing.
+    """
 
     rows: int = 1
     context: int = 8192
     form: str = "bfloat16"
     train: bool = False
-    recompute: bool = True
+    activation_checkpointing: bool = True
 
 
 def memory(cfg: LlamaConfig, layout: Layout, job: Job, stage: int = 0) -> dict[str, float]:
     """Bytes of a rank of a stage, by part."""
     if job.train:
         return training_memory(cfg, layout, job, stage)
-    rows, new = ceil(job.rows / layout.copies), min(PIECE, job.context)
+    rows, new = ceil(job.rows / layout.copies), min(PREFILL_CHUNK, job.context)
     return {
         "weights": weight_bytes(cfg, job.form, layout, stage),
         "cache": cache_bytes(cfg, rows, job.context, layout, stage),
-        "activations": pass_bytes(cfg, ceil(rows / layout.pipeline), new, job.context, layout.tensor),
+        "activations": pass_bytes(
+            cfg, ceil(rows / layout.pipeline), new, job.context, layout.tensor
+        ),
     }
 
 
@@ -188,11 +257,17 @@ def training_memory(cfg: LlamaConfig, layout: Layout, job: Job, stage: int) -> d
     rows = ceil(job.rows / layout.copies)
     everything = sum(map(prod, held(cfg, layout, stage).values()))
     layers, share = len(stages(cfg.n_layers, layout.pipeline)[stage]), everything / layout.copies
-    block = sum(prod(piece(cfg, n, layout.tensor)) for n in tensors(cfg) if n.startswith("blocks.0."))
+    block = sum(
+        prod(piece(cfg, n, layout.tensor)) for n in tensors(cfg) if n.startswith("blocks.0.")
+    )
     ends = everything - layers * block
     under_way = min(layout.pipeline - stage, rows) * job.context  # tokens
     whole = saved_bytes(cfg, layout.tensor)
-    kept = layers * 2 * cfg.dim * under_way + whole * job.context if job.recompute else layers * whole * under_way
+    kept = (
+        layers * 2 * cfg.dim * under_way + whole * job.context
+        if job.activation_checkpointing
+        else layers * whole * under_way
+    )
     if stage == layout.pipeline - 1:
         kept += 4 * job.context * cfg.vocab_size // layout.tensor  # of the loss
     state = {"weights": 4 * share, "gradients": 4 * share, "optimizer": 8 * share}
@@ -215,29 +290,44 @@ def obstacle(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job) -> st
         return reason
     parts = {name: size / 1e9 for name, size in fullest(cfg, layout, job).items() if size}
     if (total := sum(parts.values())) > USABLE * gpu.memory / 1e9:
-        largest = ", ".join(f"{name} {size:.1f}" for name, size in sorted(parts.items(), key=lambda p: -p[1])[:2])
+        largest = ", ".join(
+            f"{name} {size:.1f}" for name, size in sorted(parts.items(), key=lambda p: -p[1])[:2]
+        )
         return f"{total:.1f} GB of {USABLE * gpu.memory / 1e9:.1f} ({largest})"
 
 
-def pass_seconds(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job, rows: int, new: int) -> dict[str, float]:
-    """At least so long takes a pass of rows x new tokens, the last of job.context, through all stages."""
-    t, pieces, before = layout.tensor, ceil(new / PIECE), job.context - new
-    used = [n for n in tensors(cfg) if n != "embedding.weight" or cfg.tied_embeddings]  # no product, only a few rows
+def pass_seconds(
+    cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job, rows: int, new: int
+) -> dict[str, float]:
+    """At least so long takes a pass of rows x new tokens, the last of job.context, through all
+    stages.
+    """
+    t, pieces, before = layout.tensor, ceil(new / PREFILL_CHUNK), job.context - new
+    # no product, only a few rows
+    used = [n for n in tensors(cfg) if n != "embedding.weight" or cfg.tied_embeddings]
     read = sum(stored_bytes(cfg, name, piece(cfg, name, t), job.form) for name in used)
     matrices = {name: prod(piece(cfg, name, t)) for name in used if "norm" not in name}
-    eight = sum(size for name, size in matrices.items() if job.form == "fp8" and in_eight_bits(cfg, name))
+    eight = sum(
+        size for name, size in matrices.items() if job.form == "fp8" and in_eight_bits(cfg, name)
+    )
     pairs = rows * (new * before + new * (new + 1) / 2)
-    seen = rows * pieces * (before + (new + min(new, PIECE)) / 2)  # slots read, piece by piece
+    # slots read, piece by piece
+    seen = rows * pieces * (before + (new + min(new, PREFILL_CHUNK)) / 2)
     return {
         "weights": read * pieces / gpu.bandwidth,
-        "products": 2 * rows * new * (eight / gpu.fp8 + (sum(matrices.values()) - eight) / gpu.bf16),
+        "products": 2
+        * rows
+        * new
+        * (eight / gpu.fp8 + (sum(matrices.values()) - eight) / gpu.bf16),
         "cache": seen * cache_bytes(cfg, 1, 1, Layout(t)) / gpu.bandwidth,
         "scores": 4 * cfg.n_layers * cfg.n_heads * cfg.head_dim * pairs / t / gpu.bf16,
         "links": link_seconds(cfg, gpu, layout, rows * new, pieces),
     }
 
 
-def link_seconds(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, tokens: int, passes: int = 1) -> float:
+def link_seconds(
+    cfg: LlamaConfig, gpu: Accelerator, layout: Layout, tokens: int, passes: int = 1
+) -> float:
     """The all-reduces of tensor ranks in a ring, and the messages from stage to stage."""
     t, (count, size) = layout.tensor, collectives(cfg, tokens)["all_reduce"]
     speed, delay = (gpu.link, DELAY) if t <= SERVER else (NETWORK, FAR)
@@ -247,32 +337,57 @@ def link_seconds(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, tokens: int
 
 
 def at_least(parts: dict[str, float]) -> float:
-    """Seconds of a pass: reading and computing overlap; matrices, attention and links follow one another."""
-    return max(parts["weights"], parts["products"]) + max(parts["cache"], parts["scores"]) + parts["links"]
+    """Seconds of a pass: reading and computing overlap; matrices, attention and links follow one
+    another.
+    """
+    return (
+        max(parts["weights"], parts["products"])
+        + max(parts["cache"], parts["scores"])
+        + parts["links"]
+    )
 
 
-def decode(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job) -> tuple[float, float]:
-    """(seconds a token at least, tokens a second at most) at the end of the context; a group of rows at each stage."""
+def decode_seconds(
+    cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job
+) -> tuple[float, float]:
+    """(seconds a token at least, tokens a second at most) at the end of the context; a group of
+    rows at each stage.
+    """
     group = ceil(job.rows / layout.copies / layout.pipeline)
     seconds = at_least(pass_seconds(cfg, gpu, layout, job, group, 1))
     return seconds, job.rows / seconds
 
 
-def prefill(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job) -> float:
-    """Seconds at least until prompts of job.context tokens are read in all rows, pieces one behind the other."""
+def prefill_seconds(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job) -> float:
+    """Seconds at least until prompts of job.context tokens are read in all rows, pieces one behind
+    the other.
+    """
     rows, p = ceil(job.rows / layout.copies), layout.pipeline
-    groups = min(rows, p) * ceil(job.context / PIECE)
+    groups = min(rows, p) * ceil(job.context / PREFILL_CHUNK)
     group = ceil(rows / min(rows, p))
     work = at_least(pass_seconds(cfg, gpu, layout, job, group, job.context)) * min(rows, p)
     return work / p * (1 + (p - 1) / groups)
 
 
-def train_step(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job) -> float:
-    """Seconds a step of training takes at least; recomputing is a second way forward; FSDP's messages overlap."""
+def train_step_seconds(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job) -> float:
+    """Seconds a step of training takes at least; recomputing is the recomputed forward; FSDP's
+    messages overlap.
+    """
     rows, t, p = ceil(job.rows / layout.copies), layout.tensor, layout.pipeline
-    operations = rows * job.context * flops_per_token(cfg, job.context) * (4 / 3 if job.recompute else 1)
-    ring = link_seconds(cfg, gpu, layout, rows * job.context, rows) * (3 if job.recompute else 2)  # a way has as many
-    moved = sum(size for _, size in sharded_collectives(cfg).values()) / (t * p) * (1 - 1 / layout.copies)
+    operations = (
+        rows
+        * job.context
+        * flops_per_token(cfg, job.context)
+        * (4 / 3 if job.activation_checkpointing else 1)
+    )
+    ring = link_seconds(cfg, gpu, layout, rows * job.context, rows) * (
+        3 if job.activation_checkpointing else 2
+    )  # a way has as many
+    moved = (
+        sum(size for _, size in sharded_collectives(cfg).values())
+        / (t * p)
+        * (1 - 1 / layout.copies)
+    )
     speed = gpu.link if t * p * layout.copies <= SERVER else NETWORK
     return max((operations / t / gpu.bf16 + ring) / p * (1 + (p - 1) / rows), moved / speed)
 
@@ -280,21 +395,29 @@ def train_step(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job) -> 
 def layouts(gpus: int) -> list[Layout]:
     """Every way to write the number of cards as tensor ranks x stages x copies."""
     some = [n for n in range(1, gpus + 1) if gpus % n == 0]
-    return [Layout(t, p, gpus // (t * p)) for t in reversed(some) for p in some if gpus // t % p == 0]
+    return [
+        Layout(t, p, gpus // (t * p)) for t in reversed(some) for p in some if gpus // t % p == 0
+    ]
 
 
 def plan(cfg: LlamaConfig, gpu: Accelerator, gpus: int, job: Job) -> list[dict]:
-    """For each layout: its parts of memory, and its times at least, or the reason why it cannot be. Best ones first."""
+    """For each layout: its parts of memory, and its times at least, or the reason why it cannot be.
+    Best ones first.
+    """
     found = []
     for layout in layouts(gpus):
         row = asdict(layout) | {"reason": obstacle(cfg, gpu, layout, job)}
         if row["reason"] is None:
             row["bytes"] = fullest(cfg, layout, job)
             if job.train:
-                row["step_seconds"] = train_step(cfg, gpu, layout, job)
+                row["step_seconds"] = train_step_seconds(cfg, gpu, layout, job)
                 row["tokens_per_second"] = job.rows * job.context / row["step_seconds"]
             else:
-                row["token_seconds"], row["tokens_per_second"] = decode(cfg, gpu, layout, job)
-                row["prefill_seconds"] = prefill(cfg, gpu, layout, job)
+                row["token_seconds"], row["tokens_per_second"] = decode_seconds(
+                    cfg, gpu, layout, job
+                )
+                row["prefill_seconds"] = prefill_seconds(cfg, gpu, layout, job)
         found.append(row)
-    return sorted(found, key=lambda row: (row["reason"] is not None, -row.get("tokens_per_second", 0)))
+    return sorted(
+        found, key=lambda row: (row["reason"] is not None, -row.get("tokens_per_second", 0))
+    )

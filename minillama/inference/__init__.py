@@ -1,1 +1,3 @@
-"""Ways to run a model faster: attention backends, speculation, quantized layers, compiled and recorded steps."""
+"""Ways to run a model faster: attention backends, speculation, quantized layers, compiled and
+recorded steps.
+"""

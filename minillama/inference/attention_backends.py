@@ -14,10 +14,12 @@ from minillama.model import Llama
 
 
 def attend_in_tiles(q, k, v, length: int, tile=256) -> torch.Tensor:
-    """Causal attention that holds one tile of scores at a time: q (B, H, T, W), k and v (B, K, S, W) -> (B, H, T, W).
+    """Causal attention that holds one tile of scores at a time: q (B, H, T, W), k and v (B, K, S,
+    W) -> (B, H, T, W).
 
-    The first `length` slots are in use; query t sees slots up to length - T + t, so the last sees all. In float32.
-    Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135.
+    The first `length` slots are in use; query t sees slots up to length - T + t, so the last sees
+    all. In float32. Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022,
+    arXiv:2205.14135.
     """
     T, W, K = *q.shape[2:], k.shape[1]
     rows = q.float().unflatten(1, (K, -1)) / math.sqrt(W)  # (B, K, G, T, W)
@@ -26,7 +28,8 @@ def attend_in_tiles(q, k, v, length: int, tile=256) -> torch.Tensor:
     summed = torch.zeros_like(rows)
     for start in range(0, length, tile):
         slots = torch.arange(start, min(start + tile, length))  # (t,)
-        keys, values = (x[:, :, None, start : start + len(slots)].float() for x in (k, v))  # (B, K, 1, t, W)
+        # (B, K, 1, t, W)
+        keys, values = (x[:, :, None, start : start + len(slots)].float() for x in (k, v))
         scores = (rows @ keys.mT).masked_fill(slots > own[:, None], -math.inf)  # (B, K, G, T, t)
         new = torch.maximum(largest, scores.amax(-1, keepdim=True))
         shift = new.masked_fill(new == -math.inf, 0)  # a query that has seen nothing yet
@@ -38,7 +41,9 @@ def attend_in_tiles(q, k, v, length: int, tile=256) -> torch.Tensor:
 
 
 def attend_in_blocks(q, k, v, mask: AttentionMask, size: int = 128) -> torch.Tensor:
-    """Attention backend: `size` queries at a time, with the keys up to the last of them (chapter 13)."""
+    """Attention backend: `size` queries at a time, with the keys up to the last of them (chapter
+    13).
+    """
     table = mask.table(k.shape[2])
     if table is None or isinstance(mask.length, torch.Tensor):
         return attend(q, k, v, table)
@@ -46,12 +51,17 @@ def attend_in_blocks(q, k, v, mask: AttentionMask, size: int = 128) -> torch.Ten
     for start in range(0, T, size):
         stop = min(start + size, T)
         seen = S - T + stop  # the last query stands at the last key
-        parts.append(attend(q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], table[..., start:stop, :seen]))
+        parts.append(
+            attend(
+                q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], table[..., start:stop, :seen]
+            )
+        )
     return torch.cat(parts, dim=2)
 
 
 def attend_sdpa(q, k, v, mask: AttentionMask) -> torch.Tensor:
-    """Attention backend: PyTorch's scaled_dot_product_attention; causal attention in a fused kernel or not at all.
+    """Attention backend: PyTorch's scaled_dot_product_attention; causal attention in a fused kernel
+    or not at all.
 
     RuntimeError where there is none for this device, type and form; nothing slower takes its place.
     """
@@ -63,7 +73,8 @@ def attend_sdpa(q, k, v, mask: AttentionMask) -> torch.Tensor:
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION], set_priority=True):
         if T in (1, S):
             return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, **grouped)
-        if q.is_cuda:  # its own way to say that the last query meets the last key; importing it takes long
+        # its own way to say that the last query meets the last key; importing it takes long
+        if q.is_cuda:
             from torch.nn.attention.bias import causal_lower_right
 
             return F.scaled_dot_product_attention(q, k, v, causal_lower_right(T, S), **grouped)
@@ -72,7 +83,8 @@ def attend_sdpa(q, k, v, mask: AttentionMask) -> torch.Tensor:
 
 def attend_flash(q, k, v, length) -> torch.Tensor:
     """The flash kernel that reads the length on the device: one row only, q (1, H, 1, W)."""
-    ends = torch.arange(2, dtype=torch.int32, device=q.device)  # one text, from 0 to 1; its keys from 0 to 1 * S
+    # one text, from 0 to 1; its keys from 0 to 1 * S
+    ends = torch.arange(2, dtype=torch.int32, device=q.device)
     rows = (x[0].transpose(0, 1) for x in (q, k, v))  # (1, H, W), (S, K, W)
     y = torch.ops.aten._flash_attention_forward(
         *rows, ends, ends * k.shape[2], 1, k.shape[2], 0.0, False, False, seqused_k=length
@@ -82,16 +94,20 @@ def attend_flash(q, k, v, length) -> torch.Tensor:
 
 @torch.library.custom_op("minillama::attend", mutates_args=(), device_types="cpu")
 def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """Causal attention as one operation, on every device that has a kernel for it (chapter 11c registers CUDA's).
+    """Causal attention as one operation, on every device that has a kernel for it (chapter 11c
+    registers CUDA's).
 
-    q (B, H, T, W), k and v (B, K, S, W), length (1,) int32 on their device: slots in use -> (B, H, T, W)
+    q (B, H, T, W), k and v (B, K, S, W), length (1,) int32 on their device: slots in use -> (B, H,
+    T, W)
     """
     return empty_answer(q).copy_(attend_in_tiles(q, k, v, length.item()))
 
 
 @fused.register_fake
 def empty_answer(q, k=None, v=None, length=None) -> torch.Tensor:
-    """Room for the answers (B, H, T, W): each token's heads side by side in memory, as the next layer reads them."""
+    """Room for the answers (B, H, T, W): each token's heads side by side in memory, as the next
+    layer reads them.
+    """
     B, H, T, W = q.shape
     return q.new_empty(B, T, H, W).transpose(1, 2)
 
@@ -116,11 +132,15 @@ BACKENDS = {
 
 
 class AttentionError(ValueError):
-    """An attention backend that this machine or this model does not have; one line that says why."""
+    """An attention backend that this machine or this model does not have; one line that says
+    why.
+    """
 
 
 def use_attention(model: Llama, name: str) -> Llama:
-    """Let all layers attend with this backend of BACKENDS, in place. AttentionError if it does not work here."""
+    """Let all layers attend with this backend of BACKENDS, in place. AttentionError if it does not
+    work here.
+    """
     if name not in BACKENDS:
         raise AttentionError(f"attention must be one of {', '.join(BACKENDS)}, not {name!r}")
     try_backend(model, BACKENDS[name])
@@ -129,19 +149,28 @@ def use_attention(model: Llama, name: str) -> Llama:
 
 
 def try_backend(model: Llama, backend: AttentionBackend) -> None:
-    """A decode step and a short prompt of random numbers: what is missing is an AttentionError now, not later."""
+    """A decode step and a short prompt of random numbers: what is missing is an AttentionError now,
+    not later.
+    """
     heads = (model.cfg.n_heads, model.cfg.n_kv_heads)
-    q, k = (torch.randn(1, n, 17, model.cfg.head_dim, device=model.device).to(model.dtype) for n in heads)
+    q, k = (
+        torch.randn(1, n, 17, model.cfg.head_dim, device=model.device).to(model.dtype)
+        for n in heads
+    )
     try:
         with torch.no_grad():
             for T in (1, 17):  # of 17 keys; to our kernels 17 queries are many, and one is few
                 backend.attend(q[:, :, :T], k, k, AttentionMask.causal(T, 17 - T, model.device))
     except RuntimeError as error:
-        raise AttentionError(f"no {backend.name} attention here: {str(error).strip().splitlines()[0]}") from error
+        raise AttentionError(
+            f"no {backend.name} attention here: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def use_fastest_attention(model: Llama) -> list[str]:
-    """Let all layers attend with the fastest backend that works here; returns why faster ones do not."""
+    """Let all layers attend with the fastest backend that works here; returns why faster ones do
+    not.
+    """
     missing = []
     for name in ("fused", "sdpa") if model.norm.weight.is_cuda else ("sdpa",):
         try:

@@ -23,7 +23,8 @@ from minillama.rope import apply_rope, rope_table
 
 
 def attend_one(q, k, v, keys, values) -> torch.Tensor:
-    """One token's queries q (K, G, W) look at the past, keys and values (K, S, W), and at its own k and v (K, W).
+    """One token's queries q (K, G, W) look at the past, keys and values (K, S, W), and at its own k
+    and v (K, W).
 
     All float32 but the past, which may be narrower -> (K, G, W)
     """
@@ -51,7 +52,8 @@ class Together(nn.Module):
         return torch.cat([layer(x) for layer in self.layers], dim=-1)
 
 
-ROWS = {"weight": 0, "levels": 0, "step": 0, "packed": 0, "scales": 1}  # the dimension that counts a layer's outputs
+# the dimension that counts a layer's outputs
+ROWS = {"weight": 0, "levels": 0, "step": 0, "packed": 0, "scales": 1}
 
 
 def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -59,13 +61,17 @@ def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: t.detach() for name, t in (*module.named_parameters(), *module.named_buffers())}
 
 
-def fuse(layers: list[nn.Module]) -> nn.Module:
-    """One layer for several that read the same x. Their tensors become views of its own, so no byte is added.
+def join_layers(layers: list[nn.Module]) -> nn.Module:
+    """One layer for several that read the same x. Their tensors become views of its own, so no byte
+    is added.
 
-    Layers of different kinds, or with filler behind their rows, stay as they are, Together.
+    Layers of different kinds, or with padding after their rows, stay as they are, Together.
     """
     kinds = {(type(layer), getattr(layer, "group", None)) for layer in layers}
-    counts = [{t.shape[ROWS[name]] if name in ROWS else None for name, t in tensors(x).items()} for x in layers]
+    counts = [
+        {t.shape[ROWS[name]] if name in ROWS else None for name, t in tensors(x).items()}
+        for x in layers
+    ]
     if len(kinds) > 1 or counts != [{layer.out_features} for layer in layers]:
         return Together(layers)
     whole = copy.deepcopy(layers[0])
@@ -73,26 +79,36 @@ def fuse(layers: list[nn.Module]) -> nn.Module:
     for name in tensors(whole):
         joined = torch.cat([getattr(layer, name).data for layer in layers], ROWS[name])
         getattr(whole, name).data = joined
-        for layer, part in zip(layers, joined.split([x.out_features for x in layers], ROWS[name]), strict=True):
+        for layer, part in zip(
+            layers, joined.split([x.out_features for x in layers], ROWS[name]), strict=True
+        ):
             getattr(layer, name).data = part
     return whole
 
 
-class Step(nn.Module):
-    """A block as a single token meets it, its past given and its new key and value returned: a pure function."""
+class BlockStep(nn.Module):
+    """A block's decode step, its past given and its new key and value returned: a pure
+    function.
+    """
 
     def __init__(self, block: Block):
         super().__init__()
         attention, feed_forward = block.attention, block.feed_forward
         self.head_dim = attention.head_dim
         self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
-        self.qkv, self.wo = fuse([attention.wq, attention.wk, attention.wv]), attention.wo
-        self.gate_up, self.down = fuse([feed_forward.gate, feed_forward.up]), feed_forward.down
+        self.qkv, self.wo = join_layers([attention.wq, attention.wk, attention.wv]), attention.wo
+        self.gate_up, self.down = (
+            join_layers([feed_forward.gate, feed_forward.up]),
+            feed_forward.down,
+        )
 
     def forward(self, x, rope, keys, values):
-        """x (1, D), rope: cos and sin (1, W/2), keys and values (K, S, W) -> x (1, D), k and v (K, W)"""
+        """x (1, D), rope: cos and sin (1, W/2), keys and values (K, S, W) -> x (1, D), k and v (K,
+        W)
+        """
         K, W = len(keys), self.head_dim
-        heads = self.qkv(self.attention_norm(x)).view(-1, 1, W)  # (H + 2K, 1, W): queries, keys, values
+        # (H + 2K, 1, W): queries, keys, values
+        heads = self.qkv(self.attention_norm(x)).view(-1, 1, W)
         turned = apply_rope(heads[:-K], *rope)
         q, k, v = turned[:-K].view(K, -1, W), turned[-K:, 0], heads[-K:, 0]
         y = attend_one(q.float(), k.float(), v.float(), keys, values)
@@ -101,20 +117,24 @@ class Step(nn.Module):
         return x + self.down(F.silu(gate) * up), k, v
 
 
-class Steps(nn.Module):
+class BlockSteps(nn.Module):
     """Some blocks, one after the other, for one token."""
 
-    def __init__(self, cfg: LlamaConfig, steps: list[Step]):
+    def __init__(self, cfg: LlamaConfig, steps: list[BlockStep]):
         super().__init__()
         self.cfg, self.steps = cfg, nn.ModuleList(steps)
 
     def forward(self, x, length, keys, values):
-        """x (1, D), length (1,), the cache's keys and values (l, K, capacity, W) -> x (1, D), new ones (l, K, W)"""
+        """x (1, D), length (1,), the cache's keys and values (l, K, capacity, W) -> x (1, D), new
+        ones (l, K, W)
+        """
         S, found = length.item(), []
         torch._check(S >= 1)  # promises to the compiler, which it checks when it runs
         torch._check(S <= keys.shape[2])
         rope = rope_table(self.cfg, length)
-        for step, past_k, past_v in zip(self.steps, keys.narrow(2, 0, S), values.narrow(2, 0, S), strict=True):
+        for step, past_k, past_v in zip(
+            self.steps, keys.narrow(2, 0, S), values.narrow(2, 0, S), strict=True
+        ):
             x, *new = step(x, rope, past_k, past_v)
             found.append(new)
         ks, vs = zip(*found, strict=True)
@@ -122,7 +142,9 @@ class Steps(nn.Module):
 
 
 class WithWeights(nn.Module):
-    """A module whose weights are arguments, so that one compiled function serves all modules of its form."""
+    """A module whose weights are arguments, so that one compiled function serves all modules of its
+    form.
+    """
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -132,8 +154,10 @@ class WithWeights(nn.Module):
         return torch.func.functional_call(self.hidden[0], weights, args)
 
 
-def export(steps: Steps, example: tuple) -> torch.export.ExportedProgram:
-    """The graph of `steps`, good for every length, capacity and weight. example: inputs of Steps.forward."""
+def export(steps: BlockSteps, example: tuple) -> torch.export.ExportedProgram:
+    """The graph of `steps`, good for every length, capacity and weight. example: inputs of
+    BlockSteps.forward.
+    """
     capacity, weights = torch.export.Dim("capacity", min=2), tensors(steps)
     shapes = ({name: None for name in weights}, (None, None, {2: capacity}, {2: capacity}))
     with torch.no_grad():
@@ -144,27 +168,39 @@ class CompileError(RuntimeError):
     """This machine cannot compile, or not this model; one line that says why."""
 
 
-def build(steps: Steps, example: tuple, path: Path) -> None:
+def build(steps: BlockSteps, example: tuple, path: Path) -> None:
     """Compile for this processor and write the package; CompileError leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are about PyTorch's own insides
-            made = torch._inductor.aoti_compile_and_package(export(steps, example), package_path=f"{scratch}/steps.pt2")
+            made = torch._inductor.aoti_compile_and_package(
+                export(steps, example), package_path=f"{scratch}/steps.pt2"
+            )
             os.replace(made, path)
     except Exception as error:  # subtle: the compilers' errors have no type in common
         raise CompileError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
 
 
-def package_name(steps: Steps, dtype: torch.dtype) -> str:
-    """A file name, another one wherever the code may be: sources, PyTorch, processor, threads, types, shapes."""
+def package_name(steps: BlockSteps, dtype: torch.dtype) -> str:
+    """A file name, another one wherever the code may be: sources, PyTorch, processor, threads,
+    types, shapes.
+    """
     sources = [path.read_bytes() for path in sorted(Path(minillama.__file__).parent.rglob("*.py"))]
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     flags = [line for line in lines if line.startswith(("flags", "Features"))][:1]
-    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), flags, torch.get_num_threads())
+    machine = (
+        torch.__version__,
+        torch.backends.cpu.get_cpu_capability(),
+        flags,
+        torch.get_num_threads(),
+    )
     forms = [(name, t.dtype, tuple(t.shape)) for name, t in tensors(steps).items()]
-    return hashlib.sha256(repr((machine, dtype, steps.cfg, forms, sources)).encode()).hexdigest()[:24] + ".pt2"
+    return (
+        hashlib.sha256(repr((machine, dtype, steps.cfg, forms, sources)).encode()).hexdigest()[:24]
+        + ".pt2"
+    )
 
 
 class CompiledStep:
@@ -173,21 +209,24 @@ class CompiledStep:
     def __init__(self, model: Llama, folder: Path, whole: bool = False):
         """Compile one block, to serve as every block, or all blocks as one function (`whole`).
 
-        What lies compiled in the folder is not compiled again. CompileError; the model works as before.
+        What lies compiled in the folder is not compiled again. CompileError; the model works as
+        before.
         """
         self.model, self.dtype = model, model.dtype
         if model.device.type != "cpu":
             raise CompileError("only models on the CPU are compiled")
-        steps = [Step(block) for block in model.blocks]
+        steps = [BlockStep(block) for block in model.blocks]
         self.size = len(steps) if whole else 1
-        parts = [Steps(model.cfg, steps[i : i + self.size]) for i in range(0, len(steps), self.size)]
+        parts = [
+            BlockSteps(model.cfg, steps[i : i + self.size]) for i in range(0, len(steps), self.size)
+        ]
         self.weights = [list(tensors(part).values()) for part in parts]
         names = {package_name(part, self.dtype) for part in parts}
         if len(names) > 1:
             raise CompileError("the blocks have weights of different forms")
         self.run = self.load(folder / names.pop(), parts[0])
 
-    def load(self, path: Path, steps: Steps):
+    def load(self, path: Path, steps: BlockSteps):
         """The compiled function of a package, which is made if it is not there or damaged."""
         cache = KVCache(self.model.cfg, 1, 64, self.dtype)
         example = self.model.embedding(torch.tensor([0])).detach(), torch.tensor([9])
@@ -202,7 +241,9 @@ class CompiledStep:
         raise CompileError(f"{path} cannot be loaded: {reason}")
 
     def takes(self, cache: KVCache) -> bool:
-        """Whether compiled code can read it: one row without padding, a past, the type, the order in memory."""
+        """Whether compiled code can read it: one row without padding, a past, the type, the order
+        in memory.
+        """
         keys, plain = cache.keys, cache.keys.shape[1] == 1 and cache.padding is None
         return plain and cache.length > 0 and keys.dtype == self.dtype and keys.is_contiguous()
 
@@ -211,7 +252,9 @@ class CompiledStep:
         cache.reserve(1, 1)
         x, length = self.model.embedding(token[0]), torch.tensor([cache.length])
         keys, values = cache.keys[:, 0], cache.values[:, 0]  # (L, K, capacity, W)
-        for weights, k, v in zip(self.weights, keys.split(self.size), values.split(self.size), strict=True):
+        for weights, k, v in zip(
+            self.weights, keys.split(self.size), values.split(self.size), strict=True
+        ):
             x, k[:, :, cache.length], v[:, :, cache.length] = self.run([*weights, x, length, k, v])
         cache.length += 1
         self.model.ran["compiled"] += 1

@@ -23,7 +23,9 @@ from minillama.rope import apply_rope, rope_table
 
 
 class Slots:
-    """One layer of a cache, whole, for a step that reads its own slot from the device; to a block, a LayerCache."""
+    """One layer of a cache, whole, for a step that reads its own slot from the device; to a block,
+    a LayerCache.
+    """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor):
         """keys and values (1, K, S, W), slot (1,) int64"""
@@ -37,22 +39,29 @@ class Slots:
 
 
 def through_block(block, attend, x, cos, sin, slot, length, keys, values) -> torch.Tensor:
-    """The chapters' block for one token, x (1, 1, D), with a backend; where the token stands is on the device."""
+    """The chapters' block for one token, x (1, 1, D), with a backend; where the token stands is on
+    the device.
+    """
     return block(x, (cos, sin), AttentionMask(slot, length), Slots(keys, values, slot), attend)
 
 
 def compile_apart(f, backend):
-    """torch.compile, whole or not at all, with a memory of its own: for one piece of code it keeps eight versions."""
+    """torch.compile, whole or not at all, with a memory of its own: for one piece of code it keeps
+    eight versions.
+    """
 
     def call(*args):
         return f(*args)
 
-    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)  # the memory hangs on this
+    # the memory hangs on this
+    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
     return torch.compile(own, backend=backend, fullgraph=True, dynamic=False)
 
 
 def graph_of(f, *args) -> torch.fx.GraphModule:
-    """What torch.compile finds in a function: every tensor operation, in order, nothing yet replaced."""
+    """What torch.compile finds in a function: every tensor operation, in order, nothing yet
+    replaced.
+    """
     found = []
 
     def keep(graph: torch.fx.GraphModule, inputs):
@@ -70,18 +79,36 @@ def swiglu_of_chapter_5(gate, up):
 
 @cache
 def rules(dtype: torch.dtype, eps: float) -> dict:
-    """Name -> (graph of some of the chapters' lines, the one kernel that takes their place, how often in a block)."""
-    x, y, cos, sin = (torch.zeros(1, 1, 1, 2, dtype=dtype), torch.ones(1, 1, 1, 2, dtype=dtype), *torch.zeros(2, 1, 1))
+    """Name -> (graph of some of the chapters' lines, the one kernel that takes their place, how
+    often in a block).
+    """
+    x, y, cos, sin = (
+        torch.zeros(1, 1, 1, 2, dtype=dtype),
+        torch.ones(1, 1, 1, 2, dtype=dtype),
+        *torch.zeros(2, 1, 1),
+    )
     norm = RMSNorm(2, eps).to(dtype).requires_grad_(False)
     return {
         "norm": (graph_of(norm, x), lambda x, weight: kernels.norm(x, weight, eps), 2),
-        "rope": (graph_of(apply_rope, x, cos, sin), lambda x, cos, sin: kernels.rope(x, cos, sin), 2),
-        "swiglu": (graph_of(swiglu_of_chapter_5, x, y), lambda gate, up: kernels.swiglu(gate, up), 1),
+        "rope": (
+            graph_of(apply_rope, x, cos, sin),
+            lambda x, cos, sin: kernels.rope(x, cos, sin),
+            2,
+        ),
+        "swiglu": (
+            graph_of(swiglu_of_chapter_5, x, y),
+            lambda gate, up: kernels.swiglu(gate, up),
+            1,
+        ),
     }
 
 
-def replace_known(graph: torch.fx.GraphModule, dtype: torch.dtype, eps: float) -> torch.fx.GraphModule:
-    """A block's graph with one kernel for each pattern of `rules`; CompileError if one is not found."""
+def replace_known(
+    graph: torch.fx.GraphModule, dtype: torch.dtype, eps: float
+) -> torch.fx.GraphModule:
+    """A block's graph with one kernel for each pattern of `rules`; CompileError if one is not
+    found.
+    """
     for name, (pattern, kernel, times) in rules(dtype, eps).items():
         found = len(replace_pattern(graph, pattern, kernel))
         if found != times:
@@ -92,12 +119,16 @@ def replace_known(graph: torch.fx.GraphModule, dtype: torch.dtype, eps: float) -
 
 @cache
 def aside(device: int) -> "torch.cuda.Stream":
-    """A device's stream for writing graphs down: always the same, since libraries set memory aside for each stream."""
+    """A device's stream for writing graphs down: always the same, since libraries set memory aside
+    for each stream.
+    """
     return torch.cuda.Stream(device)
 
 
-class Step:
-    """One token through a model whose cache stays where it is in memory: on CUDA one graph, launched as a whole."""
+class RecordedStep:
+    """One token through a model whose cache stays where it is in memory: on CUDA one graph,
+    launched as a whole.
+    """
 
     def __init__(self, model: Llama, block, cache: KVCache):
         """block: through_block, compiled."""
@@ -123,7 +154,9 @@ class Step:
         return self.model.norm(x)
 
     def capture(self) -> None:
-        """Write all launches of a step down as one graph. The slot it is tried on is the one to be written next."""
+        """Write all launches of a step down as one graph. The slot it is tried on is the one to be
+        written next.
+        """
         with torch.cuda.device(self.token.device):
             stream = aside(torch.cuda.current_device())
             stream.wait_stream(torch.cuda.current_stream())
@@ -151,7 +184,12 @@ class GraphStep:
     def __init__(self, model: Llama):
         """The model's attention backend goes into the graph. CompileError if there can be none."""
         self.model, self.steps, self.rewritten = model, weakref.WeakKeyDictionary(), Counter()
-        kinds = {type(layer) for block in model.blocks for layer in block.modules() if hasattr(layer, "weight")}
+        kinds = {
+            type(layer)
+            for block in model.blocks
+            for layer in block.modules()
+            if hasattr(layer, "weight")
+        }
         if not kinds <= {nn.Linear, RMSNorm}:
             raise CompileError("only models that are not quantized run as one graph")
         dtype, eps = model.dtype, model.cfg.norm_eps
@@ -165,15 +203,22 @@ class GraphStep:
             self.try_out()
 
     def try_out(self) -> None:
-        """A step on a cache of its own, thrown away: what is missing for a graph is a CompileError now, not later."""
+        """A step on a cache of its own, thrown away: what is missing for a graph is a CompileError
+        now, not later.
+        """
         model, weight = self.model, self.model.norm.weight
         cache = KVCache(model.cfg, 1, 40, model.dtype, model.device)
         try:
             with torch.no_grad():
-                kernels.norm(weight, weight, model.cfg.norm_eps)  # what no kernel can do without is missed here already
-                Step(model, self.block, cache)(torch.zeros(1, 1, dtype=torch.int64, device=model.device), 0)
+                # what no kernel can do without is missed here already
+                kernels.norm(weight, weight, model.cfg.norm_eps)
+                RecordedStep(model, self.block, cache)(
+                    torch.zeros(1, 1, dtype=torch.int64, device=model.device), 0
+                )
         except Exception as error:  # the compilers' errors have no type in common
-            raise CompileError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+            raise CompileError(
+                str(error).strip().partition("\n")[0] or type(error).__name__
+            ) from error
 
     def takes(self, cache: KVCache) -> bool:
         """One row without padding."""
@@ -184,7 +229,7 @@ class GraphStep:
         cache.reserve(1, 1)
         step = self.steps.get(cache)
         if step is None or step.keys is not cache.keys:  # a cache that lost rows has other tensors
-            step = self.steps[cache] = Step(self.model, self.block, cache)
+            step = self.steps[cache] = RecordedStep(self.model, self.block, cache)
         x = step(token, cache.length)
         cache.length += 1
         self.model.ran[f"{self.model.attention_backend.name}, as one graph"] += 1

@@ -1,4 +1,6 @@
-"""A model by name or path: in which numbers, on which device, quantized, with which attention backend, compiled."""
+"""A model by name or path: in which numbers, on which device, quantized, with which attention
+backend, compiled.
+"""
 
 import contextlib
 import sys
@@ -22,30 +24,42 @@ COMPILED = (False, True, "max")
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The type of a file's numbers; float32 where there are several types, or they are quantized."""
+    """The type of a file's numbers; float32 where there are several types, or they are
+    quantized.
+    """
     kinds = {tensor.kind for tensor in checkpoint.tensors.values()} - {None}
     return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(kinds), torch.float32)
 
 
-def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None, compiled=False, attention=None):
-    """(model, tokenizer) of a .gguf file, a folder (open_checkpoint), a name in ARTEFACTS, or a fetched ORG/NAME.
+def load(
+    name_or_path, dtype=torch.float32, device="cpu", quantize=None, compiled=False, attention=None
+):
+    """(model, tokenizer) of a .gguf file, a folder (open_checkpoint), a name in ARTEFACTS, or a
+    fetched ORG/NAME.
 
     dtype: of the numbers in memory; None for that of the file, or float32 if it is quantized.
     quantize: None, "int8" or "int4" for linear layers of 8 or 4 bits (chapter 12; CPU only).
-    compiled: True for single tokens through one compiled block (made once per machine in some 15 seconds, then kept on
-    disk), "max" for all blocks as one function (a minute or two); on CUDA both are one graph (chapter 11d). A machine
-    that cannot says so and goes on without.
-    attention: a name of fused_attention.BACKENDS; None for chapter 4's or, if compiled, the fastest that works here.
-    CheckpointError for a file that cannot be used or a name that means nothing; FetchError if fetching fails;
-    ValueError for a device, or a way of quantizing, compiling or attending that there is not.
+    compiled: True for single tokens through one compiled block (made once per machine in some 15
+    seconds, then kept on disk), "max" for all blocks as one function (a minute or two); on CUDA
+    both are one graph (chapter 11d). A machine that cannot says so and goes on without. attention:
+    a name of fused_attention.BACKENDS; None for chapter 4's or, if compiled, the fastest that works
+    here. CheckpointError for a file that cannot be used or a name that means nothing; FetchError if
+    fetching fails; ValueError for a device, or a way of quantizing, compiling or attending that
+    there is not.
     """
     device = torch.device(device)
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise ValueError(f"there is no {device} here: PyTorch {torch.__version__} sees {count} CUDA devices")
+        raise ValueError(
+            f"there is no {device} here: PyTorch {torch.__version__} sees {count} CUDA devices"
+        )
     if compiled not in COMPILED:
-        raise ValueError(f"compiled must be one of {', '.join(map(repr, COMPILED))}, not {compiled!r}")
+        raise ValueError(
+            f"compiled must be one of {', '.join(map(repr, COMPILED))}, not {compiled!r}"
+        )
     if quantize not in (None, *QUANTIZE) or (quantize and device.type != "cpu"):
-        raise ValueError(f"quantize must be None or, on the CPU, one of {', '.join(QUANTIZE)}, not {quantize!r}")
+        raise ValueError(
+            f"quantize must be None or, on the CPU, one of {', '.join(QUANTIZE)}, not {quantize!r}"
+        )
     path = locate(name_or_path)
     try:
         checkpoint = open_checkpoint(path)
@@ -62,27 +76,39 @@ def load(name_or_path, dtype=torch.float32, device="cpu", quantize=None, compile
 
 
 def compile_or_say(model, level, attention=None) -> None:
-    """Compile decode steps; if that is not the fastest there is, a warning says what is missing and what is used."""
+    """Compile decode steps; if that is not the fastest there is, a warning says what is missing and
+    what is used.
+    """
     cuda, part = model.norm.weight.is_cuda, "all blocks" if level == "max" else "a block"
-    with waiting(f"compiling {'a graph' if cuda else part} for this {'GPU' if cuda else 'processor'}, once"):
+    with waiting(
+        f"compiling {'a graph' if cuda else part} for this {'GPU' if cuda else 'processor'}, once"
+    ):
         missing = [] if attention else use_fastest_attention(model)
         used = [f"{model.attention_backend.name} attention"] if missing else []
         try:
             folder = cache_dir() / "compiled"
-            model.decode_step = GraphStep(model) if cuda else CompiledStep(model, folder, level == "max")
+            model.decode_step = (
+                GraphStep(model) if cuda else CompiledStep(model, folder, level == "max")
+            )
         except (CompileError, OSError) as error:
             used.append("uncompiled")
-            missing += [str(error)] * (str(error) not in "; ".join(missing))  # one thing may be missed by both
+            # one thing may be missed by both
+            missing += [str(error)] * (str(error) not in "; ".join(missing))
     if missing:
         warnings.warn(f"falling back to {', '.join(used)}: {'; '.join(missing)}", stacklevel=3)
 
 
 @contextlib.contextmanager
 def waiting(text: str):
-    """A line on standard error that counts the seconds, from the second second on, while something takes its time."""
+    """A line on standard error that counts the seconds, from the second second on, while something
+    takes its time.
+    """
     done = threading.Event()
     with tqdm(
-        bar_format=f"{text}: {{elapsed}}", leave=False, delay=1, disable=getattr(sys.stderr, "closed", True)
+        bar_format=f"{text}: {{elapsed}}",
+        leave=False,
+        delay=1,
+        disable=getattr(sys.stderr, "closed", True),
     ) as line:
 
         def tick():

@@ -13,11 +13,14 @@ from torch import nn
 from minillama.model import Llama
 
 
-def to_levels(weight: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each group of neighbours in a row on a grid of 2**bits levels of its own, from its smallest to its largest.
+def to_levels(
+    weight: torch.Tensor, bits: int, group: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each group of neighbours in a row on a grid of 2**bits levels of its own, from its smallest
+    to its largest.
 
-    weight (N, C) -> levels (N, C) uint8, step (N, C/group), low (N, C/group); weight is nearly low + step * level.
-    ValueError where the rows do not divide into groups.
+    weight (N, C) -> levels (N, C) uint8, step (N, C/group), low (N, C/group); weight is nearly low
+    + step * level. ValueError where the rows do not divide into groups.
     """
     if weight.shape[1] % group:
         raise ValueError(f"rows of {weight.shape[1]} weights do not divide into groups of {group}")
@@ -36,7 +39,9 @@ def from_levels(levels: torch.Tensor, step: torch.Tensor, low: torch.Tensor) -> 
 
 @cache
 def bfloat16_is_native() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones; timed once, in milliseconds."""
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones; timed once, in
+    milliseconds.
+    """
 
     def seconds(dtype: torch.dtype) -> float:
         a, times = torch.ones(256, 256, dtype=dtype), []
@@ -50,7 +55,9 @@ def bfloat16_is_native() -> bool:
 
 
 def linear_bfloat16(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(M, C) and (N, C) -> (M, N), all bfloat16, with sums in float32; the products too where that is faster."""
+    """(M, C) and (N, C) -> (M, N), all bfloat16, with sums in float32; the products too where that
+    is faster.
+    """
     if bfloat16_is_native():
         return F.linear(rows, weight)
     return F.linear(rows.float(), weight.float()).bfloat16()
@@ -61,19 +68,25 @@ AT_ONCE = 16  # weights that the 8-bit kernel reads at a time
 
 
 def to_int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of weights (n, C) -> levels -127..127 (n, C) int8 and a step for each row (n,) bfloat16"""
+    """Rows of weights (n, C) -> levels -127..127 (n, C) int8 and a step for each row (n,)
+    bfloat16
+    """
     step = (rows.float().abs().amax(1).clamp(min=1e-8) / 127).bfloat16()
-    levels = (rows / step.float().unsqueeze(1)).round().clamp(-127, 127)  # subtle: on the rounded step's grid
+    # subtle: on the rounded step's grid
+    levels = (rows / step.float().unsqueeze(1)).round().clamp(-127, 127)
     return levels.to(torch.int8), step
 
 
 class Int8Linear(nn.Module):
-    """x (..., C) -> (..., N) with weights of 8 bits: levels (N, C) int8 and one step a row (N,). CPU only."""
+    """x (..., C) -> (..., N) with weights of 8 bits: levels (N, C) int8 and one step a row (N,).
+    CPU only.
+    """
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        parts = [to_int8(rows) for rows in weight.split(4096)]  # in pieces: a large head has no room for a second one
+        # in pieces: a large head has no room for a second one
+        parts = [to_int8(rows) for rows in weight.split(4096)]
         levels, step = (torch.cat(each) for each in zip(*parts, strict=True))
         self.register_buffer("levels", levels)
         self.register_buffer("step", step)
@@ -85,7 +98,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).bfloat16()
-        if len(rows) <= FEW and self.in_features % AT_ONCE == 0:  # subtle: else it would read past a row's end
+        # subtle: else it would read past a row's end
+        if len(rows) <= FEW and self.in_features % AT_ONCE == 0:
             y = torch.ops.aten._weight_int8pack_mm(rows, self.levels, self.step)
         else:
             y = linear_bfloat16(rows, self.weight)
@@ -93,7 +107,9 @@ class Int8Linear(nn.Module):
 
 
 def unpack(packed: torch.Tensor, tile: int) -> torch.Tensor:
-    """Levels in the order of the kernel (N, C/2) -> levels in ours (N, C), for tiles of that many rows."""
+    """Levels in the order of the kernel (N, C/2) -> levels in ours (N, C), for tiles of that many
+    rows.
+    """
     columns = packed.view(-1, 2 * packed.shape[1], tile // 2)  # (N / tile, C, tile / 2) bytes
     return torch.cat((columns & 15, columns >> 4), dim=2).transpose(1, 2).reshape(len(packed), -1)
 
@@ -107,13 +123,22 @@ def pack(levels: torch.Tensor) -> torch.Tensor:
 def tile_rows() -> int | None:
     """How many rows this processor's kernel keeps side by side; None if it is neither 64 nor 32."""
     known = torch.arange(128 * 32).view(128, 32) * 7 % 16
-    return next((tile for tile in (64, 32) if torch.equal(unpack(pack(known), tile), known.to(torch.uint8))), None)
+    return next(
+        (
+            tile
+            for tile in (64, 32)
+            if torch.equal(unpack(pack(known), tile), known.to(torch.uint8))
+        ),
+        None,
+    )
 
 
 class Int4Linear(nn.Module):
-    """x (..., C) -> (..., N) with weights of 4 bits, in groups with a step and a zero of their own. CPU only.
+    """x (..., C) -> (..., N) with weights of 4 bits, in groups with a step and a zero of their own.
+    CPU only.
 
-    levels (N, C) 0..15, step and low (N, C/g) as `to_levels` makes them. The kernel has g = 32, 64, 128 and 256.
+    levels (N, C) 0..15, step and low (N, C/g) as `to_levels` makes them. The kernel has g = 32, 64,
+    128 and 256.
     """
 
     def __init__(self, levels: torch.Tensor, step: torch.Tensor, low: torch.Tensor):
@@ -123,20 +148,24 @@ class Int4Linear(nn.Module):
         extra = -self.out_features % 64  # rows of zeros up to a whole tile
         levels, step, zero = (F.pad(t, (0, 0, 0, extra)) for t in (levels, step, low + 8 * step))
         self.register_buffer("packed", pack(levels))
-        self.register_buffer("scales", torch.stack((step.T, zero.T), dim=2).bfloat16().contiguous())  # (C/g, N, 2)
+        # (C/g, N, 2)
+        self.register_buffer("scales", torch.stack((step.T, zero.T), dim=2).bfloat16().contiguous())
 
     @property
     def weight(self) -> torch.Tensor:
         """The numbers that the levels stand for: (N, C) bfloat16"""
         if tile_rows() is None:
             return self.multiply(torch.eye(self.in_features, dtype=torch.bfloat16)).T
-        step, zero = self.scales.permute(2, 1, 0).contiguous().unsqueeze(3)  # (N, C/g, 1) each; subtle: strided is slow
+        # (N, C/g, 1) each; subtle: strided is slow
+        step, zero = self.scales.permute(2, 1, 0).contiguous().unsqueeze(3)
         levels = unpack(self.packed, tile_rows()).unflatten(1, (-1, self.group))
         return torch.addcmul(zero, step, levels.bfloat16() - 8).flatten(1)[: self.out_features]
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """The kernel that reads four bits per weight: (M, C) -> (M, N), bfloat16"""
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales.contiguous())
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows, self.packed, self.group, self.scales.contiguous()
+        )
         return y[:, : self.out_features]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -158,14 +187,18 @@ class Int8Embedding(nn.Module):
 
 
 def quantized(weight: torch.Tensor, bits: int, group: int = 32) -> nn.Module:
-    """A layer of 4 or 8 bits in the place of a linear one: weight (N, C)"""
+    """A layer of 4 or 8 bits instead of a linear one: weight (N, C)"""
     return Int8Linear(weight) if bits == 8 else Int4Linear(*to_levels(weight, bits, group))
 
 
 def quantize(model: Llama, bits: int = 4, group: int = 32) -> Llama:
-    """Replace the model's linear layers, in place, one at a time; the head gets 8 bits. ValueError off the CPU."""
+    """Replace the model's linear layers, in place, one at a time; the head gets 8 bits. ValueError
+    off the CPU.
+    """
     if bits not in (4, 8) or model.norm.weight.device.type != "cpu":
-        raise ValueError(f"4 or 8 bits on the CPU can be had, not {bits} on {model.norm.weight.device.type}")
+        raise ValueError(
+            f"4 or 8 bits are supported, on the CPU, not {bits} on {model.norm.weight.device.type}"
+        )
     for block in model.blocks:
         for part in (block.attention, block.feed_forward):
             for name, layer in list(part.named_children()):
@@ -189,9 +222,13 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def repack(stored: torch.Tensor, kind: str, shape: tuple[int, int]) -> Int4Linear:
-    """A layer from the bytes of a Q4_0 or Q4_1 matrix, level by level: nothing is rounded again but the scales."""
+    """A layer from the bytes of a Q4_0 or Q4_1 matrix, level by level: nothing is rounded again but
+    the scales.
+    """
     blocks = stored.view(shape[0], shape[1] // 32, -1)  # (N, C/32, 18 or 20)
-    step, low = (blocks[..., i : i + 2].contiguous().view(torch.float16).squeeze(-1).float() for i in (0, 2))
+    step, low = (
+        blocks[..., i : i + 2].contiguous().view(torch.float16).squeeze(-1).float() for i in (0, 2)
+    )
     if kind == "Q4_0":
         low = -8 * step
     halves = blocks[..., -16:]
@@ -199,8 +236,9 @@ def repack(stored: torch.Tensor, kind: str, shape: tuple[int, int]) -> Int4Linea
 
 
 def convert(name: str, tensor, bits: int) -> nn.Module | None:
-    """A quantized layer for the weight of that name as it lies in its file (chapter 7's StoredTensor); None for the
-    embedding and the norms. Goes to `assemble`, so that no more than one matrix is ever there in full.
+    """A quantized layer for the weight of that name as it lies in its file (chapter 7's
+    StoredTensor); None for the embedding and the norms. Goes to `assemble`, so that no more than
+    one matrix is ever there in full.
     """
     if name == "head":
         return Int8Linear(tensor.read())

@@ -15,25 +15,30 @@ GRAM, DRAFT = 2, 8  # copy what followed the newest 2 tokens when they last occu
 
 
 def speculate(model, ids, max_new_tokens=64, stop_ids=(), stats=None):
-    """Iterate over the ids that greedy `generate` gives, several from one pass where the text repeats itself.
+    """Iterate over the ids that greedy `generate` gives, several from one pass where the text
+    repeats itself.
 
-    A draft copied from the text so far goes through the model with the newest token; what the model would have chosen
-    itself stands, the rest is forgotten (Leviathan et al. 2022, arXiv:2211.17192). Errors are those of `generate`.
+    A draft copied from the text so far goes through the model with the newest token; what the model
+    would have chosen itself stands, the rest is forgotten (Leviathan et al. 2022,
+    arXiv:2211.17192). Errors are those of `generate`.
     """
     params = SamplingParams(max_new_tokens, stop_ids=stop_ids)
     text, stats = check_request(model.cfg, ids, params), stats or Statistics()
     prompt, end = len(text), len(text) + max_new_tokens
-    follows = {tuple(text[i - GRAM : i]): i for i in range(GRAM, prompt)}  # gram -> place behind its last occurrence
+    # gram -> place behind its last occurrence
+    follows = {tuple(text[i - GRAM : i]): i for i in range(GRAM, prompt)}
 
     def steps():
         cache = KVCache(model.cfg, 1, end, model.dtype, model.device)
         while len(text) < end:
             start, at = time.perf_counter(), follows.get(tuple(text[-GRAM:]))
-            copied = text[at : at + DRAFT] * DRAFT if at and cache.length else []  # round and round if it is short
+            # round and round if it is short
+            copied = text[at : at + DRAFT] * DRAFT if at and cache.length else []
             draft = copied[: min(DRAFT, end - len(text) - 1)]
             tokens = torch.tensor([text[cache.length :] + draft], device=model.device)  # (1, T)
             with torch.no_grad():
-                chosen = sample(next_logits(model, tokens, cache, 1 + len(draft))[0]).tolist()  # k + 1 ids
+                # k + 1 ids
+                chosen = sample(next_logits(model, tokens, cache, 1 + len(draft))[0]).tolist()
             held = next((i for i, id in enumerate(draft) if id != chosen[i]), len(draft))
             cache.truncate(len(text) + held)  # forget the guesses that did not hold
             stats.add(0 if len(text) > prompt else prompt, held + 1, time.perf_counter() - start)

@@ -118,7 +118,7 @@ template <typename N, int W> __device__ void tiles(const Problem &p) {
 
 
 @dataclass(frozen=True)
-class Rung:
+class AttentionKernel:
     """A kernel of the ladder: how C++ calls it, its text, and what it needs."""
 
     entry: str
@@ -128,12 +128,12 @@ class Rung:
     threads: int | None = 128  # None: as many as a head is wide
     machine: str = ""
     only_16_bits: bool = False
-    then: "Rung | None" = None  # the kernel that finishes its work
+    then: "AttentionKernel | None" = None  # the kernel that finishes its work
 
 
-LOWER_RUNGS = {
-    "warp": Rung("warp_per_query<{}, {}>", WARP, rows=4),
-    "tiles": Rung("tiles<{}, {}>", TILES, rows=16),
+BASIC_KERNELS = {
+    "warp": AttentionKernel("warp_per_query<{}, {}>", WARP, rows=4),
+    "tiles": AttentionKernel("tiles<{}, {}>", TILES, rows=16),
 }
 WIDTHS, FEW = (64, 128), 16  # widths of a head; rows up to which the keys can be split
 
@@ -146,50 +146,83 @@ PROBLEM = struct(
 
 
 @cache
-def kernel(rung: Rung, dtype: torch.dtype, width: int) -> Kernel:
+def kernel(rung: AttentionKernel, dtype: torch.dtype, width: int) -> Kernel:
     """A rung for one type and width of heads, not yet compiled."""
     shared = 2 * 2 * rung.keys * width * 2  # two tiles of keys and of values, 16 bits each
     text = LANES + ROWS + rung.text
     return Kernel(
-        text, rung.entry.format(C_NAMES[dtype], width), PROBLEM, rung.threads or width, shared, NUMBERS + rung.machine
+        text,
+        rung.entry.format(C_NAMES[dtype], width),
+        PROBLEM,
+        rung.threads or width,
+        shared,
+        NUMBERS + rung.machine,
     )
 
 
-def check_problem(q, k, v, length, rung: Rung) -> None:
+def check_problem(q, k, v, length, rung: AttentionKernel) -> None:
     """CudaError for what a rung does not know."""
-    name, width, rows = rung.entry.partition("<")[0], q.shape[-1], q.shape[1] // k.shape[1] * q.shape[2]
+    name, width, rows = (
+        rung.entry.partition("<")[0],
+        q.shape[-1],
+        q.shape[1] // k.shape[1] * q.shape[2],
+    )
     narrow = (torch.bfloat16, torch.float16)
     types = narrow if rung.only_16_bits else (*narrow, torch.float32)
     if width not in WIDTHS or q.dtype not in types or not q.dtype == k.dtype == v.dtype:
         bits = "16 bits" if rung.only_16_bits else "16 or 32 bits"
-        raise CudaError(f"the {name} kernel knows heads of {WIDTHS} numbers with {bits}, not {width} of {q.dtype}")
+        raise CudaError(
+            f"the {name} kernel knows heads of {WIDTHS} numbers with {bits}, not {width} of "
+            f"{q.dtype}"
+        )
     if not rung.rows and rows > FEW:
         raise CudaError(f"the {name} kernel takes up to {FEW} rows, not {rows}")
     if length.dtype != torch.int32 or any(x.device != q.device for x in (k, v, length)):
-        raise CudaError("the length must be int32, and lie on the device of the queries, keys and values")
+        raise CudaError(
+            "the length must be int32, and lie on the device of the queries, keys and values"
+        )
     for x in (q, k, v):
         steps, item = x.stride(), x.element_size()
         if steps[-1] != 1 or any(step * item % 16 for step in steps[:3]) or x.data_ptr() % 16:
-            raise CudaError("a head's numbers must be neighbours in memory and begin at a multiple of 16 bytes")
+            raise CudaError(
+                "a head's numbers must be neighbours in memory and begin at a multiple of 16 bytes"
+            )
 
 
-def launches(rung: Rung, q, k, v, length, splits=1) -> tuple[torch.Tensor, list]:
+def launches(rung: AttentionKernel, q, k, v, length, splits=1) -> tuple[torch.Tensor, list]:
     """Room for the answer, and what to launch in turn: (kernel, grid, values of its Problem)."""
     check_problem(q, k, v, length, rung)
     B, H, T, W, K = *q.shape, k.shape[1]
     rows, out = H // K * T, empty_answer(q)
     partial = q.new_empty((B, K, splits, FEW, W + 2) if rung.then else 0, dtype=torch.float32)
     steps = [step for x in (q, k, v, out) for step in x.stride()[:3]]
-    values = (q, k, v, out, length, partial, *steps, H // K, T, splits, math.log2(math.e) / math.sqrt(W))
+    values = (
+        q,
+        k,
+        v,
+        out,
+        length,
+        partial,
+        *steps,
+        H // K,
+        T,
+        splits,
+        math.log2(math.e) / math.sqrt(W),
+    )
     rungs = [each for each in (rung, rung.then) if each]
     blocks = [math.ceil(rows / each.rows) if each.rows else splits for each in rungs]
-    return out, [(kernel(each, q.dtype, W), (n, K, B), values) for each, n in zip(rungs, blocks, strict=True)]
+    return out, [
+        (kernel(each, q.dtype, W), (n, K, B), values) for each, n in zip(rungs, blocks, strict=True)
+    ]
 
 
-def climb(rung: Rung, q, k, v, length) -> torch.Tensor:
-    """Attention by one rung, as `fused`: q (B, H, T, W), k and v (B, K, S, W), length (1,) int32, all on one GPU."""
+def run_kernel(rung: AttentionKernel, q, k, v, length) -> torch.Tensor:
+    """Attention by one rung, as `fused`: q (B, H, T, W), k and v (B, K, S, W), length (1,) int32,
+    all on one GPU.
+    """
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    splits = max(1, 2 * processors // (len(q) * k.shape[1]))  # so that each has two blocks to work on
+    # so that each has two blocks to work on
+    splits = max(1, 2 * processors // (len(q) * k.shape[1]))
     with torch.cuda.device(q.device):
         out, todo = launches(rung, q, k, v, length, splits)
         for each, grid, values in todo:

@@ -111,7 +111,9 @@ template <typename N> __device__ void rope(const Problem &p) {
 
 
 class CudaError(RuntimeError):
-    """What a kernel needs and this machine does not have, or a kernel that does not compile; one line or the log."""
+    """What a kernel needs and this machine does not have, or a kernel that does not compile; one
+    line or the log.
+    """
 
 
 def c_name(dtype: torch.dtype) -> str:
@@ -122,11 +124,20 @@ def c_name(dtype: torch.dtype) -> str:
 
 
 def folders() -> list[Path]:
-    """Where NVRTC may lie, best first: beside PyTorch's own CUDA libraries, in PyTorch, in a toolkit."""
+    """Where NVRTC may lie, best first: beside PyTorch's own CUDA libraries, in PyTorch, in a
+    toolkit.
+    """
     package = importlib.util.find_spec("nvidia")
     roots = package.submodule_search_locations if package else []
-    found = [path for root in roots for name in ("*/lib", "*/bin/**/") for path in sorted(Path(root).glob(name))]
-    toolkits = [Path(os.environ.get(name, "/usr/local/cuda")) for name in ("CUDA_HOME", "CUDA_PATH")]
+    found = [
+        path
+        for root in roots
+        for name in ("*/lib", "*/bin/**/")
+        for path in sorted(Path(root).glob(name))
+    ]
+    toolkits = [
+        Path(os.environ.get(name, "/usr/local/cuda")) for name in ("CUDA_HOME", "CUDA_PATH")
+    ]
     own = Path(torch.__file__).parent / "lib"
     return [*found, own, *(root / name for root in toolkits for name in ("lib64", "bin"))]
 
@@ -135,29 +146,45 @@ def folders() -> list[Path]:
 def nvrtc() -> ctypes.CDLL:
     """The library that compiles CUDA C++; CudaError says how to get it."""
     windows = sys.platform == "win32"
-    name, builtins = ("nvrtc64_*.dll", "nvrtc-builtins*.dll") if windows else ("libnvrtc.so*", "libnvrtc-builtins.so*")
-    found = [path for folder in folders() for path in sorted(folder.glob(name)) if "alt" not in path.name]
-    version = (torch.version.cuda or "").partition(".")[0]  # PyTorch's own: a driver may refuse a later one's code
-    found.sort(key=lambda path: not path.name.startswith((f"libnvrtc.so.{version}", f"nvrtc64_{version}")))
+    name, builtins = (
+        ("nvrtc64_*.dll", "nvrtc-builtins*.dll")
+        if windows
+        else ("libnvrtc.so*", "libnvrtc-builtins.so*")
+    )
+    found = [
+        path for folder in folders() for path in sorted(folder.glob(name)) if "alt" not in path.name
+    ]
+    # PyTorch's own: a driver may refuse a later one's code
+    version = (torch.version.cuda or "").partition(".")[0]
+    found.sort(
+        key=lambda path: not path.name.startswith((f"libnvrtc.so.{version}", f"nvrtc64_{version}"))
+    )
     try:
         for path in found:
-            for helper in path.parent.glob(builtins):  # NVRTC asks for it by name; it is found if it is loaded already
+            # NVRTC asks for it by name; it is found if it is loaded already
+            for helper in path.parent.glob(builtins):
                 ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL)
             return ctypes.CDLL(str(path))
         if system := ctypes.util.find_library("nvrtc"):
             return ctypes.CDLL(system)
     except OSError as error:
         raise CudaError(f"NVRTC, which compiles CUDA C++, cannot be loaded: {error}") from None
-    raise CudaError("NVRTC, which compiles CUDA C++, is not there: pip install nvidia-cuda-nvrtc brings it")
+    raise CudaError(
+        "NVRTC, which compiles CUDA C++, is not there: pip install nvidia-cuda-nvrtc brings it"
+    )
 
 
 def compile_cuda(source: str, arch: str) -> bytes:
-    """CUDA C++ without headers -> machine code (cubin) for an architecture such as sm_90; CudaError with the log."""
+    """CUDA C++ without headers -> machine code (cubin) for an architecture such as sm_90; CudaError
+    with the log.
+    """
     lib, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
     options = f"--gpu-architecture={arch}".encode(), b"--std=c++17"
     lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
     try:
-        failed = lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+        failed = lib.nvrtcCompileProgram(
+            program, len(options), (ctypes.c_char_p * len(options))(*options)
+        )
         what = "ProgramLog" if failed else "CUBIN"
         getattr(lib, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
         data = ctypes.create_string_buffer(size.value)
@@ -165,7 +192,9 @@ def compile_cuda(source: str, arch: str) -> bytes:
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))
     if failed:
-        raise CudaError(f"the kernel does not compile for {arch}: {data.value.decode(errors='replace').strip()}")
+        raise CudaError(
+            f"the kernel does not compile for {arch}: {data.value.decode(errors='replace').strip()}"
+        )
     return data.raw
 
 
@@ -187,8 +216,15 @@ def call(name: str, *args) -> None:
 
 
 def struct(**fields: str) -> type[ctypes.Structure]:
-    """A C struct's twin: struct(pointers="x out", longs="n", ints="dim", floats="eps"), in this order as in C."""
-    kinds = {"pointers": ctypes.c_void_p, "longs": ctypes.c_longlong, "ints": ctypes.c_int, "floats": ctypes.c_float}
+    """A C struct's twin: struct(pointers="x out", longs="n", ints="dim", floats="eps"), in this
+    order as in C.
+    """
+    kinds = {
+        "pointers": ctypes.c_void_p,
+        "longs": ctypes.c_longlong,
+        "ints": ctypes.c_int,
+        "floats": ctypes.c_float,
+    }
     body = [(name, kinds[kind]) for kind, names in fields.items() for name in names.split()]
     return type("Problem", (ctypes.Structure,), {"_fields_": body})
 
@@ -196,14 +232,32 @@ def struct(**fields: str) -> type[ctypes.Structure]:
 class Kernel:
     """A kernel in CUDA C++: compiled for a device when it is first launched there, then kept."""
 
-    def __init__(self, body: str, entry: str, problem: type[ctypes.Structure], threads: int, shared=0, machine=NUMBERS):
-        """body: C++ with struct Problem and the template; entry: its name, as in norm<bf16>; machine: what precedes."""
-        self.body, self.entry, self.threads, self.shared, self.machine = body, entry, threads, shared, machine
+    def __init__(
+        self,
+        body: str,
+        entry: str,
+        problem: type[ctypes.Structure],
+        threads: int,
+        shared=0,
+        machine=NUMBERS,
+    ):
+        """body: C++ with struct Problem and the template; entry: its name, as in norm<bf16>;
+        machine: what precedes.
+        """
+        self.body, self.entry, self.threads, self.shared, self.machine = (
+            body,
+            entry,
+            threads,
+            shared,
+            machine,
+        )
         self.problem, self.loaded = problem, {}
 
     def source(self, machine: str | None = None) -> str:
         bounds = f"__launch_bounds__({self.threads})"
-        start = f'extern "C" __global__ void {bounds} kernel(const Problem p) {{ {self.entry}(p); }}\n'
+        start = (
+            f'extern "C" __global__ void {bounds} kernel(const Problem p) {{ {self.entry}(p); }}\n'
+        )
         return (self.machine if machine is None else machine) + self.body + start
 
     def function(self) -> ctypes.c_void_p:
@@ -213,7 +267,10 @@ class Kernel:
             torch.cuda.current_stream()  # makes PyTorch's context the current one
             major, minor = torch.cuda.get_device_capability()
             if major < 8:
-                raise CudaError(f"these kernels need a GPU of compute capability 8.0 or newer, not {major}.{minor}")
+                raise CudaError(
+                    f"these kernels need a GPU of compute capability 8.0 or newer, not "
+                    f"{major}.{minor}"
+                )
             code = compile_cuda(self.source(), f"sm_{major}{minor}")
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
             call("cuModuleLoadData", ctypes.byref(module), code)
@@ -224,17 +281,34 @@ class Kernel:
         return self.loaded[device]
 
     def launch(self, grid: tuple[int, int, int], *values) -> None:
-        """Run it on PyTorch's current stream. values: the fields of Problem, a tensor for each pointer."""
-        problem = self.problem(*(v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values))
+        """Run it on PyTorch's current stream. values: the fields of Problem, a tensor for each
+        pointer.
+        """
+        problem = self.problem(
+            *(v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values)
+        )
         args = (ctypes.c_void_p * 1)(ctypes.addressof(problem))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        call("cuLaunchKernel", self.function(), *grid, self.threads, 1, 1, self.shared, stream, args, None)
+        call(
+            "cuLaunchKernel",
+            self.function(),
+            *grid,
+            self.threads,
+            1,
+            1,
+            self.shared,
+            stream,
+            args,
+            None,
+        )
 
 
 @cache
 def swiglu_kernel(dtype) -> Kernel:
     """SwiGLU for one type."""
-    return Kernel(SWIGLU, f"swiglu<{c_name(dtype)}>", struct(pointers="gate up out", longs="n"), 256)
+    return Kernel(
+        SWIGLU, f"swiglu<{c_name(dtype)}>", struct(pointers="gate up out", longs="n"), 256
+    )
 
 
 @torch.library.custom_op("minillama::swiglu", mutates_args=(), device_types="cpu")
@@ -253,7 +327,9 @@ def _(gate, up):
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
     with torch.cuda.device(gate.device):
-        swiglu_kernel(gate.dtype).launch((math.ceil(gate.numel() / 256), 1, 1), gate, up, out, gate.numel())
+        swiglu_kernel(gate.dtype).launch(
+            (math.ceil(gate.numel() / 256), 1, 1), gate, up, out, gate.numel()
+        )
     return out
 
 
@@ -294,7 +370,9 @@ def rope_kernel(dtype, width: int) -> Kernel:
 
 @torch.library.custom_op("minillama::rope", mutates_args=(), device_types="cpu")
 def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """apply_rope in one kernel: x (B, heads, T, W), cos and sin (T, W/2) float32 -> (B, heads, T, W)"""
+    """apply_rope in one kernel: x (B, heads, T, W), cos and sin (T, W/2) float32 -> (B, heads, T,
+    W)
+    """
     return turned_like(x).copy_(apply_rope(x, cos, sin))
 
 
@@ -308,7 +386,12 @@ def turned_like(x, cos=None, sin=None):
 @rope.register_kernel("cuda")
 def _(x, cos, sin):
     B, heads, T, W = x.shape
-    x, cos, sin, out = x if x.stride(-1) == 1 else x.contiguous(), cos.contiguous(), sin.contiguous(), turned_like(x)
+    x, cos, sin, out = (
+        x if x.stride(-1) == 1 else x.contiguous(),
+        cos.contiguous(),
+        sin.contiguous(),
+        turned_like(x),
+    )
     with torch.cuda.device(x.device):
         values = (x, cos, sin, out, *x.stride()[:3], heads, T, W // 2)
         rope_kernel(x.dtype, W).launch((T, heads, B), *values)

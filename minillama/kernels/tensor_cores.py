@@ -6,7 +6,7 @@ Written by notebooks/11c_tensor_cores.ipynb: edit it there.
 import torch
 
 from minillama.inference.attention_backends import fused
-from minillama.kernels.attention import FEW, LOWER_RUNGS, Rung, climb
+from minillama.kernels.attention import BASIC_KERNELS, FEW, AttentionKernel, run_kernel
 
 
 TENSOR_CORES = r"""// c (16, 8) += a (16, 16) b (16, 8), by the 32 lanes of a warp together
@@ -278,12 +278,14 @@ template <typename N, int W> __device__ void combine(const Problem &p) {
 """
 
 
-PUT_TOGETHER = Rung("combine<{}, {}>", COMBINE, 1, threads=None)
+PUT_TOGETHER = AttentionKernel("combine<{}, {}>", COMBINE, 1, threads=None)
 CORES = {"machine": TENSOR_CORES, "only_16_bits": True}
-RUNGS = LOWER_RUNGS | {
-    "tensor": Rung("tensor_cores<{}, {}, 1>", LOOKING + TENSOR, 64, 64, **CORES),
-    "wide": Rung("tensor_cores<{}, {}, 2>", LOOKING + TENSOR, 128, 32, **CORES),
-    "split": Rung("split<{}, {}>", LOOKING + SPLIT, 0, 4 * 16, **CORES, then=PUT_TOGETHER),
+ATTENTION_KERNELS = BASIC_KERNELS | {
+    "tensor": AttentionKernel("tensor_cores<{}, {}, 1>", LOOKING + TENSOR, 64, 64, **CORES),
+    "wide": AttentionKernel("tensor_cores<{}, {}, 2>", LOOKING + TENSOR, 128, 32, **CORES),
+    "split": AttentionKernel(
+        "split<{}, {}>", LOOKING + SPLIT, 0, 4 * 16, **CORES, then=PUT_TOGETHER
+    ),
     "combine": PUT_TOGETHER,
 }
 
@@ -293,4 +295,4 @@ def fused_on_cuda(q, k, v, length) -> torch.Tensor:
     """The rung that fits: split keys for few rows, tensor cores for many, tiles for float32."""
     rows = q.shape[1] // k.shape[1] * q.shape[2]
     name = "tiles" if q.dtype == torch.float32 else "split" if rows <= FEW else "wide"
-    return climb(RUNGS[name], q, k, v, length)
+    return run_kernel(ATTENTION_KERNELS[name], q, k, v, length)

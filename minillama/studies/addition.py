@@ -93,16 +93,23 @@ ROWS, ROW = 8, 128  # 1,024 tokens a step
 
 
 class Problems:
-    """Batches of problems, whole ones one behind the other in rows, never the same twice."""
+    """Batches of problems, whole ones one after another in rows, never the same twice."""
 
-    def __init__(self, target, lengths=LENGTHS, mask_question: bool = True, seed: int = 0, rows: int = ROWS):
+    def __init__(
+        self, target, lengths=LENGTHS, mask_question: bool = True, seed: int = 0, rows: int = ROWS
+    ):
         self.target, self.lengths, self.mask_question = target, list(lengths), mask_question
         self.seed, self.rows, self.solved = seed, rows, 0
 
     def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The i-th batch: tokens, targets and documents, each (B, T); -100 where nothing is asked."""
+        """The i-th batch: tokens, targets and documents, each (B, T); -100 where nothing is
+        asked.
+        """
         rng = random.Random(f"{self.seed} {i}")
-        return tuple(torch.tensor(part) for part in zip(*(self.row(rng) for _ in range(self.rows)), strict=True))
+        return tuple(
+            torch.tensor(part)
+            for part in zip(*(self.row(rng) for _ in range(self.rows)), strict=True)
+        )
 
     def row(self, rng: random.Random) -> tuple[list[int], list[int], list[int]]:
         tokens, targets, documents = [], [], []
@@ -130,7 +137,9 @@ def loss_of(model: Llama, batch) -> torch.Tensor:
 
 
 def solve(model: Llama, target, problems: list[tuple[int, int]]) -> list[str]:
-    """What the model says to each question, likeliest token after likeliest token, until the line ends."""
+    """What the model says to each question, by greedy decoding, until the line
+    ends.
+    """
     longest = max(len(target(a, b)) for a, b in problems)
     prompts = [encode(question(a, b)) for a, b in problems]
     said = generate_batch(model, prompts, max_new_tokens=longest + 1, stop_ids=[END])
@@ -141,20 +150,37 @@ def accuracy(model: Llama, target, length: int, count: int = 200) -> float:
     """The share of the problems kept for testing whose sum is right to the last digit."""
     problems = tests(length, count)
     said = solve(model, target, problems)
-    right = [answer(target, text) == str(a + b) for (a, b), text in zip(problems, said, strict=True)]
+    right = [
+        answer(target, text) == str(a + b) for (a, b), text in zip(problems, said, strict=True)
+    ]
     return sum(right) / len(right)
 
 
-def train(batches: Problems, n_steps: int, cfg: LlamaConfig = CONFIG, validate=None, progress=False):
-    """(model, metrics) of a Llama trained on batches from nothing; validate(model) is asked ten times on the way."""
-    settings = Settings(steps=n_steps, peak_lr=0.64 / cfg.dim, warmup=n_steps // 10, eval_every=max(1, n_steps // 10))
+def train(
+    batches: Problems, n_steps: int, cfg: LlamaConfig = CONFIG, validate=None, progress=False
+):
+    """(model, metrics) of a Llama trained on batches from nothing; validate(model) is asked ten
+    times on the way.
+    """
+    settings = Settings(
+        steps=n_steps,
+        peak_lr=0.64 / cfg.dim,
+        warmup=n_steps // 10,
+        eval_every=max(1, n_steps // 10),
+    )
     model = use_attention(initial(cfg, batches.seed), "sdpa")
     return model, fit(model, loss_of, batches, settings, None, validate, progress)
 
 
 def measure(target, mask_question: bool, n_steps: int, seed: int = 0, progress=False) -> dict:
-    """Train on one form; sums right at every length, and at the longest one trained on ten times on the way."""
-    batches, curve, longest = Problems(target, mask_question=mask_question, seed=seed), [], LENGTHS[-1]
+    """Train on one form; sums right at every length, and at the longest one trained on ten times on
+    the way.
+    """
+    batches, curve, longest = (
+        Problems(target, mask_question=mask_question, seed=seed),
+        [],
+        LENGTHS[-1],
+    )
 
     def validate(model):
         curve.append([batches.solved, accuracy(model, target, longest, 100)])

@@ -18,7 +18,9 @@ from minillama.training.pretraining import Settings, fit
 
 @dataclass(frozen=True)
 class Law:
-    """The loss that a model of N weights reaches on D tokens: E + A / N**a + B / D**b, in nats per token."""
+    """The loss that a model of N weights reaches on D tokens: E + A / N**a + B / D**b, in nats per
+    token.
+    """
 
     E: float
     A: float
@@ -37,9 +39,11 @@ class Law:
 
 
 class World:
-    """Facts: each pair of symbols has an answer, a third one. Few facts are told often, most are told seldom.
+    """Facts: each pair of symbols has an answer, a third one. Few facts are told often, most are
+    told seldom.
 
-    The fact of rank r is told with a chance in proportion to r**-zipf. wrong: how often any symbol is said instead.
+    The fact of rank r is told with a chance in proportion to r**-zipf. wrong: how often any symbol
+    is said instead.
     """
 
     def __init__(self, symbols: int = 128, zipf: float = 1.5, wrong: float = 0.05, seed: int = 0):
@@ -58,7 +62,9 @@ class World:
         g = torch.Generator().manual_seed(1_000_000 * seed + i)
         fact = torch.multinomial(self.chances, n, replacement=True, generator=g)
         slips = torch.rand(n, generator=g) < self.wrong
-        return self.pairs(fact), torch.where(slips, torch.randint(self.symbols, (n,), generator=g), self.answers[fact])
+        return self.pairs(fact), torch.where(
+            slips, torch.randint(self.symbols, (n,), generator=g), self.answers[fact]
+        )
 
     def entropy(self) -> float:
         """Nats that even who knows every fact loses at each."""
@@ -67,17 +73,29 @@ class World:
         return -right * math.log(right) - (self.symbols - 1) * slip * math.log(slip)
 
     def loss(self, model: Llama) -> float:
-        """What the model loses at a fact, on average over all that could be told: exact, nothing is sampled."""
+        """What the model loses at a fact, on average over all that could be told: exact, nothing is
+        sampled.
+        """
         with torch.no_grad():
             log_p = model(self.pairs(torch.arange(self.symbols**2)))[:, 1].log_softmax(-1).double()
         known = log_p.gather(1, self.answers[:, None])[:, 0]
-        return -(self.chances * ((1 - self.wrong) * known + self.wrong * log_p.mean(1))).sum().item()
+        return (
+            -(self.chances * ((1 - self.wrong) * known + self.wrong * log_p.mean(1))).sum().item()
+        )
 
 
 def sized(dim: int, n_layers: int = 2) -> LlamaConfig:
     """A Llama of that width and depth for the symbols of a World, with heads of 16 numbers."""
-    return LlamaConfig(dim=dim, n_layers=n_layers, n_heads=dim // 16, n_kv_heads=max(1, dim // 32), head_dim=16,
-                       ffn_dim=dim * 11 // 4, vocab_size=128, tied_embeddings=True)  # fmt: skip
+    return LlamaConfig(
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=dim // 16,
+        n_kv_heads=max(1, dim // 32),
+        head_dim=16,
+        ffn_dim=dim * 11 // 4,
+        vocab_size=128,
+        tied_embeddings=True,
+    )
 
 
 def count(cfg: LlamaConfig) -> tuple[int, int]:
@@ -98,36 +116,62 @@ def answer_loss(model: Llama, batch) -> torch.Tensor:
 
 
 def measure(world: World, dim: int, steps: int, seed: int = 0, progress=False) -> dict:
-    """Train a model of that width, every telling seen once: its weights N, tokens D, loss, and losses on the way."""
+    """Train a model of that width, every telling seen once: its weights N, tokens D, loss, and
+    losses on the way.
+    """
     cfg = sized(dim)
-    settings = Settings(steps=steps, peak_lr=0.32 / dim, warmup=steps // 10, weight_decay=0.0, seed=seed,
-                        eval_every=max(1, steps // 10))  # fmt: skip
+    settings = Settings(
+        steps=steps,
+        peak_lr=0.32 / dim,
+        warmup=steps // 10,
+        weight_decay=0.0,
+        seed=seed,
+        eval_every=max(1, steps // 10),
+    )
     model = use_attention(initial(cfg, seed), "sdpa")
-    rows = fit(model, answer_loss, lambda i: world.batch(i, BATCH, seed), settings, None, world.loss, progress)
+    rows = fit(
+        model,
+        answer_loss,
+        lambda i: world.batch(i, BATCH, seed),
+        settings,
+        None,
+        world.loss,
+        progress,
+    )
     asked = [row for row in rows if row["validation_loss"]]
     curve = [[2 * BATCH * (row["step"] + 1), round(row["validation_loss"], 4)] for row in asked]
     N, table = count(cfg)
-    return dict(dim=dim, seed=seed, N=N, table=table, D=2 * BATCH * steps, loss=curve[-1][1], curve=curve)
+    return dict(
+        dim=dim, seed=seed, N=N, table=table, D=2 * BATCH * steps, loss=curve[-1][1], curve=curve
+    )
 
 
 def fit_law(N, D, loss, irreducible: bool = True, delta: float = 1e-3) -> Law:
-    """The law closest to measured losses, by Huber's measure of the differences of logarithms (n,) float64 each.
+    """The law closest to measured losses, by Huber's measure of the differences of logarithms (n,)
+    float64 each.
 
     irreducible: False leaves E out. delta: where the measure turns from squares to absolute values.
     """
     n, d, y = (torch.as_tensor(values, dtype=torch.float64).log() for values in (N, D, loss))
-    n0, d0 = n.mean(), d.mean()  # subtle: centred, or the constants and the exponents pull at each other
+    # subtle: centred, or the constants and the exponents pull at each other
+    n0, d0 = n.mean(), d.mean()
 
     def predicted(p):
         terms = [p[1] - p[2].exp() * (n - n0), p[3] - p[4].exp() * (d - d0)]
-        return torch.logsumexp(torch.stack([p[0].expand_as(n), *terms] if irreducible else terms), dim=0)
+        return torch.logsumexp(
+            torch.stack([p[0].expand_as(n), *terms] if irreducible else terms), dim=0
+        )
 
     def badness(p):
         return torch.nn.functional.huber_loss(predicted(p), y, delta=delta)
 
     lowest = y.min().item()
-    starts = itertools.product((lowest - 2, lowest - 0.2), (lowest - 1,), (-1.5, 0.0), (lowest - 1,), (-1.5, 0.0))
-    found = [descend(badness, torch.tensor(start, dtype=torch.float64), steps=40) for start in starts]
+    starts = itertools.product(
+        (lowest - 2, lowest - 0.2), (lowest - 1,), (-1.5, 0.0), (lowest - 1,), (-1.5, 0.0)
+    )
+    found = [
+        descend(badness, torch.tensor(start, dtype=torch.float64), steps=40) for start in starts
+    ]
     e, A, a, B, b = descend(badness, min(found, key=lambda p: badness(p).item()))
     a, b = a.exp(), b.exp()
     E = e.exp().item() if irreducible else 0.0

@@ -12,23 +12,29 @@ from minillama.config import LlamaConfig, RopeScaling
 from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
 from minillama.tokenizer import Tokenizer, train_bpe
-from minillama.training.pretraining import Settings, count_targets, fit, logits, pack, shift, token_loss
+from minillama.training.pretraining import (
+    Settings,
+    count_targets,
+    fit,
+    logits,
+    pack,
+    shift,
+    token_loss,
+)
 from minillama.training.runs import fingerprint
 
 
 GIRLS = "Ada Anna Clara Ella Emma Ines Julia Lena Lily Lucy Maya Mia Nina Nora Rosa Ruth Sara Tara Yuki Zoe".split()
 BOYS = "Adam Ben Carl David Emil Finn Hugo Ivan Jack Leo Luis Max Noah Omar Paul Ravi Sam Theo Tom Will".split()
-BEASTS = (
-    "old owl,clever fox,kind bear,small mouse,shy rabbit,fat goose,wise crow,thin cat,big toad,quick squirrel".split(
-        ","
-    )
+BEASTS = "old owl,clever fox,kind bear,small mouse,shy rabbit,fat goose,wise crow,thin cat,big toad,quick squirrel".split(
+    ","
 )
 COLOURS = "red blue green yellow white black brown silver golden pink".split()
-THINGS = (
-    "kite hat scarf book flag bag drum cup boat doll clock lamp bell key ring ball whistle spoon pipe feather".split()
-)
+THINGS = "kite hat scarf book flag bag drum cup boat doll clock lamp bell key ring ball whistle spoon pipe feather".split()
 SOFT, HARD = THINGS[:6], THINGS[6:12]  # what can tear, what can break
-FOODS = "bread,an apple,some cheese,a pear,some nuts,a cake,some honey,a carrot,some berries,a pie".split(",")
+FOODS = "bread,an apple,some cheese,a pear,some nuts,a cake,some honey,a carrot,some berries,a pie".split(
+    ","
+)
 PLACES = """in the garden,by the river,in the forest,on the hill,at the beach,in the park,near the old mill,at the market,
 by the lake,in the village""".replace("\n", "").split(",")
 SPOTS = """under a bush,behind a big stone,beside the bench,in the tall grass,under a log,behind the fence,near the well,
@@ -131,7 +137,9 @@ PLOTS = {  # a story is one way to say each line; ways are separated by /
 
 @dataclass(frozen=True)
 class Someone:
-    """A character: how a story first speaks of it, how it goes on, how others call it, and its pronouns."""
+    """A character: how a story first speaks of it, how it goes on, how others call it, and its
+    pronouns.
+    """
 
     name: str
     intro: str
@@ -158,7 +166,14 @@ def person(name: str) -> Someone:
 def beast(words: str) -> Someone:
     """An animal: "an old owl", later "the owl", spoken to as "owl"."""
     noun = words.split()[-1]
-    return Someone("the " + noun, ("an " if words[0] in "aeiou" else "a ") + words, "dear " + noun, "it", "its", "it")
+    return Someone(
+        "the " + noun,
+        ("an " if words[0] in "aeiou" else "a ") + words,
+        "dear " + noun,
+        "it",
+        "its",
+        "it",
+    )
 
 
 def held_back(name: str, thing: str) -> bool:
@@ -169,7 +184,10 @@ def held_back(name: str, thing: str) -> bool:
 def cast(rng: random.Random, plot: str, validation: bool) -> dict:
     """Who and what a story is about."""
     while True:
-        names, thing = rng.sample(GIRLS + BOYS, 3), rng.choice(SOFT + HARD if plot == "broken" else THINGS)
+        names, thing = (
+            rng.sample(GIRLS + BOYS, 3),
+            rng.choice(SOFT + HARD if plot == "broken" else THINGS),
+        )
         if held_back(names[0], thing) == validation:
             break
     hero, friend, third = map(person, names)
@@ -179,17 +197,35 @@ def cast(rng: random.Random, plot: str, validation: bool) -> dict:
     stuck, fear = rng.choice(list(STUCK)), rng.choice(list(FEARS))
     cross, remedy, comfort = FEARS[fear]
     return dict(
-        A=hero, B=animal if plot != "broken" and rng.random() < 0.4 else friend, C=animal, D=third, thing=thing,
-        colour=colour, colour2=colour2, spot=spot, spot2=spot2, place=rng.choice(PLACES), food=rng.choice(FOODS),
-        stuck=stuck, tool=rng.choice(STUCK[stuck]), fear=fear, cross=cross, remedy=remedy, comfort=comfort,
-        broke="was torn" if thing in SOFT else "was broken", mend="needle and thread" if thing in SOFT else "glue",
-        time=rng.choice(["morning", "day", "evening"]), weather=rng.choice(["warm", "cold", "bright", "windy"]),
-    )  # fmt: skip
+        A=hero,
+        B=animal if plot != "broken" and rng.random() < 0.4 else friend,
+        C=animal,
+        D=third,
+        thing=thing,
+        colour=colour,
+        colour2=colour2,
+        spot=spot,
+        spot2=spot2,
+        place=rng.choice(PLACES),
+        food=rng.choice(FOODS),
+        stuck=stuck,
+        tool=rng.choice(STUCK[stuck]),
+        fear=fear,
+        cross=cross,
+        remedy=remedy,
+        comfort=comfort,
+        broke="was torn" if thing in SOFT else "was broken",
+        mend="needle and thread" if thing in SOFT else "glue",
+        time=rng.choice(["morning", "day", "evening"]),
+        weather=rng.choice(["warm", "cold", "bright", "windy"]),
+    )
 
 
 def ways(plot: str) -> list[list[str]]:
     """For each line of a plot, the ways to say it."""
-    return [line.split(" / ") for line in " ".join(PLOTS[plot].split()).removeprefix("- ").split(" - ")]
+    return [
+        line.split(" / ") for line in " ".join(PLOTS[plot].split()).removeprefix("- ").split(" - ")
+    ]
 
 
 def choose(number: int, validation: bool = False) -> tuple[str, list[str], dict]:
@@ -200,23 +236,41 @@ def choose(number: int, validation: bool = False) -> tuple[str, list[str], dict]
 
 
 def story(number: int, validation: bool = False) -> str:
-    """The story of that number, the same at every call and on every machine; or a validation story."""
+    """The story of that number, the same at every call and on every machine; or a validation
+    story.
+    """
     _, lines, about = choose(number, validation)
     return " ".join(lines).format(**about)
 
 
 CONFIG = LlamaConfig(
-    dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=352, vocab_size=1024, tied_embeddings=True,
-    rope_scaling=RopeScaling(original_max_seq_len=256), max_seq_len=2048,
-)  # fmt: skip
+    dim=128,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=32,
+    ffn_dim=352,
+    vocab_size=1024,
+    tied_embeddings=True,
+    rope_scaling=RopeScaling(original_max_seq_len=256),
+    max_seq_len=2048,
+)
 ROW, BATCH = 256, 16  # tokens in a row, rows in a batch: 4,096 tokens a step
 SETTINGS = Settings(
-    steps=2000, peak_lr=4e-3, warmup=100, dtype="bfloat16", compiled=True, save_every=250, eval_every=250
-)  # fmt: skip
+    steps=2000,
+    peak_lr=4e-3,
+    warmup=100,
+    dtype="bfloat16",
+    compiled=True,
+    save_every=250,
+    eval_every=250,
+)
 
 
 def story_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE of up to 1,022 tokens learned from texts (the first 10,000), and one for beginning and end each."""
+    """Byte-level BPE of up to 1,022 tokens learned from texts (the first 10,000), and one for
+    beginning and end each.
+    """
     vocab = train_bpe("\n".join(texts[:10_000]), CONFIG.vocab_size - 2)
     specials = {"<|begin_of_text|>": len(vocab), "<|end_of_text|>": len(vocab) + 1}
     bos, eos = specials.values()
@@ -224,28 +278,36 @@ def story_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def initial(cfg: LlamaConfig, seed: int) -> Llama:
-    """A Llama of small random weights: the layers that write to the stream smaller, the more of them there are."""
+    """A Llama of small random weights: the layers that write to the stream smaller, the more of
+    them there are.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Llama(cfg)
         for name, weight in model.named_parameters():
             if weight.ndim == 2:
                 writes = name.endswith(("wo.weight", "down.weight"))
-                torch.nn.init.normal_(weight, std=0.02 / (2 * cfg.n_layers) ** 0.5 if writes else 0.02)
+                torch.nn.init.normal_(
+                    weight, std=0.02 / (2 * cfg.n_layers) ** 0.5 if writes else 0.02
+                )
     return model
 
 
 class Rows:
-    """Packed documents, one row after another in a seeded order, a new order every time round."""
+    """Packed documents, one row after another in a seeded order, a new order each epoch."""
 
-    def __init__(self, documents: list[list[int]], length: int = ROW, batch: int = BATCH, seed: int = 0):
+    def __init__(
+        self, documents: list[list[int]], length: int = ROW, batch: int = BATCH, seed: int = 0
+    ):
         self.rows, self.documents = pack(documents, length)
         self.batch, self.seed = batch, seed
 
     def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The i-th batch: tokens, targets and documents, each (B, T)."""
-        turns = max(1, len(self.rows) // self.batch)  # batches each time round
-        order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.seed + i // turns))
+        turns = max(1, len(self.rows) // self.batch)  # batches of an epoch
+        order = torch.randperm(
+            len(self.rows), generator=torch.Generator().manual_seed(self.seed + i // turns)
+        )
         chosen = order[i % turns * self.batch :][: self.batch]
         return shift(self.rows[chosen], self.documents[chosen])
 
@@ -264,17 +326,35 @@ def batch_loss(model: Llama, batch) -> torch.Tensor:
 def mean_loss(model: Llama, rows: Rows) -> float:
     """The loss on all rows, once."""
     with torch.no_grad():
-        losses = [batch_loss(model, rows(i)).item() for i in range(max(1, len(rows.rows) // rows.batch))]
+        losses = [
+            batch_loss(model, rows(i)).item() for i in range(max(1, len(rows.rows) // rows.batch))
+        ]
     return sum(losses) / len(losses)
 
 
-def train(cfg: LlamaConfig, tokenizer: Tokenizer, texts, held, settings: Settings, folder=None, progress=True):
+def train(
+    cfg: LlamaConfig,
+    tokenizer: Tokenizer,
+    texts,
+    held,
+    settings: Settings,
+    folder=None,
+    progress=True,
+):
     """(model, metrics) of a Llama trained from nothing on texts, tried on the texts held back."""
     rows = Rows(encode_all(tokenizer, texts), seed=settings.seed)
     validation = Rows(encode_all(tokenizer, held))
     model = use_attention(initial(cfg, settings.seed), "blocks")
     data = fingerprint(rows.rows, torch.tensor(list(repr(cfg).encode())))
     metrics = fit(
-        model, batch_loss, rows, settings, folder, lambda m: mean_loss(m, validation), progress, data, count_targets
-    )  # fmt: skip
+        model,
+        batch_loss,
+        rows,
+        settings,
+        folder,
+        lambda m: mean_loss(m, validation),
+        progress,
+        data,
+        count_targets,
+    )
     return model, metrics

@@ -14,7 +14,9 @@ from minillama.inference.quantization import Int4Linear, Int8Linear, linear_bflo
 
 
 class Product(torch.autograd.Function):
-    """x (..., C) -> (..., N) through a quantized layer; the way back multiplies by the numbers that it stands for."""
+    """x (..., C) -> (..., N) through a quantized layer; the backward pass multiplies by its
+    dequantized weights.
+    """
 
     @staticmethod
     def forward(ctx, x, layer):
@@ -23,7 +25,8 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        weight = ctx.layer.weight  # subtle: made anew (N, C), since one kept for this would fill the memory saved
+        # subtle: made anew (N, C), since one kept for this would fill the memory saved
+        weight = ctx.layer.weight
         return linear_bfloat16(gradient.to(weight.dtype), weight.T).to(gradient.dtype), None
 
 
@@ -44,17 +47,27 @@ def with_gradient(layer: nn.Module) -> nn.Module:
 
 
 class LoRALinear(nn.Module):
-    """x (..., C) -> (..., N): a frozen layer, and alpha/rank * b a x beside it. Hu et al. 2021, arXiv:2106.09685.
+    """x (..., C) -> (..., N): a frozen layer, and alpha/rank * b a x beside it. Hu et al. 2021,
+    arXiv:2106.09685.
 
-    a (rank, C) is random, b (N, rank) zero, both float32 and computed with as such: at first nothing is changed.
+    a (rank, C) is random, b (N, rank) zero, both float32 and computed with as such: at first
+    nothing is changed.
     """
 
-    def __init__(self, base: nn.Module, rank: int = 8, alpha: float = 16, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int = 8,
+        alpha: float = 16,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
         device = next(iter([*base.parameters(), *base.buffers()])).device
         self.base, self.rank, self.alpha, self.active = with_gradient(base), rank, alpha, True
         self.in_features, self.out_features = base.in_features, base.out_features
-        a = (2 * torch.rand(rank, base.in_features, generator=generator) - 1) / base.in_features**0.5
+        a = (
+            2 * torch.rand(rank, base.in_features, generator=generator) - 1
+        ) / base.in_features**0.5
         self.a = nn.Parameter(a.to(device))
         self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
@@ -62,7 +75,8 @@ class LoRALinear(nn.Module):
         y = self.base(x)
         if not self.active:
             return y
-        few = self.alpha / self.rank * F.linear(x.to(self.a.dtype), self.a)  # (..., r): scaled where it is small
+        # (..., r): scaled where it is small
+        few = self.alpha / self.rank * F.linear(x.to(self.a.dtype), self.a)
         return (y + F.linear(few, self.b)).to(y.dtype)
 
 
@@ -81,10 +95,14 @@ def adapted(model: nn.Module) -> dict[str, LoRALinear]:
     return layers
 
 
-def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16, targets=TARGETS, seed: int = 0) -> nn.Module:
-    """Give the linear layers of these names an adapter in every block, in place; nothing else can be trained then.
+def add_lora(
+    model: nn.Module, rank: int = 8, alpha: float = 16, targets=TARGETS, seed: int = 0
+) -> nn.Module:
+    """Give the linear layers of these names an adapter in every block, in place; nothing else can
+    be trained then.
 
-    Any model of `load` but a compiled one; ValueError for that, for a second adapter, and for what cannot be meant.
+    Any model of `load` but a compiled one; ValueError for that, for a second adapter, and for
+    invalid values.
     """
     targets = set(targets)
     if model.decode_step is not None:
@@ -93,9 +111,11 @@ def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16, targets=TARGETS
         odd = ", ".join(sorted(targets - set(TARGETS)))
         raise ValueError(f"targets must be some of {', '.join(TARGETS)}, not {odd or 'none'}")
     if type(rank) is not int or rank < 1 or not 0 < alpha < math.inf:
-        raise ValueError(f"rank must be a whole number from 1 on and alpha positive, not {rank!r} and {alpha!r}")
+        raise ValueError(
+            f"rank must be a whole number from 1 on and alpha positive, not {rank!r} and {alpha!r}"
+        )
     if lora_layers(model):
-        raise ValueError("the model has an adapter already: fuse it, or load the model anew")
+        raise ValueError("the model has an adapter already: merge_lora it, or load the model anew")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, layer in list(model.named_modules()):
@@ -108,7 +128,9 @@ def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16, targets=TARGETS
 
 @contextmanager
 def without_lora(model: nn.Module):
-    """The model as it was before `add_lora`, for as long as the context lasts. ValueError if it has no adapter."""
+    """The model as it was before `add_lora`, for as long as the context lasts. ValueError if it has
+    no adapter.
+    """
     layers = adapted(model).values()
     before = [layer.active for layer in layers]
     try:
@@ -121,14 +143,17 @@ def without_lora(model: nn.Module):
 
 
 @torch.no_grad()
-def fuse(model: nn.Module) -> nn.Module:
+def merge_lora(model: nn.Module) -> nn.Module:
     """Add every update to its weights, in place: plain layers again, and everything can be trained.
 
     ValueError for quantized layers, whose few levels cannot take a small update.
     """
     layers = adapted(model)
     if any(isinstance(layer.base, Frozen) for layer in layers.values()):
-        raise ValueError("quantized layers take no update: load the model without quantize, then load_adapter and fuse")
+        raise ValueError(
+            "quantized layers take no update: load the model without quantize, then load_adapter "
+            "and merge_lora"
+        )
     for name, layer in layers.items():
         layer.base.weight += layer.alpha / layer.rank * (layer.b @ layer.a)
         model.set_submodule(name, layer.base)

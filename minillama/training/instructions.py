@@ -11,7 +11,15 @@ from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
 from minillama.tokenizer import Tokenizer
 from minillama.training.finetuning import lora_layers
-from minillama.training.pretraining import IGNORE, Settings, count_targets, fit, packed_mask, shift, token_loss
+from minillama.training.pretraining import (
+    IGNORE,
+    Settings,
+    count_targets,
+    fit,
+    packed_mask,
+    shift,
+    token_loss,
+)
 from minillama.training.runs import fingerprint
 
 
@@ -19,7 +27,9 @@ KNOWN = {"role", "content", "calls", "tag", "end"}  # of a message, as chat.enco
 
 
 def check_messages(messages) -> list[dict]:
-    """The messages themselves; ValueError, with the number of the message, if they are no conversation."""
+    """The messages themselves; ValueError, with the number of the message, if they are no
+    conversation.
+    """
     if not isinstance(messages, list) or not messages:
         raise ValueError("the messages are no list, or an empty one")
     for number, message in enumerate(messages, 1):
@@ -31,7 +41,9 @@ def check_messages(messages) -> list[dict]:
         if not isinstance(calls, list) or any(
             not isinstance(call, dict) or set(call) != {"name", "arguments"} for call in calls
         ):
-            raise ValueError(f'the calls of message {number} are no list of {{"name": ..., "arguments": ...}}')
+            raise ValueError(
+                f'the calls of message {number} are no list of {{"name": ..., "arguments": ...}}'
+            )
         try:
             role_of(message)
             message["content"].encode()
@@ -43,23 +55,33 @@ def check_messages(messages) -> list[dict]:
 
 
 def dialog(value) -> list[dict]:
-    """The messages of {"messages": [...]}, other keys ignored; ValueError if an answer or all of them are missing."""
+    """The messages of {"messages": [...]}, other keys ignored; ValueError if an answer or all of
+    them are missing.
+    """
     if not isinstance(value, dict) or "messages" not in value:
         raise ValueError('no object {"messages": [...]}')
     messages = check_messages(value["messages"])
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("no message of the assistant")
     for number, message in enumerate(messages, 1):
-        if message["role"] == "assistant" and not message["content"].strip() and not message.get("calls"):
-            raise ValueError(f"message {number} is an empty answer, which would teach to say nothing")
+        if (
+            message["role"] == "assistant"
+            and not message["content"].strip()
+            and not message.get("calls")
+        ):
+            raise ValueError(
+                f"message {number} is an empty answer, which would teach to say nothing"
+            )
     return messages
 
 
 def answers(tokenizer: Tokenizer, messages: list[dict]) -> tuple[list[int], list[bool]]:
-    """A finished conversation's ids, and which of them the assistant wrote: its text and the token that ends it.
+    """A finished conversation's ids, and which of them the assistant wrote: its text and the token
+    that ends it.
 
-    An answer begins where the assistant's header ends, with which `encode_dialog` asks for one. What follows the last
-    answer is left out. ValueError if an answer begins with white space that melts into the header.
+    An answer begins where the assistant's header ends, with which `encode_dialog` asks for one.
+    What follows the last answer is left out. ValueError if an answer begins with white space that
+    tokenizes together with the header.
     """
     ids, ends = encode_dialog(tokenizer, messages), turn_ends(tokenizer)
     start = tokenizer.specials[MARKS[format_of(tokenizer).name][0]]
@@ -72,23 +94,31 @@ def answers(tokenizer: Tokenizer, messages: list[dict]) -> tuple[list[int], list
         if writing and id in ends:
             writing, last = False, i + 1
     expected = sum(message["role"] == "assistant" for message in messages)
-    if sum(now and not before for before, now in zip([False, *wrote], wrote, strict=False)) != expected:
-        raise ValueError("an answer begins with white space that melts into the header before it: strip it")
+    if (
+        sum(now and not before for before, now in zip([False, *wrote], wrote, strict=False))
+        != expected
+    ):
+        raise ValueError(
+            "an answer begins with white space that tokenizes together with the header before it: "
+            "strip it"
+        )
     return ids[:last], wrote[:last]
 
 
 def pack_whole(dialogs, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Pairs of `answers` into rows, none of them cut: three of (N, <= length + 1), ids, document numbers, who wrote.
+    """Pairs of `answers` into rows, none of them cut: three of (N, <= length + 1), ids, document
+    numbers, who wrote.
 
-    A row is filled up with id 0 of document -1. The last number is how many pairs were longer than a row and left out;
-    ValueError if that is all of them.
+    A row is filled up with id 0 of document -1. The last number is how many pairs were longer than
+    a row and left out; ValueError if that is all of them.
     """
     rows, sizes, left_out = [], [], 0
     for number, (ids, wrote) in enumerate(dialogs):
         if len(ids) > length + 1:
             left_out += 1
             continue
-        open_rows = range(max(0, len(rows) - 64), len(rows))  # looking at all of them would take for ever
+        # looking at all of them would take for ever
+        open_rows = range(max(0, len(rows) - 64), len(rows))
         place = next((i for i in open_rows if sizes[i] + len(ids) <= length + 1), len(rows))
         if place == len(rows):
             rows.append([])
@@ -98,7 +128,11 @@ def pack_whole(dialogs, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.
     if not rows:
         raise ValueError(f"all {left_out} conversations are longer than a row of {length}")
     shape = len(rows), max(sizes)
-    filled = (torch.zeros(shape, dtype=torch.long), torch.full(shape, -1), torch.zeros(shape, dtype=torch.bool))
+    filled = (
+        torch.zeros(shape, dtype=torch.long),
+        torch.full(shape, -1),
+        torch.zeros(shape, dtype=torch.bool),
+    )
     for i, row in enumerate(rows):
         for tensor, parts in zip(filled, zip(*row, strict=True), strict=True):
             tensor[i, : sizes[i]] = torch.tensor(sum(parts, []), dtype=tensor.dtype)
@@ -106,16 +140,20 @@ def pack_whole(dialogs, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 class Dialogs:
-    """Packed conversations, a few rows at a time in a seeded order, a new order every time round."""
+    """Packed conversations, a few rows at a time in a seeded order, a new order every time
+    round.
+    """
 
     def __init__(self, dialogs, length: int = 512, batch: int = 4, seed: int = 0):
         self.ids, self.documents, self.wrote, self.left_out = pack_whole(dialogs, length)
         self.batch, self.seed = batch, seed
-        self.turns = -(-len(self.ids) // batch)  # batches each time round
+        self.turns = -(-len(self.ids) // batch)  # batches of an epoch
 
     def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The i-th batch: tokens, targets and documents, each (B, T)."""
-        order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(self.seed + i // self.turns))
+        order = torch.randperm(
+            len(self.ids), generator=torch.Generator().manual_seed(self.seed + i // self.turns)
+        )
         chosen = order[i % self.turns * self.batch :][: self.batch]
         tokens, targets, documents = shift(self.ids[chosen], self.documents[chosen])
         return tokens, targets.masked_fill(~self.wrote[chosen, 1:], IGNORE), documents
@@ -138,16 +176,23 @@ def mean_answer_loss(model: Llama, dialogs: Dialogs) -> float:
     """The loss on all of them, once, every token of the assistant counted alike."""
     batches = [dialogs(i) for i in range(dialogs.turns)]
     counts = [count_targets(batch) for batch in batches]
-    losses = [answer_loss(model, batch).item() * n for batch, n in zip(batches, counts, strict=True) if n]
+    losses = [
+        answer_loss(model, batch).item() * n for batch, n in zip(batches, counts, strict=True) if n
+    ]
     return sum(losses) / sum(counts)
 
 
-def finetune(model: Llama, dialogs: Dialogs, held: Dialogs, settings: Settings, folder=None, progress=True):
-    """Train what can be trained of a model on conversations, in place: `fit`'s rows of metrics, and its errors.
+def finetune(
+    model: Llama, dialogs: Dialogs, held: Dialogs, settings: Settings, folder=None, progress=True
+):
+    """Train what can be trained of a model on conversations, in place: `fit`'s rows of metrics, and
+    its errors.
 
     A run that goes on must have the same conversations, model and alpha.
     """
     scales = sorted({layer.alpha for layer in lora_layers(model).values()})
     data = f"{dialogs.fingerprint()}, model {fingerprint(model.norm.weight)}, alpha {scales}"
     model, validate = use_attention(model, "sdpa"), lambda m: mean_answer_loss(m, held)
-    return fit(model, answer_loss, dialogs, settings, folder, validate, progress, data, count_targets)
+    return fit(
+        model, answer_loss, dialogs, settings, folder, validate, progress, data, count_targets
+    )

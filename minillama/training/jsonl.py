@@ -1,4 +1,6 @@
-"""Files with one JSON value per line, as people write them: every bad line is named, and may be left out."""
+"""Files with one JSON value per line, as people write them: every bad line is named, and may be
+left out.
+"""
 
 import codecs
 import json
@@ -20,10 +22,12 @@ JSON = json.JSONDecoder(object_pairs_hook=unique, parse_constant=no_constant)
 
 
 def read_jsonl(path, parse, skip_bad: bool = False) -> tuple[list, list[str]]:
-    """(what `parse` makes of every line's value, a complaint for every bad line); empty lines do not count.
+    """(what `parse` makes of every line's value, a complaint for every bad line); empty lines do
+    not count.
 
-    A line is bad if it is not JSON in UTF-8 of at most LONGEST bytes, or if parse raises ValueError. ValueError that
-    names the first bad lines unless skip_bad, and in any case if no good one is left; OSError.
+    A line is bad if it is not JSON in UTF-8 of at most LONGEST bytes, or if parse raises
+    ValueError. ValueError that names the first bad lines unless skip_bad, and in any case if no
+    good one is left; OSError.
     """
     values, complaints = [], []
     with open(Path(path), "rb") as file:
@@ -42,14 +46,16 @@ def read_jsonl(path, parse, skip_bad: bool = False) -> tuple[list, list[str]]:
             except ValueError as error:
                 complaints.append(f"line {number}: {error}")
     if complaints and (not skip_bad or not values):
-        raise ValueError(f"{path}: {told(complaints)}")
+        raise ValueError(f"{path}: {summarize(complaints)}")
     if not values:
         raise ValueError(f"{path} is empty")
     return values, complaints
 
 
 def lines(file):
-    """The lines of a binary file, without a byte order mark; None for one that is too long, which is not kept."""
+    """The lines of a binary file, without a byte order mark; None for one that is too long, which
+    is not kept.
+    """
     first = True
     while line := file.readline(LONGEST + 2):
         if len(line) > LONGEST + 1:
@@ -61,7 +67,9 @@ def lines(file):
         first = False
 
 
-def told(complaints: list[str]) -> str:
+def summarize(complaints: list[str]) -> str:
     """The first complaints, and how many more there are, on one line."""
     shown = "; ".join(" ".join(complaint.split())[:200] for complaint in complaints[:NAMED])
-    return shown + (f"; and {len(complaints) - NAMED} more bad lines" if len(complaints) > NAMED else "")
+    return shown + (
+        f"; and {len(complaints) - NAMED} more bad lines" if len(complaints) > NAMED else ""
+    )

@@ -21,19 +21,24 @@ from minillama.training.runs import fingerprint
 
 
 def dpo_loss(rewards: torch.Tensor) -> torch.Tensor:
-    """Minus the log of the chance that the chosen answer wins, mean over pairs: (2, P), chosen first -> ()"""
+    """Minus the log of the chance that the chosen answer wins, mean over pairs: (2, P), chosen
+    first -> ()
+    """
     chosen, rejected = rewards
     return -F.logsigmoid(chosen - rejected).mean()
 
 
 def pad(pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """P triples of ids (prompt, chosen, rejected) -> tokens and targets (2P, T): all chosen answers, then all rejected.
+    """P triples of ids (prompt, chosen, rejected) -> tokens and targets (2P, T): all chosen
+    answers, then all rejected.
 
     Targets are -100 but for an answer's ids. ValueError if a prompt or an answer is empty.
     """
     if not all(part for pair in pairs for part in pair):
         raise ValueError("a prompt and an answer have at least one id each")
-    rows = [(prompt, chosen) for prompt, chosen, _ in pairs] + [(prompt, rejected) for prompt, _, rejected in pairs]
+    rows = [(prompt, chosen) for prompt, chosen, _ in pairs] + [
+        (prompt, rejected) for prompt, _, rejected in pairs
+    ]
     shape = len(rows), max(len(prompt) + len(answer) for prompt, answer in rows) - 1
     tokens, targets = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE)
     for i, (prompt, answer) in enumerate(rows):
@@ -44,15 +49,22 @@ def pad(pairs) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def answer_log_probs(model: Llama, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The log-probability of each row's answer, summed over its tokens, in nats: twice (R, T) -> (R,)"""
+    """The log-probability of each row's answer, summed over its tokens, in nats: twice (R, T) ->
+    (R,)
+    """
     asked = targets != IGNORE
     x = model.hidden(tokens)[asked]  # (A, D)
     each = -F.cross_entropy(model.head(x).float(), targets[asked], reduction="none")  # (A,)
-    return torch.zeros(targets.shape, dtype=each.dtype, device=each.device).masked_scatter(asked, each).sum(1)
+    return (
+        torch.zeros(targets.shape, dtype=each.dtype, device=each.device)
+        .masked_scatter(asked, each)
+        .sum(1)
+    )
 
 
 def rewards(model: Llama, batch, beta: float = 0.1) -> torch.Tensor:
-    """beta times the nats by which the adapter has made each answer likelier: a batch of `pad` -> (2, P), chosen first.
+    """beta times the nats by which the adapter has made each answer likelier: a batch of `pad` ->
+    (2, P), chosen first.
 
     ValueError if the model has no adapter.
     """
@@ -67,10 +79,16 @@ def preference_loss(model: Llama, batch, beta: float = 0.1) -> torch.Tensor:
 
 
 def pair(value) -> dict:
-    """The pair {"prompt": messages or text, "chosen": text, "rejected": text} itself; ValueError if it is none."""
+    """The pair {"prompt": messages or text, "chosen": text, "rejected": text} itself; ValueError if
+    it is none.
+    """
     if not isinstance(value, dict) or not {"prompt", "chosen", "rejected"} <= value.keys():
         raise ValueError('no object {"prompt": [messages], "chosen": text, "rejected": text}')
-    texts = [value["chosen"], value["rejected"], *([value["prompt"]] if isinstance(value["prompt"], str) else [])]
+    texts = [
+        value["chosen"],
+        value["rejected"],
+        *([value["prompt"]] if isinstance(value["prompt"], str) else []),
+    ]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError("an answer or the prompt is no text, or an empty one")
     if value["chosen"] == value["rejected"]:
@@ -79,7 +97,10 @@ def pair(value) -> dict:
         "".join(texts).encode()
     except UnicodeEncodeError:
         raise ValueError("a text holds half a character") from None
-    if not isinstance(value["prompt"], str) and check_messages(value["prompt"])[-1]["role"] == "assistant":
+    if (
+        not isinstance(value["prompt"], str)
+        and check_messages(value["prompt"])[-1]["role"] == "assistant"
+    ):
         raise ValueError("the prompt ends with the assistant: its words belong to the answers")
     return value
 
@@ -90,32 +111,47 @@ def read_pairs(path, skip_bad: bool = False) -> tuple[list[dict], list[str]]:
 
 
 def encode_pair(tokenizer: Tokenizer, value: dict) -> tuple[list[int], list[int], list[int]]:
-    """The ids of prompt, chosen and rejected, each answer with the token that ends it; ValueError if there is none."""
+    """The ids of prompt, chosen and rejected, each answer with the token that ends it; ValueError
+    if there is none.
+    """
     if isinstance(value["prompt"], str):
-        prompt, end = tokenizer.encode(value["prompt"], bos=tokenizer.bos_id is not None), tokenizer.eos_id
+        prompt, end = (
+            tokenizer.encode(value["prompt"], bos=tokenizer.bos_id is not None),
+            tokenizer.eos_id,
+        )
     else:
         prompt = encode_dialog(tokenizer, value["prompt"])
         end = turn_ends(tokenizer)[0]
     if end is None:
         raise ValueError("this tokenizer has no token that ends an answer")
-    return prompt, [*tokenizer.encode(value["chosen"]), end], [*tokenizer.encode(value["rejected"]), end]
+    return (
+        prompt,
+        [*tokenizer.encode(value["chosen"]), end],
+        [*tokenizer.encode(value["rejected"]), end],
+    )
 
 
 class Pairs:
-    """Triples of ids, a few pairs at a time in a seeded order, a new order every time round."""
+    """Triples of ids, a few pairs at a time in a seeded order, a new order each epoch."""
 
     def __init__(self, pairs, batch: int = 4, seed: int = 0, length: int = 512):
-        """length: pairs with a longer row are left out, and counted in left_out; ValueError if none is left."""
+        """length: pairs with a longer row are left out, and counted in left_out; ValueError if none
+        is left.
+        """
         pairs = list(pairs)
-        self.pairs = [pair for pair in pairs if len(pair[0]) + max(map(len, pair[1:])) <= length + 1]
+        self.pairs = [
+            pair for pair in pairs if len(pair[0]) + max(map(len, pair[1:])) <= length + 1
+        ]
         self.batch, self.seed, self.left_out = batch, seed, len(pairs) - len(self.pairs)
         if not self.pairs:
             raise ValueError(f"all {self.left_out} pairs are longer than a row of {length}")
-        self.turns = -(-len(self.pairs) // batch)  # batches each time round
+        self.turns = -(-len(self.pairs) // batch)  # batches of an epoch
 
     def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The i-th batch: tokens and targets, (2P, T)."""
-        order = torch.randperm(len(self.pairs), generator=torch.Generator().manual_seed(self.seed + i // self.turns))
+        order = torch.randperm(
+            len(self.pairs), generator=torch.Generator().manual_seed(self.seed + i // self.turns)
+        )
         return pad([self.pairs[k] for k in order[i % self.turns * self.batch :][: self.batch]])
 
     def fingerprint(self) -> str:
@@ -125,20 +161,37 @@ class Pairs:
 
 @torch.no_grad()
 def measure(model: Llama, pairs: Pairs, beta: float = 0.1) -> dict[str, float]:
-    """On all pairs, once: the loss, the share whose chosen answer is ahead (a tie is half), and both mean rewards."""
+    """On all pairs, once: the loss, the share whose chosen answer is ahead (a tie is half), and
+    both mean rewards.
+    """
     both = torch.cat([rewards(model, pairs(i), beta) for i in range(pairs.turns)], dim=1)  # (2, N)
     ahead = (both[0] - both[1]).sign().add(1).div(2).mean()
     chosen, rejected = both.mean(1).tolist()
-    return {"loss": dpo_loss(both).item(), "accuracy": ahead.item(), "chosen": chosen, "rejected": rejected}
+    return {
+        "loss": dpo_loss(both).item(),
+        "accuracy": ahead.item(),
+        "chosen": chosen,
+        "rejected": rejected,
+    }
 
 
-def prefer(model, pairs: Pairs, held: Pairs, settings: Settings, folder=None, progress=True, beta: float = 0.1):
-    """Train a model's adapter on pairs, in place; the loss on `held` is its validation. `fit`'s rows and errors.
+def prefer(
+    model,
+    pairs: Pairs,
+    held: Pairs,
+    settings: Settings,
+    folder=None,
+    progress=True,
+    beta: float = 0.1,
+):
+    """Train a model's adapter on pairs, in place; the loss on `held` is its validation. `fit`'s
+    rows and errors.
 
     A run that goes on must have the same pairs, model, alpha and beta.
     """
     scales = sorted({layer.alpha for layer in lora_layers(model).values()})
-    data = f"{pairs.fingerprint()}, model {fingerprint(model.norm.weight)}, alpha {scales}, beta {beta}"
+    weights = fingerprint(model.norm.weight)
+    data = f"{pairs.fingerprint()}, model {weights}, alpha {scales}, beta {beta}"
     return fit(
         use_attention(model, "sdpa"), partial(preference_loss, beta=beta), pairs, settings, folder,
         lambda m: measure(m, held, beta)["loss"], progress, data,

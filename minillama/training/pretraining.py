@@ -19,7 +19,7 @@ from minillama.model import Llama
 from minillama.training.runs import Run, TrainingError
 
 
-IGNORE = -100  # a target that asks for nothing
+IGNORE = -100  # ignored: no loss is computed there (ignore_index)
 
 
 def token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -33,20 +33,26 @@ def count_targets(batch) -> int:
 
 
 def pack(documents: list[list[int]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Documents' ids one behind the other, cut into rows: twice (N, length + 1) int64, ids and document numbers.
+    """Documents' ids one after another, cut into rows: twice (N, length + 1) int64, ids and
+    document numbers.
 
-    The last id of a row is the first of the next one, so that every id but the first is a target once. What does not
-    fill a row at the end is left out; ValueError if that is everything.
+    The last id of a row is the first of the next one, so that every id but the first is a target
+    once. What does not fill a row at the end is left out; ValueError if that is everything.
     """
     ids = torch.tensor([id for document in documents for id in document])
-    numbers = torch.arange(len(documents)).repeat_interleave(torch.tensor([len(document) for document in documents]))
+    numbers = torch.arange(len(documents)).repeat_interleave(
+        torch.tensor([len(document) for document in documents])
+    )
     if len(ids) <= length:
         raise ValueError(f"{len(ids)} ids do not fill a row of {length} and its last target")
     return ids.unfold(0, length + 1, length), numbers.unfold(0, length + 1, length)
 
 
-def shift(rows: torch.Tensor, documents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What goes in, what should come out, and the document of each: rows (B, T + 1) -> three of (B, T).
+def shift(
+    rows: torch.Tensor, documents: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What goes in, what should come out, and the document of each: rows (B, T + 1) -> three of (B,
+    T).
 
     The first id of a document is nobody's target: nothing before it belongs to it.
     """
@@ -61,7 +67,9 @@ def document_mask(documents: torch.Tensor) -> torch.Tensor:
 
 
 def document_positions(documents: torch.Tensor) -> torch.Tensor:
-    """How far each token stands behind the first one of its document in the row: (B, T) -> (B, T)"""
+    """How far each token stands behind the first one of its document in the row: (B, T) -> (B,
+    T)
+    """
     places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     fresh = torch.ones_like(documents, dtype=torch.bool)
     fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -69,47 +77,63 @@ def document_positions(documents: torch.Tensor) -> torch.Tensor:
 
 
 def packed_mask(documents: torch.Tensor) -> AttentionMask:
-    """What the tokens of packed rows may see, and where each stands in its document: numbers of documents (B, T)."""
-    return AttentionMask(document_positions(documents).unsqueeze(1), documents.shape[1], document_mask(documents))
+    """What the tokens of packed rows may see, and where each stands in its document: numbers of
+    documents (B, T).
+    """
+    return AttentionMask(
+        document_positions(documents).unsqueeze(1), documents.shape[1], document_mask(documents)
+    )
 
 
 def logits(model: Llama, tokens: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """The model on rows of packed documents, none of which sees another: twice (B, T) -> (B, T, V) float32"""
+    """The model on rows of packed documents, none of which sees another: twice (B, T) -> (B, T, V)
+    float32
+    """
     return model(tokens, mask=packed_mask(documents))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run but the model and the data; ValueError for what cannot be meant.
+    """Everything that decides a run but the model and the data; ValueError for what cannot be
+    meant.
 
-    warmup, save_every, eval_every: in steps. floor: the last learning rate as a share of the peak. clip: the largest
-    norm of a gradient. accumulate: batches per step. dtype: of the products, "float32" or "bfloat16". recompute: less
-    memory, a third more work.
+    warmup, save_every, eval_every: in steps. min_lr_ratio: the last learning rate as a share of the
+    peak. max_grad_norm: the largest norm of a gradient. gradient_accumulation_steps: batches per
+    step. dtype: of the products, "float32" or "bfloat16". activation_checkpointing: less memory, a
+    third more work.
     """
 
     steps: int = 1000
     peak_lr: float = 3e-3
     warmup: int = 100
-    floor: float = 0.1
+    min_lr_ratio: float = 0.1
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    accumulate: int = 1
+    max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
     dtype: str = "float32"
     compiled: bool = False
-    recompute: bool = False
+    activation_checkpointing: bool = False
     seed: int = 0
     save_every: int = 200
     eval_every: int = 200
 
     def __post_init__(self):
-        for name in ("steps", "accumulate", "save_every", "eval_every"):
+        for name in ("steps", "gradient_accumulation_steps", "save_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)!r}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
-        if not (0 < self.peak_lr < math.inf and 0 < self.clip and 0 <= self.floor <= 1 and 0 <= self.warmup):
-            raise ValueError("peak_lr and clip must be positive, floor from 0 to 1, warmup 0 or more")
+        if not (
+            0 < self.peak_lr < math.inf
+            and 0 < self.max_grad_norm
+            and 0 <= self.min_lr_ratio <= 1
+            and 0 <= self.warmup
+        ):
+            raise ValueError(
+                "peak_lr and max_grad_norm must be positive, min_lr_ratio from 0 to 1, warmup 0 or "
+                "more"
+            )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -124,22 +148,31 @@ def adamw(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.peak_lr, betas=settings.betas, fused=True)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=settings.peak_lr, betas=settings.betas, fused=True
+    )
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Up along a line to the peak, then down along half a cosine to floor times the peak. Steps count from 0."""
+    """Up along a line to the peak, then down along half a cosine to min_lr_ratio times the peak.
+    Steps count from 0.
+    """
     if step < settings.warmup:
         return settings.peak_lr * (step + 1) / settings.warmup
-    way = (step - settings.warmup) / max(1, settings.steps - 1 - settings.warmup)  # 0 at the peak, 1 at the last step
-    share = settings.floor + (1 - settings.floor) * (1 + math.cos(math.pi * way)) / 2
+    # 0 at the peak, 1 at the last step
+    way = (step - settings.warmup) / max(1, settings.steps - 1 - settings.warmup)
+    share = settings.min_lr_ratio + (1 - settings.min_lr_ratio) * (1 + math.cos(math.pi * way)) / 2
     return settings.peak_lr * share
 
 
-def train_step(model, loss_of, batches, optimizer, settings: Settings, lr: float, weigh=None) -> tuple[float, float]:
-    """One change of the weights: (loss, norm of the gradient before clipping); unless one of them is not finite.
+def train_step(
+    model, loss_of, batches, optimizer, settings: Settings, lr: float, weigh=None
+) -> tuple[float, float]:
+    """One change of the weights: (loss, norm of the gradient before clipping); unless one of them
+    is not finite.
 
-    weigh(batch) -> how much a batch counts in the mean, such as its targets; without it all count alike.
+    weigh(batch) -> how much a batch counts in the mean, such as its targets; without it all count
+    alike.
     """
     parameters, total = list(trainable(model).values()), 0.0
     device = parameters[0].device.type
@@ -151,7 +184,7 @@ def train_step(model, loss_of, batches, optimizer, settings: Settings, lr: float
             loss = loss_of(model, batch) * (weight / sum(weights))
         loss.backward()
         total += loss.item()
-    norm = nn.utils.clip_grad_norm_(parameters, settings.clip).item()
+    norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
     if math.isfinite(total) and math.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -161,14 +194,20 @@ def train_step(model, loss_of, batches, optimizer, settings: Settings, lr: float
 
 
 def flops_per_token(cfg: LlamaConfig, length: int) -> int:
-    """Multiplications and additions of a step per token of a row: 6 per weight of a matrix, 12 per key and width."""
+    """Multiplications and additions of a step per token of a row: 6 per weight of a matrix, 12 per
+    key and width.
+    """
     heads = (2 * cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_dim
-    weights = cfg.n_layers * (heads * cfg.dim + 3 * cfg.dim * cfg.ffn_dim) + cfg.dim * cfg.vocab_size
+    weights = (
+        cfg.n_layers * (heads * cfg.dim + 3 * cfg.dim * cfg.ffn_dim) + cfg.dim * cfg.vocab_size
+    )
     return 6 * weights + 12 * cfg.n_layers * cfg.n_heads * cfg.head_dim * length
 
 
 def peak_flops(dtype: torch.dtype, size: int = 1024) -> float:
-    """Operations a second of one large product, the most that this machine gives: the best of five."""
+    """Operations a second of one large product, the most that this machine gives: the best of
+    five.
+    """
     a, times = torch.ones(size, size, dtype=dtype), []
     for _ in range(5):
         start = time.perf_counter()
@@ -178,7 +217,9 @@ def peak_flops(dtype: torch.dtype, size: int = 1024) -> float:
 
 
 def compiled(loss_of):
-    """loss_of as one program, compiled when it is first called; TrainingError where that cannot be done."""
+    """loss_of as one program, compiled when it is first called; TrainingError where that cannot be
+    done.
+    """
     program = torch.compile(loss_of)
 
     def call(model, batch):
@@ -186,7 +227,9 @@ def compiled(loss_of):
             return program(model, batch)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise TrainingError(f"this machine cannot compile the model ({reason}): do without") from None
+            raise TrainingError(
+                f"this machine cannot compile the model ({reason}): do without"
+            ) from None
 
     return call
 
@@ -195,36 +238,53 @@ def stop_unless_finite(step: int, loss: float, norm: float, saved: int) -> None:
     """TrainingError that says what is kept."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         kept = f"the state after step {saved} is kept" if saved else "no state was saved yet"
-        raise TrainingError(f"step {step}: the loss is {loss}, its gradient {norm}; {kept}. Try a lower peak_lr")
+        raise TrainingError(
+            f"step {step}: the loss is {loss}, its gradient {norm}; {kept}. Try a lower peak_lr"
+        )
 
 
 def fit(
-    model, loss_of, batch_at, settings: Settings, folder=None, validate=None, progress=True, data="", weigh=None
+    model,
+    loss_of,
+    batch_at,
+    settings: Settings,
+    folder=None,
+    validate=None,
+    progress=True,
+    data="",
+    weigh=None,
 ) -> list[dict]:
     """Train the parameters that require gradients, in place; returns a row of metrics per step.
 
-    loss_of(model, batch) -> scalar. batch_at(i) -> the i-th batch, a function of i alone (that makes a resumed run
-    exact); `accumulate` of them make a step, whose loss is the mean of theirs, weighted by weigh(batch) (see
-    `train_step`). Tokens are counted in a batch's first tensor. validate(model) -> loss on text held back. progress:
-    True for a bar, or a function that is given each row. folder: keeps state.pt and metrics.csv, and goes on from
-    there; or a function that makes another kind of Run (chapter 17a). data: a fingerprint of what batch_at gives,
-    noticed if it changes between. TrainingError if the loss or a gradient is not finite; the last state is kept.
+    loss_of(model, batch) -> scalar. batch_at(i) -> the i-th batch, a function of i alone (that
+    makes a resumed run exact); `gradient_accumulation_steps` of them make a step, whose loss is the
+    mean of theirs, weighted by weigh(batch) (see `train_step`). Tokens are counted in a batch's
+    first tensor. validate(model) -> loss on text held back. progress: True for a bar, or a function
+    that is given each row. folder: keeps state.pt and metrics.csv, and goes on from there; or a
+    function that makes another kind of Run (chapter 17a). data: a fingerprint of what batch_at
+    gives, noticed if it changes between. TrainingError if the loss or a gradient is not finite; the
+    last state is kept.
     """
     make_run = folder if callable(folder) else partial(Run, folder)
     optimizer, run = adamw(model, settings), make_run(asdict(settings) | {"data": data})
-    first, n = run.resume(trainable(model), optimizer), settings.accumulate
+    first, n = run.resume(trainable(model), optimizer), settings.gradient_accumulation_steps
     compute = compiled(loss_of) if settings.compiled else loss_of
-    model.activation_checkpointing = settings.recompute
+    model.activation_checkpointing = settings.activation_checkpointing
     model.train()
-    bar = progress_bar(total=settings.steps, initial=first, unit="step", shown=progress is True, leave=True)
+    bar = progress_bar(
+        total=settings.steps, initial=first, unit="step", shown=progress is True, leave=True
+    )
     with bar, torch.random.fork_rng():
         for step in range(first, settings.steps):
             start, lr = time.perf_counter(), learning_rate(step, settings)
-            torch.manual_seed(settings.seed * settings.steps + step)  # what a step draws depends on the step alone
+            # what a step draws depends on the step alone
+            torch.manual_seed(settings.seed * settings.steps + step)
             batches = [batch_at(step * n + i) for i in range(n)]
             loss, norm = train_step(model, compute, batches, optimizer, settings, lr, weigh)
             stop_unless_finite(step, loss, norm, run.saved)
-            speed = sum(next(iter(batch)).numel() for batch in batches) / (time.perf_counter() - start)
+            speed = sum(next(iter(batch)).numel() for batch in batches) / (
+                time.perf_counter() - start
+            )
             row = dict(zip(Run.COLUMNS, (step, loss, lr, norm, speed, None), strict=True))
             last = step + 1 == settings.steps
             if validate and (last or (step + 1) % settings.eval_every == 0):

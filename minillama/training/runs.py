@@ -1,4 +1,6 @@
-"""The files of a training run: metrics.csv, and state.pt, from which it goes on as if nothing had happened."""
+"""The files of a training run: metrics.csv, and state.pt, from which it goes on as if nothing had
+happened.
+"""
 
 import csv
 import hashlib
@@ -37,6 +39,14 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+RENAMED = {  # settings, as states call them that were written before
+    "max_grad_norm": "clip",
+    "min_lr_ratio": "floor",
+    "gradient_accumulation_steps": "accumulate",
+    "activation_checkpointing": "recompute",
+}
+
+
 class Run:
     """The files of a run: state.pt, from which it goes on, and metrics.csv, a row per step."""
 
@@ -45,22 +55,29 @@ class Run:
 
     def __init__(self, folder, about: dict):
         """about: what must not change while the run goes on; folder: None keeps nothing."""
-        self.folder, self.rows, self.saved = Path(folder) if folder else None, [], 0  # saved: steps in state.pt
+        # saved: steps in state.pt
+        self.folder, self.rows, self.saved = Path(folder) if folder else None, [], 0
         self.about = {name: str(value) for name, value in about.items()}
 
     def resume(self, parameters: dict[str, nn.Parameter], optimizer) -> int:
-        """Take up the run that the folder holds; the number of steps done. TrainingError if it is another one."""
+        """Take up the run that the folder holds; the number of steps done. TrainingError if it is
+        another one.
+        """
         if self.folder is None:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
         self.saved = self.restore(parameters, optimizer)
-        self.rows = [row for row in read_metrics(self.folder / "metrics.csv") if row["step"] < self.saved]
+        self.rows = [
+            row for row in read_metrics(self.folder / "metrics.csv") if row["step"] < self.saved
+        ]
         if self.keeps_metrics:
             write_whole(self.folder / "metrics.csv", as_csv(self.COLUMNS, self.rows))
         return self.saved
 
     def restore(self, parameters: dict[str, nn.Parameter], optimizer) -> int:
-        """Fill both from the folder's state; how many steps it has. TrainingError if it is another run's or damaged."""
+        """Fill both from the folder's state; how many steps it has. TrainingError if it is another
+        run's or damaged.
+        """
         path = self.folder / "state.pt"
         if not path.exists():
             return 0
@@ -72,14 +89,18 @@ class Run:
             raise
         except Exception as error:  # subtle: a damaged file can raise nearly anything
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise TrainingError(f"{path} cannot be used ({reason}): move it away to start anew") from None
+            raise TrainingError(
+                f"{path} cannot be used ({reason}): move it away to start anew"
+            ) from None
 
     def compare(self, about: dict) -> None:
         """TrainingError if the folder's run had other settings or other data."""
         for name, now in self.about.items():
-            if (before := about.get(name, now)) != now:
+            before = about.get(name, about.get(RENAMED.get(name), now))
+            if before != now:
                 raise TrainingError(
-                    f"{self.folder} holds a run with {name} {before}, and now it is {now}: choose another folder"
+                    f"{self.folder} holds a run with {name} {before}, and now it is {now}: choose "
+                    f"another folder"
                 )
 
     def note(self, row: dict) -> None:
@@ -90,21 +111,34 @@ class Run:
                 csv.DictWriter(file, self.COLUMNS).writerow(row)
 
     def save(self, parameters: dict[str, nn.Parameter], optimizer, steps: int) -> None:
-        """Keep everything that the next step needs. TrainingError if the disk refuses; the older state stays."""
+        """Keep everything that the next step needs. TrainingError if the disk refuses; the older
+        state stays.
+        """
         if self.folder is None:
             return
         try:
             self.write(parameters, optimizer, steps)
         except OSError as error:
-            kept = f"the state after step {self.saved} is kept" if self.saved else "there is no older one"
-            raise TrainingError(f"the state after step {steps} cannot be saved ({error.strerror}); {kept}") from None
+            kept = (
+                f"the state after step {self.saved} is kept"
+                if self.saved
+                else "there is no older one"
+            )
+            raise TrainingError(
+                f"the state after step {steps} cannot be saved ({error.strerror}); {kept}"
+            ) from None
         self.saved = steps
 
     def write(self, parameters: dict[str, nn.Parameter], optimizer, steps: int) -> None:
         """Put the state into the folder, whole or not at all. OSError."""
-        moments = {name: [optimizer.state[p][key] for key in MOMENTS] for name, p in parameters.items()}
+        moments = {
+            name: [optimizer.state[p][key] for key in MOMENTS] for name, p in parameters.items()
+        }
         weights, content = {name: p.detach() for name, p in parameters.items()}, io.BytesIO()
-        torch.save({"about": self.about, "steps": steps, "parameters": weights, "moments": moments}, content)
+        torch.save(
+            {"about": self.about, "steps": steps, "parameters": weights, "moments": moments},
+            content,
+        )
         write_whole(self.folder / "state.pt", content.getvalue())
 
 
@@ -112,8 +146,12 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's memory of a parameter
 
 
 def fill(parameters: dict[str, nn.Parameter], optimizer, state: dict) -> int:
-    """Weights and moments of a saved state into model and optimizer; the number of steps done. ValueError."""
-    if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in state["parameters"].items()}:
+    """Weights and moments of a saved state into model and optimizer; the number of steps done.
+    ValueError.
+    """
+    if {n: p.shape for n, p in parameters.items()} != {
+        n: t.shape for n, t in state["parameters"].items()
+    }:
         raise ValueError("it belongs to a model of another shape")
     for name, parameter in parameters.items():
         parameter.data.copy_(state["parameters"][name])
@@ -132,7 +170,8 @@ def as_csv(columns, rows: list[dict]) -> bytes:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.csv as numbers, None where nothing was measured; what a kill cut short is left out.
+    """The rows of a metrics.csv as numbers, None where nothing was measured; what a kill cut short
+    is left out.
 
     TrainingError if it is no such file.
     """
@@ -143,7 +182,13 @@ def read_metrics(path: Path) -> list[dict]:
         lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
         rows = csv.DictReader(line for line in lines if line.endswith("\n"))
         return [
-            {name: number.get(name, float)(row[name]) if row[name] else None for name in Run.COLUMNS} for row in rows
+            {
+                name: number.get(name, float)(row[name]) if row[name] else None
+                for name in Run.COLUMNS
+            }
+            for row in rows
         ]
     except (ValueError, KeyError, csv.Error):
-        raise TrainingError(f"{path} is not what a run has written: move it away to go on") from None
+        raise TrainingError(
+            f"{path} is not what a run has written: move it away to go on"
+        ) from None

@@ -1,1 +1,3 @@
-"""All drawing code of the series, a file per chapter, so that the notebooks' cells show ideas and not matplotlib."""
+"""All drawing code of the series, a file per chapter, so that the notebooks' cells show ideas and
+not matplotlib.
+"""

@@ -16,14 +16,33 @@ def chain():
             used = i < needed
             for y, text in ((2, a), (1, b)):
                 ax.text(
-                    i + 1, y, text[i], ha="center", va="center", fontsize=16, color="#222222" if used else "#bbbbbb"
+                    i + 1,
+                    y,
+                    text[i],
+                    ha="center",
+                    va="center",
+                    fontsize=16,
+                    color="#222222" if used else "#bbbbbb",
                 )
         ax.text(0, 1, "+", ha="center", va="center", fontsize=16, color=NEUTRAL)
         ax.plot([-0.4, 3.4], [0.5, 0.5], color=NEUTRAL, linewidth=1)
         for i, digit in enumerate(total):
-            ax.text(i, 0, digit, ha="center", va="center", fontsize=16, color=RIGHT if i == 0 else "#bbbbbb")
+            ax.text(
+                i,
+                0,
+                digit,
+                ha="center",
+                va="center",
+                fontsize=16,
+                color=RIGHT if i == 0 else "#bbbbbb",
+            )
         for i in range(needed):
-            ax.annotate("", (i + 0.15, 2.6), (i + 0.95, 2.6), arrowprops={"arrowstyle": "->", "color": COLOURS["F"]})
+            ax.annotate(
+                "",
+                (i + 0.15, 2.6),
+                (i + 0.95, 2.6),
+                arrowprops={"arrowstyle": "->", "color": COLOURS["F"]},
+            )
         ax.set(xlim=(-0.7, 3.7), ylim=(-0.5, 3), xticks=[], yticks=[])
         ax.set_title("the first column decides" if needed == 1 else "all three are needed")
         ax.grid(False)
@@ -31,8 +50,10 @@ def chain():
             spine.set_visible(False)
     show(
         fig,
-        "Two sums of three digits. In 739 + 419 the hundreds alone decide the first digit of 1158. In 736 + 264, where the hundreds and the "
-        "tens sum to 9, the carry runs through all three columns, and the first digit of 1000 hangs on the last.",
+        "Two sums of three digits. In 739 + 419 the hundreds alone decide the first digit of 1158. "
+        "In 736 + 264, where the hundreds and the "
+        "tens sum to 9, the carry runs through all three columns, and the first digit of 1000 "
+        "hangs on the last.",
     )
 
 
@@ -40,12 +61,20 @@ def cost(tokens: dict):
     """Tokens of a problem by length, for each form."""
     fig, ax = new(6.6, 2.8)
     for name, values in tokens.items():
-        ax.plot(range(1, len(values) + 1), values, MARKS[name], color=FORMS[name], markersize=4, label=name)
+        ax.plot(
+            range(1, len(values) + 1),
+            values,
+            MARKS[name],
+            color=FORMS[name],
+            markersize=4,
+            label=name,
+        )
     ax.set(xlabel="digits of each number", ylabel="tokens of a problem", ylim=(0, None))
     ax.legend(fontsize=9)
     show(
         fig,
-        "Tokens of a problem over the number of digits: three straight lines. plain and backwards lie on each other and grow by 3 a digit; "
+        "Tokens of a problem over the number of digits: three straight lines. plain and backwards "
+        "lie on each other and grow by 3 a digit; "
         "steps grows by 12 a digit, about four times as fast.",
     )
 
@@ -57,15 +86,24 @@ def mask(tokens, targets, alphabet):
         asked = target >= 0
         for y, id, colour in ((1, token, "#222222"), (0, target, RIGHT if asked else "#cccccc")):
             text = "·" if id < 0 else alphabet[id].replace("\n", "↵")
-            ax.text(i, y, text, ha="center", va="center", fontsize=9, color=colour, family="monospace")
-    ax.set(xlim=(-1, len(tokens)), ylim=(-0.6, 1.6), xticks=[], yticks=[0, 1], yticklabels=["asked for", "goes in"])
+            ax.text(
+                i, y, text, ha="center", va="center", fontsize=9, color=colour, family="monospace"
+            )
+    ax.set(
+        xlim=(-1, len(tokens)),
+        ylim=(-0.6, 1.6),
+        xticks=[],
+        yticks=[0, 1],
+        yticklabels=["asked for", "goes in"],
+    )
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.tick_params(length=0)
     show(
         fig,
-        "The first tokens of a row, and below each what is asked for there: a dot inside the question, and from the equals sign on the "
+        "The first tokens of a row, and below each what is asked for there: a dot inside the "
+        "question, and from the equals sign on the "
         "next character of the answer, up to the line end.",
     )
 
@@ -85,19 +123,26 @@ def by_length(runs: dict, trained):
         for i in range(len(seeds)):
             label = name if i == 0 else None
             ax.plot(
-                places, [share[i] for share in shares], MARKS[name][0], color=FORMS[name], markersize=5, label=label
+                places,
+                [share[i] for share in shares],
+                MARKS[name][0],
+                color=FORMS[name],
+                markersize=5,
+                label=label,
             )
         told.append(
-            f"{name}: " + ", ".join(f"{length} digits {mean:.0%}" for length, mean in zip(lengths, means, strict=True))
+            f"{name}: "
+            + ", ".join(
+                f"{length} digits {mean:.0%}" for length, mean in zip(lengths, means, strict=True)
+            )
         )
     ax.set(xlabel="digits of each number", ylabel="sums right", ylim=(-0.04, 1.18), xticks=lengths)
     ax.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
     ax.legend(fontsize=9, loc="center right")
     show(
         fig,
-        "Share of sums that are right to the last digit, over the number of digits, three seeds for each of three forms. Means: "
-        + "; ".join(told)
-        + ".",
+        "Share of sums that are right to the last digit, over the number of digits, three seeds "
+        "for each of three forms. Means: " + "; ".join(told) + ".",
     )
 
 
@@ -111,7 +156,9 @@ def learning(runs: dict):
             style = dict(color=FORMS[name], markersize=3, linewidth=1)
             left.plot(tokens, share, MARKS[name], label=name if i == 0 else None, **style)
             right.plot([n / 1e3 for n, _ in run["curve"]], share, MARKS[name], **style)
-    left.set(xlabel="million tokens trained on", ylabel="three-digit sums right", ylim=(-0.04, 1.04))
+    left.set(
+        xlabel="million tokens trained on", ylabel="three-digit sums right", ylim=(-0.04, 1.04)
+    )
     left.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
     right.set(xlabel="thousand problems trained on")
     left.legend(fontsize=9, loc="upper left")
@@ -122,21 +169,37 @@ def learning(runs: dict):
     ends = "; ".join(ends)
     show(
         fig,
-        f"Three-digit sums right during training, over tokens (left) and over problems (right). At the end: {ends}.",
+        f"Three-digit sums right during training, over tokens (left) and over problems (right). At "
+        f"the end: {ends}.",
     )
 
 
 def unmasked(masked: dict, unmasked: dict):
-    """Three-digit sums right during training, with the loss on the answer alone and on everything."""
+    """Three-digit sums right during training, with the loss on the answer alone and on
+    everything.
+    """
     fig, ax = new(6.6, 2.8)
-    for run, colour, label in ((masked, RIGHT, "loss on the answer"), (unmasked, WRONG, "loss on question and answer")):
-        tokens = [run["tokens"] * (i + 1) / len(run["curve"]) / 1e6 for i in range(len(run["curve"]))]
-        ax.plot(tokens, [share for _, share in run["curve"]], "o-", color=colour, markersize=4, label=label)
+    for run, colour, label in (
+        (masked, RIGHT, "loss on the answer"),
+        (unmasked, WRONG, "loss on question and answer"),
+    ):
+        tokens = [
+            run["tokens"] * (i + 1) / len(run["curve"]) / 1e6 for i in range(len(run["curve"]))
+        ]
+        ax.plot(
+            tokens,
+            [share for _, share in run["curve"]],
+            "o-",
+            color=colour,
+            markersize=4,
+            label=label,
+        )
     ax.set(xlabel="million tokens trained on", ylabel="three-digit sums right", ylim=(-0.04, 1.04))
     ax.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
     ax.legend(fontsize=9)
     show(
         fig,
-        f"Three-digit sums right over the tokens trained on. Loss on the answer alone ends at {masked['curve'][-1][1]:.0%}, "
+        f"Three-digit sums right over the tokens trained on. Loss on the answer alone ends at "
+        f"{masked['curve'][-1][1]:.0%}, "
         f"loss on question and answer at {unmasked['curve'][-1][1]:.0%}.",
     )

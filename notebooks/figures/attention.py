@@ -15,7 +15,11 @@ def lookup(words, scores, weights, values, output):
     numbers(axes[2], values, title="values (S, W)", colour=COLOURS["W"])
     numbers(axes[3], [output], "{:.2f}", title="weighted sum (W,)", colour=COLOURS["W"])
     axes[0].set_yticks([i + 0.5 for i in range(len(words))], words)
-    show(fig, "Scores 3, 0, 1 for dog, chased, cats become weights 0.84, 0.04, 0.11; the sum is (3.60, 0.48).")
+    show(
+        fig,
+        "Scores 3, 0, 1 for dog, chased, cats become weights 0.84, 0.04, 0.11; the sum is (3.60, "
+        "0.48).",
+    )
 
 
 def sharpness(factors, weights, words):
@@ -26,11 +30,17 @@ def sharpness(factors, weights, words):
     ax.axvline(1, color="#cccccc", linewidth=1)
     ax.set(xlabel="scores times this factor", ylabel="weight", ylim=(-0.03, 1.03))
     ax.legend(loc="center right")
-    show(fig, "At factor 0 all three weights are a third; as it grows, dog's goes to 1 and the others' to 0.")
+    show(
+        fig,
+        "At factor 0 all three weights are a third; as it grows, dog's goes to 1 and the others' "
+        "to 0.",
+    )
 
 
 def scale(widths, spread, largest, gradient):
-    """Spread of dot products, the largest weight and the softmax's slope against the head's width W."""
+    """Spread of dot products, the largest weight and the softmax's slope against the head's width
+    W.
+    """
     fig, (left, middle, right) = new(7.8, 2.7, columns=3)
     left.loglog(widths, spread, "o", color=COLOURS["W"], label="measured")
     left.loglog(widths, np.sqrt(widths), color=NEUTRAL, linewidth=1, label="$\\sqrt{W}$")
@@ -38,17 +48,29 @@ def scale(widths, spread, largest, gradient):
     left.minorticks_off()
     left.set_yticks([2, 10, 45], ["2", "10", "45"])
     left.legend()
-    for ax, curves, title in ((middle, largest, "largest of 64 weights"), (right, gradient, "slope of softmax")):
+    for ax, curves, title in (
+        (middle, largest, "largest of 64 weights"),
+        (right, gradient, "slope of softmax"),
+    ):
         ax.plot(widths, curves["raw"], "o-", color=WRONG, markersize=3, label="raw scores")
-        ax.plot(widths, curves["scaled"], "o-", color=RIGHT, markersize=3, label="divided by $\\sqrt{W}$")
+        ax.plot(
+            widths,
+            curves["scaled"],
+            "o-",
+            color=RIGHT,
+            markersize=3,
+            label="divided by $\\sqrt{W}$",
+        )
         ax.set(title=title, xlabel="W", xscale="log")
     middle.set(ylim=(0, 1.05))
     right.set(yscale="log")
     right.legend(loc="lower left")
     show(
         fig,
-        "Left: the spread of dot products follows the root of W from 2 to 45. Middle: without division the largest of "
-        "64 weights climbs towards 1, with it it stays near 0.1. Right: without it the slope falls to a millionth.",
+        "Left: the spread of dot products follows the root of W from 2 to 45. Middle: without "
+        "division the largest of "
+        "64 weights climbs towards 1, with it it stays near 0.1. Right: without it the slope falls "
+        "to a millionth.",
     )
 
 
@@ -60,12 +82,16 @@ def masks(named):
         ax.set_title(title, color="black" if i == 0 else WRONG)
     axes[0].set_ylabel("query (T)")
     show(
-        fig, "Masks for five tokens: a lower triangle; the same with one more diagonal above; one diagonal fewer; full."
+        fig,
+        "Masks for five tokens: a lower triangle; the same with one more diagonal above; one "
+        "diagonal fewer; full.",
     )
 
 
 def alignment(right, wrong, n_cached):
-    """Two masks for few queries and more keys: aligned at the lower right, and at the upper left."""
+    """Two masks for few queries and more keys: aligned at the lower right, and at the upper
+    left.
+    """
     fig, axes = new(7.4, 2.1, columns=2)
     for ax, mask, colour, title in (
         (axes[0], right, RIGHT, "last query sees the last key"),
@@ -77,14 +103,22 @@ def alignment(right, wrong, n_cached):
         ax.set_xlabel("keys (S): old | new")
     axes[0].set_ylabel("new queries (T)")
     show(
-        fig, "Three new queries, four old and three new keys. Left: each sees all old keys. Right: 1, 2 and 3 old keys."
+        fig,
+        "Three new queries, four old and three new keys. Left: each sees all old keys. Right: 1, 2 "
+        "and 3 old keys.",
     )
 
 
 def grid(ax, mask, colour):
     """A boolean mask as squares: filled where a query may look."""
     T, S = mask.shape
-    ax.imshow(np.where(mask, 1.0, np.nan), cmap=ListedColormap([colour]), extent=(0, S, T, 0), vmin=0, vmax=1)
+    ax.imshow(
+        np.where(mask, 1.0, np.nan),
+        cmap=ListedColormap([colour]),
+        extent=(0, S, T, 0),
+        vmin=0,
+        vmax=1,
+    )
     ax.set(xticks=range(S + 1), yticks=range(T + 1), aspect="equal", xlabel="key (S)")
     ax.tick_params(length=0, labelbottom=False, labelleft=False)
     ax.grid(True, color="white" if mask.all() else "#cccccc")
@@ -95,11 +129,17 @@ def cheating(losses, floor):
     fig, ax = new(6.4, 2.9)
     ax.axhline(floor, color="#cccccc", linewidth=1)
     ax.text(30, floor - 0.28, "ln 16: nothing can be known", color="#888888")
-    for (label, line), (colour, dashes) in zip(losses.items(), ((RIGHT, "-"), (WRONG, "-"), (WRONG, ":")), strict=True):
+    for (label, line), (colour, dashes) in zip(
+        losses.items(), ((RIGHT, "-"), (WRONG, "-"), (WRONG, ":")), strict=True
+    ):
         ax.plot(line, dashes, color=colour, label=label)
     ax.set(xlabel="training step", ylabel="next-token loss", ylim=(-0.1, 3.6))
     ax.legend(loc="center right", bbox_to_anchor=(1, 0.45))
-    show(fig, "With the mask the loss stays at 2.77 for random tokens; without one, or one off, it falls to zero.")
+    show(
+        fig,
+        "With the mask the loss stays at 2.77 for random tokens; without one, or one off, it falls "
+        "to zero.",
+    )
 
 
 def after_softmax(right, wrong):
@@ -113,7 +153,11 @@ def after_softmax(right, wrong):
         for i, row in enumerate(np.asarray(weights)):
             ax.text(len(row) + 0.15, i + 0.5, f"sum {row.sum():.2f}", va="center", fontsize=9)
         ax.set_xlim(0, len(weights) + 1.5)
-    show(fig, "Left: four rows of a lower triangle, each with sum 1. Right: rows with sums below 1 except the last.")
+    show(
+        fig,
+        "Left: four rows of a lower triangle, each with sum 1. Right: rows with sums below 1 "
+        "except the last.",
+    )
 
 
 def heads(right, wrong, n_heads):
@@ -131,7 +175,8 @@ def heads(right, wrong, n_heads):
     axes[1].set_yticks([T / 2, 1.5 * T], ["unflatten,\ntranspose", "view\nalone"])
     show(
         fig,
-        "Numbers 0 to 17, one colour per token. Split rightly each head has two numbers of every token; with view alone "
+        "Numbers 0 to 17, one colour per token. Split rightly each head has two numbers of every "
+        "token; with view alone "
         "head 0 has all of token 0, head 1 all of token 1, head 2 all of token 2.",
     )
 
@@ -145,7 +190,15 @@ def tokens(ax, entries, T, width):
             token = int(entries[i][j]) // width
             ax.add_patch(Rectangle((j, i), 1, 1, facecolor=shades[token], edgecolor="white"))
             colour = "white" if token == 2 else "black"
-            ax.text(j + 0.5, i + 0.5, int(entries[i][j]), ha="center", va="center", color=colour, fontsize=9)
+            ax.text(
+                j + 0.5,
+                i + 0.5,
+                int(entries[i][j]),
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=9,
+            )
     bare(ax, (0, columns), (rows, 0))
     ax.set_aspect("equal")
 
@@ -166,10 +219,14 @@ def sharing(named):
         wrong = sorted(owner) != list(owner)
         places = [(k + 0.5) * H / K - 0.5 for k in range(K)]
         for h, k in enumerate(owner):
-            ax.plot([h, places[k]], [1, 0], color=WRONG if wrong else "#888888", linewidth=1, zorder=1)
+            ax.plot(
+                [h, places[k]], [1, 0], color=WRONG if wrong else "#888888", linewidth=1, zorder=1
+            )
         ax.scatter(range(H), [1] * H, s=85, color=COLOURS["H"], zorder=2)
         ax.scatter(places, [0] * K, s=85, color=COLOURS["K"], zorder=2)
-        for x, y, label in [(h, 1, h) for h in range(H)] + [(x, 0, k) for k, x in enumerate(places)]:
+        for x, y, label in [(h, 1, h) for h in range(H)] + [
+            (x, 0, k) for k, x in enumerate(places)
+        ]:
             ax.text(x, y, label, ha="center", va="center_baseline", color="white", fontsize=7)
         bare(ax, (-0.8, H - 0.2), (-0.4, 1.4))
         ax.set_title(title, color=WRONG if wrong else "black")
@@ -177,7 +234,8 @@ def sharing(named):
     axes[0].tick_params(length=0)
     show(
         fig,
-        "Nine query heads above, kv heads below: nine of them, one each; three, shared by neighbours 0-2, 3-5, 6-8; "
+        "Nine query heads above, kv heads below: nine of them, one each; three, shared by "
+        "neighbours 0-2, 3-5, 6-8; "
         "three, shared wrongly by every third query head; one for all.",
     )
 
@@ -196,19 +254,28 @@ def cache_sizes(names, grouped, multi):
     ax.set_xticks(places, names)
     ax.grid(False, axis="x")
     ax.legend(loc="upper left")
-    show(fig, "Cache for the full context in GiB, grouped and not: 8B 16 and 64, 70B 40 and 320, 405B 63 and 1,008.")
+    show(
+        fig,
+        "Cache for the full context in GiB, grouped and not: 8B 16 and 64, 70B 40 and 320, 405B 63 "
+        "and 1,008.",
+    )
 
 
 def cost(lengths, operations):
     """Operations per token by part of the block, against the length T."""
     fig, ax = new(6, 3)
-    for (label, line), colour in zip(operations.items(), (COLOURS["D"], COLOURS["F"], COLOURS["S"]), strict=True):
+    for (label, line), colour in zip(
+        operations.items(), (COLOURS["D"], COLOURS["F"], COLOURS["S"]), strict=True
+    ):
         ax.loglog(lengths, np.array(line) / 1e6, color=colour, label=label)
-    ax.set(xlabel="T", ylabel="million operations per token", title="8B, one layer", ylim=(1, 30_000))
+    ax.set(
+        xlabel="T", ylabel="million operations per token", title="8B, one layer", ylim=(1, 30_000)
+    )
     ax.legend(loc="upper left")
     show(
         fig,
-        "Projections and feed-forward are flat lines at 84 and 352 million operations per token; scores and mixing rise "
+        "Projections and feed-forward are flat lines at 84 and 352 million operations per token; "
+        "scores and mixing rise "
         "with T, cross the projections at 5,120 tokens and reach 2,147 million at 131,072.",
     )
 
@@ -225,7 +292,8 @@ def maps(words, named):
         ax.tick_params(length=0)
     show(
         fig,
-        "Four heads as squares of weights, queries down: one bright diagonal just below the main one; one bright first "
+        "Four heads as squares of weights, queries down: one bright diagonal just below the main "
+        "one; one bright first "
         "column; one along the main diagonal; one where was looks at dog.",
     )
 
@@ -241,7 +309,8 @@ def census(named):
     fig.colorbar(image, ax=axes, label="mean weight", shrink=0.6)
     show(
         fig,
-        "All 270 heads as three grids. Previous token: four dark squares. First token: most heads of the later half. "
+        "All 270 heads as three grids. Previous token: four dark squares. First token: most heads "
+        "of the later half. "
         "Induction: a handful in blocks 17 to 24.",
     )
 
@@ -256,10 +325,13 @@ def induction(weights, losses):
     right.plot(range(1, len(losses) + 1), losses, "o-", markersize=3, color=COLOURS["T"])
     right.axvline(half, color="#cccccc", linewidth=1)
     right.set(
-        title="loss of each token", xlabel="position; the repetition starts at the line", ylabel="next-token loss"
+        title="loss of each token",
+        xlabel="position; the repetition starts at the line",
+        ylabel="next-token loss",
     )
     show(
         fig,
-        "Left: in the second half a bright diagonal, each query looks 29 positions back. Right: the loss is about 15 "
+        "Left: in the second half a bright diagonal, each query looks 29 positions back. Right: "
+        "the loss is about 15 "
         "in the first half and falls to about 3 some six tokens after the repetition starts.",
     )

@@ -6,9 +6,21 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 
 
 CONTROL = "#444444"  # control ids: dark boxes with light text
-WHO = {"system": "#efd3e2", "user": "#bcdcf0", "assistant": "#fbe3b5", "ipython": "#bfe5d6", "tool": "#bfe5d6"}
-SHORT = {"begin_of_text": "bos", "start_header_id": "start", "end_header_id": "end", "eot_id": "eot", "eom_id": "eom",
-         "python_tag": "python"}  # fmt: skip
+WHO = {
+    "system": "#efd3e2",
+    "user": "#bcdcf0",
+    "assistant": "#fbe3b5",
+    "ipython": "#bfe5d6",
+    "tool": "#bfe5d6",
+}
+SHORT = {
+    "begin_of_text": "bos",
+    "start_header_id": "start",
+    "end_header_id": "end",
+    "eot_id": "eot",
+    "eom_id": "eom",
+    "python_tag": "python",
+}
 
 
 def visible(text: str) -> str:
@@ -40,7 +52,9 @@ def pieces(tokenizer, ids):
 
 
 def boxes(ax, parts, y=0.0, most=7.4, size=8):
-    """Rows of boxes that wrap at `most` inches and after each end of a turn; returns the lowest y."""
+    """Rows of boxes that wrap at `most` inches and after each end of a turn; returns the lowest
+    y.
+    """
     x = 0.0
     for text, colour, control in parts:
         step = 0.078 * max(len(text), 1) + 0.07
@@ -49,7 +63,16 @@ def boxes(ax, parts, y=0.0, most=7.4, size=8):
         ax.add_patch(plt.Rectangle((x, y), step - 0.02, 0.23, facecolor=colour, edgecolor="none"))
         ink = "white" if control else "black"
         middle = x + (step - 0.02) / 2
-        ax.text(middle, y + 0.11, text, ha="center", va="center", family="monospace", fontsize=size, color=ink)
+        ax.text(
+            middle,
+            y + 0.11,
+            text,
+            ha="center",
+            va="center",
+            family="monospace",
+            fontsize=size,
+            color=ink,
+        )
         x += step
         if control and text in ("eot", "eom", "im_end"):
             x, y = 0.0, y - 0.3
@@ -71,20 +94,29 @@ def dialogs(tokenizer, rows, alt):
 
 
 def likely(rows, alt):
-    """The likeliest next tokens under several prompts: {label: [(token, probability), ...]}; control ids dark."""
+    """The likeliest next tokens under several prompts: {label: [(token, probability), ...]};
+    control ids dark.
+    """
     fig, axes = new(7.6, 1.9, columns=len(rows), sharex=True)
     for ax, (label, tokens) in zip(axes, rows.items(), strict=True):
         tokens = tokens[::-1]
         colours = [CONTROL if token.startswith("<|") else RIGHT for token, _ in tokens]
         ax.barh(range(len(tokens)), [p for _, p in tokens], color=colours)
-        ax.set_yticks(range(len(tokens)), [visible(token) for token, _ in tokens], family="monospace", fontsize=9)
+        ax.set_yticks(
+            range(len(tokens)),
+            [visible(token) for token, _ in tokens],
+            family="monospace",
+            fontsize=9,
+        )
         ax.set(title=label, xlabel="probability", xlim=(0, 1))
         ax.grid(axis="y", visible=False)
     show(fig, alt)
 
 
 def languages(bits, tokens, alt):
-    """Per language, bits of a name in one model, and the tokens of an answer in two vocabularies."""
+    """Per language, bits of a name in one model, and the tokens of an answer in two
+    vocabularies.
+    """
     fig, axes = new(7.6, 3.4, columns=2, sharey=True)
     labels = list(bits)
     axes[0].set_xlabel("bits that the name takes")
@@ -127,18 +159,40 @@ def costs(rows, alt, xlabel):
 
 
 def sequence(steps, alt):
-    """A sequence diagram: (from, to, what, ends of the turn) between user, program, model and tool."""
+    """A sequence diagram: (from, to, what, ends of the turn) between user, program, model and
+    tool.
+    """
     lanes = {"user": 0.6, "program": 2.7, "model": 4.9, "tool": 7.0}
-    colours = {"user": COLOURS["T"], "program": NEUTRAL, "model": COLOURS["D"], "tool": COLOURS["H"]}
+    colours = {
+        "user": COLOURS["T"],
+        "program": NEUTRAL,
+        "model": COLOURS["D"],
+        "tool": COLOURS["H"],
+    }
     height = 0.46 * len(steps) + 0.5
     fig, ax = new(7.6, height)
     lane = {"color": "#dddddd", "linewidth": 6, "solid_capstyle": "butt"}
     for who, x in lanes.items():
         ax.plot([x, x], [0, height - 0.4], zorder=0, **lane)
-        ax.text(x, height - 0.2, who, ha="center", va="center", fontsize=10, color=colours[who], weight="bold")
+        ax.text(
+            x,
+            height - 0.2,
+            who,
+            ha="center",
+            va="center",
+            fontsize=10,
+            color=colours[who],
+            weight="bold",
+        )
     for i, (start, end, text) in enumerate(steps):
         y = height - 0.8 - 0.46 * i
-        arrow = {"arrowstyle": "-|>", "color": colours[start], "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
+        arrow = {
+            "arrowstyle": "-|>",
+            "color": colours[start],
+            "linewidth": 1.6,
+            "shrinkA": 0,
+            "shrinkB": 0,
+        }
         ax.annotate("", (lanes[end], y), (lanes[start], y), arrowprops=arrow, zorder=1)
         x = (lanes[start] + lanes[end]) / 2
         if {start, end} == {"program", "tool"}:  # passes behind the model's lane

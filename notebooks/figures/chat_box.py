@@ -1,4 +1,6 @@
-"""A chat to type into, in JupyterLab: what was said above, a line below; it streams, stops and starts anew."""
+"""A chat to type into, in JupyterLab: what was said above, a line below; it streams, stops and
+starts anew.
+"""
 
 import html
 import threading
@@ -23,9 +25,11 @@ def note(text: str) -> str:
 
 
 class ChatBox(VBox):
-    """answer(messages) -> (messages kept, messages dropped, pieces of the reply); ValueError if there is no room.
+    """answer(messages) -> (messages kept, messages dropped, pieces of the reply); ValueError if
+    there is no room.
 
-    The reply is made in a thread: while the kernel is busy in a cell or a callback, no click on Stop would arrive.
+    The reply is made in a thread: while the kernel is busy in a cell or a callback, no click on
+    Stop would arrive.
     """
 
     def __init__(self, answer):
@@ -33,17 +37,33 @@ class ChatBox(VBox):
         self.stop = threading.Event()
         grow = Layout(flex="0 0 auto", width="auto", margin="0")
         self.said, self.saying = HTML(layout=grow), HTML(layout=grow)
-        look = dict(border="1px solid #bbbbbb", padding="4px", height="24em", overflow="auto", display="flex")
-        log = Layout(flex_flow="column-reverse nowrap", **look)  # reversed: it shows its end, also while it grows
+        look = dict(
+            border="1px solid #bbbbbb",
+            padding="4px",
+            height="24em",
+            overflow="auto",
+            display="flex",
+        )
+        # reversed: it shows its end, also while it grows
+        log = Layout(flex_flow="column-reverse nowrap", **look)
         log = Box([VBox([self.said, self.saying], layout=grow)], layout=log)
-        self.line = Text(placeholder="Ask something, then press Enter", layout=Layout(flex="1", width="auto"))
+        self.line = Text(
+            placeholder="Ask something, then press Enter", layout=Layout(flex="1", width="auto")
+        )
         self.button = Button(description="Send", button_style="primary", layout=Layout(width="7em"))
         self.anew = Button(description="New chat", layout=Layout(width="7em"))
-        # subtle: `value` changes when the line loses the focus too, and a click elsewhere is no wish to send
-        self.line.on_msg(lambda line, content, buffers: content.get("event") == "submit" and self.send())
-        self.button.on_click(lambda button: self.stop.set() if self.thread.is_alive() else self.send())
+        # subtle: `value` changes when the line loses the focus too, and a click elsewhere is no
+        # wish to send
+        self.line.on_msg(
+            lambda line, content, buffers: content.get("event") == "submit" and self.send()
+        )
+        self.button.on_click(
+            lambda button: self.stop.set() if self.thread.is_alive() else self.send()
+        )
         self.anew.on_click(lambda button: self.reset())
-        super().__init__([log, HBox([self.line, self.button, self.anew])], layout=Layout(max_width="46em"))
+        super().__init__(
+            [log, HBox([self.line, self.button, self.anew])], layout=Layout(max_width="46em")
+        )
 
     def send(self):
         """Send the line, unless it is empty or an answer is still being written."""
@@ -57,12 +77,16 @@ class ChatBox(VBox):
             self.thread.start()
 
     def reply(self, text: str):
-        """Stream the answer; what was said until Stop is kept. A question that cannot be answered is not."""
+        """Stream the answer; what was said until Stop is kept. A question that cannot be answered
+        is not.
+        """
         said = ""
         try:
             kept, dropped, pieces = self.answer([*self.messages, {"role": "user", "content": text}])
             if dropped:
-                self.said.value += note(f"the {len(dropped)} oldest messages no longer fit and are forgotten")
+                self.said.value += note(
+                    f"the {len(dropped)} oldest messages no longer fit and are forgotten"
+                )
             for piece in pieces:
                 said += piece
                 self.saying.value = bubble("assistant", said)

@@ -11,7 +11,9 @@ PALETTE = [COLOURS[letter] for letter in "SDHKFWLTV"]
 
 
 def bytemap(data: bytes, spans, alt, title="", per_row=16):
-    """Every byte of a small file as a hexadecimal cell; spans: [(label, first byte, end)], one colour each."""
+    """Every byte of a small file as a hexadecimal cell; spans: [(label, first byte, end)], one
+    colour each.
+    """
     rows = -(-len(data) // per_row)
     fig, ax = new(7.6, 0.3 * rows + 0.35 * -(-len(spans) // 4) + 0.5)
     labels = {}
@@ -22,13 +24,29 @@ def bytemap(data: bytes, spans, alt, title="", per_row=16):
             ax.add_patch(plt_rectangle(column, row, colour, 0.35))
             text = chr(data[at]) if 32 < data[at] < 127 else ""
             ax.text(
-                column + 0.36, row + 0.5, f"{data[at]:02x}", ha="center", va="center", fontsize=8, family="monospace"
+                column + 0.36,
+                row + 0.5,
+                f"{data[at]:02x}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                family="monospace",
             )
-            ax.text(column + 0.8, row + 0.55, text, ha="center", va="center", fontsize=7, color="#555555")
+            ax.text(
+                column + 0.8,
+                row + 0.55,
+                text,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="#555555",
+            )
     for label, colour in labels.items():
         ax.scatter([], [], marker="s", color=colour, alpha=0.5, label=label)
     bare(ax, per_row, rows, title)
-    ax.set_yticks([row + 0.5 for row in range(rows)], [str(row * per_row) for row in range(rows)], fontsize=8)
+    ax.set_yticks(
+        [row + 0.5 for row in range(rows)], [str(row * per_row) for row in range(rows)], fontsize=8
+    )
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=4, fontsize=8, handletextpad=0.2)
     show(fig, alt)
 
@@ -66,7 +84,8 @@ def float_bits(rows):
     ax.legend(loc="lower right", ncol=1, fontsize=8)
     show(
         fig,
-        "The bits of 3.14159265 in three formats. float32: 1 sign, 8 exponent and 23 fraction bits. bfloat16: the first 16 "
+        "The bits of 3.14159265 in three formats. float32: 1 sign, 8 exponent and 23 fraction "
+        "bits. bfloat16: the first 16 "
         "bits of float32, cut off. float16: 5 exponent and 10 fraction bits.",
     )
 
@@ -80,13 +99,16 @@ def float_spacing(sizes, errors):
     ax.legend(loc="upper right", markerscale=4)
     show(
         fig,
-        "bfloat16's relative error stays below 0.004 at every size; float16's below 0.0005 between 0.0001 and 65,504, but "
+        "bfloat16's relative error stays below 0.004 at every size; float16's below 0.0005 between "
+        "0.0001 and 65,504, but "
         "it rises to 1 for smaller numbers and is infinite above.",
     )
 
 
 def loading(curves, machines):
-    """Bytes in memory while the 8B model's tensors are loaded one by one, with lines at common memory sizes."""
+    """Bytes in memory while the 8B model's tensors are loaded one by one, with lines at common
+    memory sizes.
+    """
     fig, ax = new(7.2, 3.1)
     labels = {
         "naive": "the whole file, then float32",
@@ -102,6 +124,8 @@ def loading(curves, machines):
     ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.46, 1.0), ncol=3)
     show(
         fig,
-        "Memory over the 291 tensors of the 8B model. The naive way starts at 16 GB and climbs to 48; one tensor at a time "
-        "climbs from nothing to 33 GB in float32 and to 16 in bfloat16. Dashed lines at 16, 24 and 48 GB.",
+        "Memory over the 291 tensors of the 8B model. The naive way starts at 16 GB and climbs to "
+        "48; one tensor at a time "
+        "climbs from nothing to 33 GB in float32 and to 16 in bfloat16. Dashed lines at 16, 24 and "
+        "48 GB.",
     )

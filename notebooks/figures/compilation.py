@@ -12,7 +12,8 @@ def baked(lengths, off):
     ax.set(yscale="log", ylim=(1e-8, 10), xlabel="tokens in the past", ylabel="error of the output")
     show(
         fig,
-        "The error of a step exported with a past of nine tokens: near zero at nine, and around a tenth or more at every "
+        "The error of a step exported with a past of nine tokens: near zero at nine, and around a "
+        "tenth or more at every "
         "other length.",
     )
 
@@ -26,23 +27,32 @@ def operations(before, after):
         left += count
     (name, count), *_ = after.items()
     ax.barh(0, count, color="#009E73", label="compiled")
-    ax.set(yticks=[0, 1], yticklabels=["compiled", "one by one"], xlabel="operations per layer and token")
+    ax.set(
+        yticks=[0, 1],
+        yticklabels=["compiled", "one by one"],
+        xlabel="operations per layer and token",
+    )
     ax.grid(axis="y", visible=False)
     ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.35))
     show(
         fig,
-        f"Operations per layer and token. One by one: {', '.join(f'{n:.0f} {k}' for k, n in before.items())}. "
+        f"Operations per layer and token. One by one: "
+        f"{', '.join(f'{n:.0f} {k}' for k, n in before.items())}. "
         f"Compiled: about {count:.0f} calls from Python.",
     )
 
 
 def speed(result, names):
-    """Tokens a second over the length of the past, beside what memory allows for the first engine's bytes."""
+    """Tokens a second over the length of the past, beside what memory allows for the first engine's
+    bytes.
+    """
     fig, ax = new(6.8, 3.6)
     colours = (NEUTRAL, RIGHT, "#009E73", WRONG, "#CC79A7")
     for name, colour in zip(names, colours, strict=True):
         decode = result["engines"][name]["decode"]
-        ax.plot([int(n) for n in decode], decode.values(), "o-", color=colour, markersize=4, label=name)
+        ax.plot(
+            [int(n) for n in decode], decode.values(), "o-", color=colour, markersize=4, label=name
+        )
     row = result["engines"][names[0]]
     contexts = [int(n) for n in row["decode"]]
     ceiling = [result["roofline"] / (row["bytes"] + n * row["bytes_per_slot"]) for n in contexts]
@@ -57,5 +67,6 @@ def speed(result, names):
     lines = "; ".join(f"{name} from {d[first]:.0f} to {d[last]:.0f}" for name, d in at.items())
     show(
         fig,
-        f"Tokens a second as the past grows from {first} to {last} tokens: {lines}. Memory allows {ceiling[0]:.0f} to {ceiling[-1]:.0f}.",
+        f"Tokens a second as the past grows from {first} to {last} tokens: {lines}. Memory allows "
+        f"{ceiling[0]:.0f} to {ceiling[-1]:.0f}.",
     )

@@ -19,7 +19,9 @@ PATTERNS = {"norm": COLOURS["D"], "rope": COLOURS["S"], "swiglu": COLOURS["F"]}
 
 
 def bar(ax, start, y, length, colour):
-    ax.add_patch(Rectangle((start, y), length, 0.4, facecolor=colour, edgecolor="#ffffff", linewidth=0.8))
+    ax.add_patch(
+        Rectangle((start, y), length, 0.4, facecolor=colour, edgecolor="#ffffff", linewidth=0.8)
+    )
 
 
 def timelines(kernels, ask, work, gap):
@@ -34,18 +36,31 @@ def timelines(kernels, ask, work, gap):
     bar(ax, 0, 0.5, ask, RIGHT)
     for i in range(kernels):
         bar(ax, ask + i * (work + gap), 0, work, COLOURS["H"])
-    for y, text in ((2.1, "host asks, one by one"), (1.6, "GPU"), (0.7, "host starts a graph"), (0.2, "GPU")):
+    for y, text in (
+        (2.1, "host asks, one by one"),
+        (1.6, "GPU"),
+        (0.7, "host starts a graph"),
+        (0.2, "GPU"),
+    ):
         ax.text(-0.5, y, text, ha="right", va="center", fontsize=9)
     ends = free, ask + kernels * (work + gap) - gap
     for end, y in zip(ends, (1.4, 0), strict=True):
         ax.plot([end, end], [y - 0.08, y + 0.48], color="#222222", linewidth=1)
-    ax.set(xlim=(-9, free + 0.5), ylim=(-0.3, 2.5), yticks=[], xticks=range(0, int(free) + 1, 5), xlabel="time")
+    ax.set(
+        xlim=(-9, free + 0.5),
+        ylim=(-0.3, 2.5),
+        yticks=[],
+        xticks=range(0, int(free) + 1, 5),
+        xlabel="time",
+    )
     ax.grid(False)
     ax.spines["left"].set_visible(False)
     show(
         fig,
-        f"Two time lines of {kernels} kernels. Asked for one by one, the GPU works one unit and waits two, and is done at "
-        f"{ends[0]:.0f}. As one graph it is done at {ends[1]:.1f}, with small gaps between kernels.",
+        f"Two time lines of {kernels} kernels. Asked for one by one, the GPU works one unit and "
+        f"waits two, and is done at "
+        f"{ends[0]:.0f}. As one graph it is done at {ends[1]:.1f}, with small gaps between "
+        f"kernels.",
     )
 
 
@@ -66,17 +81,32 @@ def step_time(moved, launches, layers, speed):
         for y, text, colour in ends:
             ax.text(9.9, y * 1.12, text, ha="right", va="bottom", fontsize=8, color=colour)
         x, side = (9.9, "right") if name[0] == "S" else (0.3, "left")
-        ax.text(x, (floor + few / 1e3) * 1.08, "one graph", fontsize=8, color=RIGHT, va="bottom", ha=side)
+        ax.text(
+            x,
+            (floor + few / 1e3) * 1.08,
+            "one graph",
+            fontsize=8,
+            color=RIGHT,
+            va="bottom",
+            ha=side,
+        )
         ax.text(0.3, floor * 0.88, "reading the bytes", fontsize=8, va="top")
-        ax.set(yscale="log", title=name, xlabel="cost of a launch, millionths of a second", ylim=(floor / 2.2, 45))
+        ax.set(
+            yscale="log",
+            title=name,
+            xlabel="cost of a launch, millionths of a second",
+            ylim=(floor / 2.2, 45),
+        )
         ax.set_yticks([y for y in (0.1, 0.3, 1, 3, 10, 30) if y > floor / 2.2])
         ax.set_yticklabels([f"{y:g}" for y in (0.1, 0.3, 1, 3, 10, 30) if y > floor / 2.2])
         ax.minorticks_off()
     axes[0].set_ylabel("milliseconds a token, computed")
     show(
         fig,
-        "Computed time of a step over the cost of a launch, for two models. The 53 launches a block rise above the time of reading "
-        "the bytes almost at once for SmolLM2 and at two millionths of a second for 8B; 18 a block rise later; one graph stays flat, "
+        "Computed time of a step over the cost of a launch, for two models. The 53 launches a "
+        "block rise above the time of reading "
+        "the bytes almost at once for SmolLM2 and at two millionths of a second for 8B; 18 a block "
+        "rise later; one graph stays flat, "
         "a little above the floor for 8B.",
     )
 
@@ -90,11 +120,19 @@ def graphs(first, tensor, number):
     ax.plot([at[-1] + 1], [number[-1]], "x", color=WRONG)
     ax.text(at[-1] + 1.6, number[-1], "given up", color=WRONG, va="center", fontsize=9)
     ax.text(at[3] + 0.4, number[3] - 0.2, "the slot is a number", color=WRONG, va="top", fontsize=9)
-    ax.text(first + len(tensor) - 1, 1.3, "the slot is a tensor", color=RIGHT, ha="right", fontsize=9)
-    ax.set(xlabel="position", ylabel="graphs made", ylim=(0, 9.5), xticks=range(first, first + len(tensor), 5))
+    ax.text(
+        first + len(tensor) - 1, 1.3, "the slot is a tensor", color=RIGHT, ha="right", fontsize=9
+    )
+    ax.set(
+        xlabel="position",
+        ylabel="graphs made",
+        ylim=(0, 9.5),
+        xticks=range(first, first + len(tensor), 5),
+    )
     show(
         fig,
-        "Graphs made over positions. With the slot as a tensor one graph serves all twenty positions; with the slot as a number "
+        "Graphs made over positions. With the slot as a tensor one graph serves all twenty "
+        "positions; with the slot as a number "
         f"each position makes another, up to {number[-1]}, where torch.compile gives up.",
     )
 
@@ -105,18 +143,24 @@ def written(sizes, found):
     for (name, values), colour in zip(found.items(), (RIGHT, WRONG), strict=True):
         ax.loglog(sizes, values, "o-", color=colour, markersize=4)
         ax.text(sizes[-1] * 1.15, values[-1], name, color=colour, va="center", fontsize=9)
-    ax.set(xlabel="slots of the cache", ylabel="bytes written", xlim=(sizes[0] * 0.8, sizes[-1] * 4))
+    ax.set(
+        xlabel="slots of the cache", ylabel="bytes written", xlim=(sizes[0] * 0.8, sizes[-1] * 4)
+    )
     ax.set_xticks(sizes, [f"{s:,}" for s in sizes])
     ax.minorticks_off()
     show(
         fig,
-        "Bytes written for one token and one layer over the slots of the cache, both axes logarithmic. In place it is always the "
-        "same few hundred; through a functional graph it grows with the cache, to two million at 4,096 slots.",
+        "Bytes written for one token and one layer over the slots of the cache, both axes "
+        "logarithmic. In place it is always the "
+        "same few hundred; through a functional graph it grows with the cache, to two million at "
+        "4,096 slots.",
     )
 
 
 def places(graph):
-    """Call node -> (depth: the longest way from an input, row among those of its depth), and the edges."""
+    """Call node -> (depth: the longest way from an input, row among those of its depth), and the
+    edges.
+    """
     depth, rows, edges = {}, {}, []
     for node in graph.graph.nodes:
         if not node.op.startswith("call"):
@@ -126,7 +170,11 @@ def places(graph):
         edges += [(source, node) for source in sources]
     for node, column in depth.items():
         rows.setdefault(column, []).append(node)
-    where = {n: (x, i - (len(column) - 1) / 2) for x, column in rows.items() for i, n in enumerate(column)}
+    where = {
+        n: (x, i - (len(column) - 1) / 2)
+        for x, column in rows.items()
+        for i, n in enumerate(column)
+    }
     return where, edges
 
 
@@ -141,19 +189,40 @@ def colour_of(node, parts):
 def graphs_of_a_block(before, parts, after):
     """The operations of a block, before and after patterns have been replaced."""
     fig, axes = new(7.6, 5.0, 2, 1, sharex=True, height_ratios=[3, 2])
-    for ax, graph, title in ((axes[0], before, "as Dynamo finds it"), (axes[1], after, "with kernels for patterns")):
+    for ax, graph, title in (
+        (axes[0], before, "as Dynamo finds it"),
+        (axes[1], after, "with kernels for patterns"),
+    ):
         where, edges = places(graph)
         for source, node in edges:
             (x, y), (u, v) = where[source], where[node]
             bend = 0 if u - x < 2 or abs(y - v) > 0.4 else 0.25
             ax.annotate(
-                "", (u, v), (x, y), zorder=1,
-                arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.9, "connectionstyle": f"arc3,rad={bend}"},
-            )  # fmt: skip
+                "",
+                (u, v),
+                (x, y),
+                zorder=1,
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": "#bbbbbb",
+                    "lw": 0.9,
+                    "connectionstyle": f"arc3,rad={bend}",
+                },
+            )
         for node, (x, y) in where.items():
-            ax.scatter(x, y, s=62, color=colour_of(node, parts), edgecolors="#888888", linewidths=0.8, zorder=3)
+            ax.scatter(
+                x,
+                y,
+                s=62,
+                color=colour_of(node, parts),
+                edgecolors="#888888",
+                linewidths=0.8,
+                zorder=3,
+            )
         ax.set(
-            title=f"{title}: {len(where)} operations", yticks=[], ylim=(-4.2, 4.2) if graph is before else (-2.5, 2.5)
+            title=f"{title}: {len(where)} operations",
+            yticks=[],
+            ylim=(-4.2, 4.2) if graph is before else (-2.5, 2.5),
         )
         ax.grid(False)
         ax.spines["left"].set_visible(False)
@@ -166,13 +235,17 @@ def graphs_of_a_block(before, parts, after):
         (COLOURS["H"], "attend"),
         ("#ffffff", "views, additions"),
     ]
-    handles = [axes[1].scatter([], [], s=50, color=c, edgecolors="#888888", label=t) for c, t in marks]
+    handles = [
+        axes[1].scatter([], [], s=50, color=c, edgecolors="#888888", label=t) for c, t in marks
+    ]
     axes[1].legend(handles=handles, ncols=2, fontsize=8, loc="center right")
     count = len(places(after)[0])
     show(
         fig,
-        f"The graph of a block, operations as dots from left to right. Above {len(places(before)[0])}: two norms of eight, two "
-        f"rotations of fourteen and one SwiGLU are coloured. Below the same block with one dot for each of them: {count}.",
+        f"The graph of a block, operations as dots from left to right. Above "
+        f"{len(places(before)[0])}: two norms of eight, two "
+        f"rotations of fourteen and one SwiGLU are coloured. Below the same block with one dot for "
+        f"each of them: {count}.",
     )
 
 
@@ -184,7 +257,13 @@ def launches(*ways):
         left = 0
         for part, count in way.items():
             ax.barh(
-                y, count, left=left, color=PARTS[part], edgecolor="#ffffff", height=0.62, label=part if y == 0 else None
+                y,
+                count,
+                left=left,
+                color=PARTS[part],
+                edgecolor="#ffffff",
+                height=0.62,
+                label=part if y == 0 else None,
             )
             if count > 1:
                 dark = part in ("matrices", "attention", "SwiGLU")
@@ -199,13 +278,26 @@ def launches(*ways):
                 )
             left += count
         ax.text(left + 0.6, y, str(left), va="center", fontsize=9)
-    ax.set(yticks=range(len(ways)), yticklabels=names, xlabel="launches a block and token", xlim=(0, 58))
+    ax.set(
+        yticks=range(len(ways)),
+        yticklabels=names,
+        xlabel="launches a block and token",
+        xlim=(0, 58),
+    )
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.legend(ncols=7, fontsize=8, loc="lower center", bbox_to_anchor=(0.45, 1.0), columnspacing=0.9, handlelength=1)
+    ax.legend(
+        ncols=7,
+        fontsize=8,
+        loc="lower center",
+        bbox_to_anchor=(0.45, 1.0),
+        columnspacing=0.9,
+        handlelength=1,
+    )
     show(
         fig,
-        "Launches of one block by part: 53 one by one, of which norms and rotation are 34; 49 with attention fused; 18 with a kernel "
+        "Launches of one block by part: 53 one by one, of which norms and rotation are 34; 49 with "
+        "attention fused; 18 with a kernel "
         "for each pattern, of which 7 are matrix products.",
     )
 
@@ -225,5 +317,6 @@ def errors(found):
     ax.grid(axis="y", visible=False)
     show(
         fig,
-        "Relative errors on a logarithmic axis. The right step lies below one in a million, six wrong ones between a hundredth and one.",
+        "Relative errors on a logarithmic axis. The right step lies below one in a million, six "
+        "wrong ones between a hundredth and one.",
     )

@@ -6,10 +6,15 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, numbers, show
 
 
 def xor(points, labels, hidden):
-    """Four points no line can divide, and the same four behind two ReLU units, where one line is enough."""
+    """Four points no line can divide, and the same four behind two ReLU units, where one line is
+    enough.
+    """
     fig, (left, right) = new(7, 3, columns=2)
     colours = [RIGHT if label else WRONG for label in labels]
-    for ax, where, title in ((left, points, "the inputs"), (right, hidden, "behind two ReLU units")):
+    for ax, where, title in (
+        (left, points, "the inputs"),
+        (right, hidden, "behind two ReLU units"),
+    ):
         ax.scatter(where[:, 0], where[:, 1], c=colours, s=70, zorder=3)
         for (x, y), label in zip(where, labels, strict=True):
             ax.annotate(str(int(label)), (x, y), xytext=(7, 5), textcoords="offset points")
@@ -18,7 +23,11 @@ def xor(points, labels, hidden):
     right.plot(line, (line - 0.5) / 2, color=NEUTRAL, linestyle="--")
     left.set(xlabel="$x_0$", ylabel="$x_1$")
     right.set(xlabel="$h_0 = relu(x_0 + x_1)$", ylabel="$h_1 = relu(x_0 + x_1 - 1)$")
-    show(fig, "Left: ones and zeros at opposite corners of a square. Right: the ones share a point, one line divides.")
+    show(
+        fig,
+        "Left: ones and zeros at opposite corners of a square. Right: the ones share a point, one "
+        "line divides.",
+    )
 
 
 def activations(x, curves, slopes):
@@ -30,26 +39,40 @@ def activations(x, curves, slopes):
             ax.plot(x, y, color=colours[name], label=name)
         ax.set(title=title, xlabel="z")
     axes[0].legend()
-    show(fig, "ReLU has a corner at zero; GELU and SiLU bend smoothly, dip slightly below zero and follow z above.")
+    show(
+        fig,
+        "ReLU has a corner at zero; GELU and SiLU bend smoothly, dip slightly below zero and "
+        "follow z above.",
+    )
 
 
 def product_surfaces(truth, relu, gated, errors):
-    """x * y as 8 ReLU units fit it, as 2 gated units give it, and the error over the number of ReLU units."""
+    """x * y as 8 ReLU units fit it, as 2 gated units give it, and the error over the number of ReLU
+    units.
+    """
     fig, axes = new(7.6, 2.5, columns=4, width_ratios=[1, 1, 1, 1.4])
-    for ax, values, title in zip(axes, (truth, relu, gated), ("x y", "8 ReLU units", "2 gated units"), strict=False):
+    for ax, values, title in zip(
+        axes, (truth, relu, gated), ("x y", "8 ReLU units", "2 gated units"), strict=False
+    ):
         ax.imshow(values, vmin=-4, vmax=4, extent=(-2, 2, -2, 2), origin="lower", cmap="PuOr")
         ax.set(title=title, xticks=[-2, 0, 2], yticks=[-2, 0, 2])
         ax.grid(False)
     axes[3].loglog(list(errors), list(errors.values()), "o-", color=NEUTRAL, markersize=3)
     axes[3].set(title="worst error of ReLU units", xlabel="units")
-    show(fig, "A saddle; a faceted imitation of it by ReLU units; the gated units' copy looks like the original.")
+    show(
+        fig,
+        "A saddle; a faceted imitation of it by ReLU units; the gated units' copy looks like the "
+        "original.",
+    )
 
 
 def variants(losses, baseline):
     """Next-token loss of the real model with the layer written wrongly."""
     fig, ax = new(6.4, 2.4)
     names = list(losses)
-    ax.barh(names, losses.values(), color=[RIGHT if losses[n] <= baseline else WRONG for n in names])
+    ax.barh(
+        names, losses.values(), color=[RIGHT if losses[n] <= baseline else WRONG for n in names]
+    )
     for i, name in enumerate(names):
         ax.text(losses[name], i, f" {losses[name]:.2f}", va="center")
     ax.invert_yaxis()
@@ -58,26 +81,57 @@ def variants(losses, baseline):
 
 
 def gate_activity(histograms, edges, quiet):
-    """How open the gates are: a histogram for three layers, and the share of nearly closed ones per layer."""
+    """How open the gates are: a histogram for three layers, and the share of nearly closed ones per
+    layer.
+    """
     fig, (left, right) = new(7.4, 2.9, columns=2)
     for alpha, (layer, counts) in zip((0.35, 0.65, 1.0), histograms.items(), strict=True):
-        left.step(edges[:-1], counts, where="post", color=COLOURS["F"], alpha=alpha, label=f"block {layer}")
+        left.step(
+            edges[:-1],
+            counts,
+            where="post",
+            color=COLOURS["F"],
+            alpha=alpha,
+            label=f"block {layer}",
+        )
     left.set(title="silu(gate), all units and tokens", xlabel="value", yscale="log", ylabel="share")
     left.legend()
     right.plot(quiet, "o-", color=COLOURS["L"], markersize=3)
     right.set(title="share of gates between -0.1 and 0.1", xlabel="block", ylim=(0, 1))
-    show(fig, "Most gates lie near zero with a tail to the right; the share of nearly closed ones changes with depth.")
+    show(
+        fig,
+        "Most gates lie near zero with a tail to the right; the share of nearly closed ones "
+        "changes with depth.",
+    )
 
 
 def ablation(tried, baseline, attention, feedforward):
     """Loss when one block's attention, or one block's feed-forward layer, adds nothing."""
     fig, ax = new(7, 3)
-    ax.plot(tried, attention, "o-", color=COLOURS["H"], markersize=3, label="without this block's attention")
-    ax.plot(tried, feedforward, "o-", color=COLOURS["F"], markersize=3, label="without this block's feed-forward layer")
+    ax.plot(
+        tried,
+        attention,
+        "o-",
+        color=COLOURS["H"],
+        markersize=3,
+        label="without this block's attention",
+    )
+    ax.plot(
+        tried,
+        feedforward,
+        "o-",
+        color=COLOURS["F"],
+        markersize=3,
+        label="without this block's feed-forward layer",
+    )
     ax.axhline(baseline, color=NEUTRAL, linestyle="--", label="nothing removed")
     ax.set(xlabel="block", ylabel="loss per token, nats")
     ax.legend()
-    show(fig, "Loss after removing one part of one block: most removals cost little, the first blocks' cost most.")
+    show(
+        fig,
+        "Loss after removing one part of one block: most removals cost little, the first blocks' "
+        "cost most.",
+    )
 
 
 def shares(rows):
@@ -87,7 +141,11 @@ def shares(rows):
         total = attention + feedforward
         ax.barh(i, attention / total, color=COLOURS["H"], label="attention" if i == 0 else None)
         ax.barh(
-            i, feedforward / total, left=attention / total, color=COLOURS["F"], label="feed-forward" if i == 0 else None
+            i,
+            feedforward / total,
+            left=attention / total,
+            color=COLOURS["F"],
+            label="feed-forward" if i == 0 else None,
         )
         ax.text(0.99, i, f"{feedforward / total:.0%}", ha="right", va="center", color="white")
     ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
@@ -100,7 +158,16 @@ def shares(rows):
 def flow(x, gate, up, hidden, out):
     """The layer's five vectors for one token."""
     fig, axes = new(7.4, 1.7, columns=5, width_ratios=[2, 3, 3, 3, 2])
-    steps = [("x (D)", x, "D"), ("silu(gate) (F)", gate, "F"), ("up (F)", up, "F"), ("product (F)", hidden, "F")]
+    steps = [
+        ("x (D)", x, "D"),
+        ("silu(gate) (F)", gate, "F"),
+        ("up (F)", up, "F"),
+        ("product (F)", hidden, "F"),
+    ]
     for ax, (title, values, letter) in zip(axes, [*steps, ("down (D)", out, "D")], strict=True):
         numbers(ax, [values], fmt="{:.2g}", title=title, colour=COLOURS[letter], size=8)
-    show(fig, "A vector of two numbers becomes three gates and three values, whose product comes back as two numbers.")
+    show(
+        fig,
+        "A vector of two numbers becomes three gates and three values, whose product comes back as "
+        "two numbers.",
+    )

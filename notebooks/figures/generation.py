@@ -9,7 +9,9 @@ HEAT = ("#0072B2", "#56B4E9", "#E69F00", "#D55E00")  # from cold to hot
 
 
 def likeliest(positions):
-    """Bars of the likeliest tokens after each prompt; positions: {prompt: [(token, probability), ...]}."""
+    """Bars of the likeliest tokens after each prompt; positions: {prompt: [(token, probability),
+    ...]}.
+    """
     fig, axes = new(7.4, 2.9, columns=len(positions), sharex=True)
     for ax, (prompt, tokens) in zip(axes, positions.items(), strict=True):
         names = [repr(token) for token, _ in tokens]
@@ -20,36 +22,64 @@ def likeliest(positions):
         ax.grid(axis="y", visible=False)
     show(
         fig,
-        "Left: after 'The capital of France is', ' Paris' has probability 0.77 and nothing else more than 0.07. Right: "
-        "after 'The lighthouse keeper looked at the', the likeliest token, ' horizon', has 0.074 and the next are close.",
+        "Left: after 'The capital of France is', ' Paris' has probability 0.77 and nothing else "
+        "more than 0.07. Right: "
+        "after 'The lighthouse keeper looked at the', the likeliest token, ' horizon', has 0.074 "
+        "and the next are close.",
     )
 
 
 def circle_of_words(words, table):
     """The toy language as a graph: an arrow per possible step, greedy's arrows in colour."""
     fig, ax = new(5.4, 3.7)
-    place = {"the": (0, 0), "cat": (1.5, 1), "dog": (1.5, -1), "sat": (3.2, 0.6), "on": (1.5, 0), ".": (3.4, -1)}
+    place = {
+        "the": (0, 0),
+        "cat": (1.5, 1),
+        "dog": (1.5, -1),
+        "sat": (3.2, 0.6),
+        "on": (1.5, 0),
+        ".": (3.4, -1),
+    }
     for i, word in enumerate(words):
         for j, other in enumerate(words):
             if table[i][j] and word != ".":
                 greedy = table[i][j] == max(table[i]) and word != "dog"
-                style = {"arrowstyle": "-|>", "color": WRONG if greedy else NEUTRAL, "linewidth": 2 if greedy else 1}
+                style = {
+                    "arrowstyle": "-|>",
+                    "color": WRONG if greedy else NEUTRAL,
+                    "linewidth": 2 if greedy else 1,
+                }
                 style |= {"shrinkA": 15, "shrinkB": 15, "connectionstyle": "arc3,rad=0.12"}
                 ax.annotate("", place[other], place[word], arrowprops=style)
                 start, end = np.array(place[word]), np.array(place[other])
                 side = np.array([end[1] - start[1], start[0] - end[0]]) * 0.1
                 x, y = start * 0.6 + end * 0.4 + side
-                ax.text(x, y, f"{table[i][j]:.1f}", fontsize=8, ha="center", va="center", color="#555555",
-                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
+                ax.text(
+                    x,
+                    y,
+                    f"{table[i][j]:.1f}",
+                    fontsize=8,
+                    ha="center",
+                    va="center",
+                    color="#555555",
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+                )
     for word, (x, y) in place.items():
         ax.text(x, y, word, ha="center", va="center", fontsize=20 if word == "." else 12)
-    ax.set(xlim=(-0.4, 3.8), ylim=(-1.5, 1.4), xticks=[], yticks=[], title="orange: the way greedy goes")
+    ax.set(
+        xlim=(-0.4, 3.8),
+        ylim=(-1.5, 1.4),
+        xticks=[],
+        yticks=[],
+        title="orange: the way greedy goes",
+    )
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
     show(
         fig,
-        "Six words and arrows with probabilities. The orange arrows, which greedy follows from 'the', form a circle: "
+        "Six words and arrows with probabilities. The orange arrows, which greedy follows from "
+        "'the', form a circle: "
         "the, cat, sat, on, the. The full stop is never on it.",
     )
 
@@ -61,13 +91,17 @@ def repetition(chosen, repeated):
     repeated, chosen = np.array(repeated), np.array(chosen)
     ax.plot(steps, chosen, color="#dddddd", zorder=1)
     ax.scatter(steps[~repeated], chosen[~repeated], s=18, color=RIGHT, label="new 4-gram", zorder=2)
-    ax.scatter(steps[repeated], chosen[repeated], s=18, color=WRONG, label="4-gram seen before", zorder=2)
+    ax.scatter(
+        steps[repeated], chosen[repeated], s=18, color=WRONG, label="4-gram seen before", zorder=2
+    )
     ax.set(xlabel="generated token", ylabel="probability of the chosen token", ylim=(0, 1.05))
     ax.legend(loc="lower right")
     show(
         fig,
-        "Probability of each chosen token over 64 steps. The first twenty wander between 0.1 and 0.9; soon afterwards every "
-        "4-gram has been seen before, most probabilities are above 0.8, and a dip that returns every eight tokens gets "
+        "Probability of each chosen token over 64 steps. The first twenty wander between 0.1 and "
+        "0.9; soon afterwards every "
+        "4-gram has been seen before, most probabilities are above 0.8, and a dip that returns "
+        "every eight tokens gets "
         "shallower each time, from 0.28 to 0.50.",
     )
 
@@ -76,12 +110,23 @@ def coin(heads, mass, n):
     """Distribution of the number of heads in n flips, with the likeliest single sequence marked."""
     fig, ax = new(6.4, 2.8)
     ax.bar(heads, mass, color=RIGHT, width=1.0)
-    ax.annotate("the likeliest single sequence:\nheads every time", (n, 0.0), (n - 2, 0.05), ha="right", color=WRONG,
-                arrowprops={"arrowstyle": "-|>", "color": WRONG})  # fmt: skip
-    ax.set(xlabel=f"heads in {n} flips of a coin with P(heads) = 0.6", ylabel="probability", xlim=(30, n + 2))
+    ax.annotate(
+        "the likeliest single sequence:\nheads every time",
+        (n, 0.0),
+        (n - 2, 0.05),
+        ha="right",
+        color=WRONG,
+        arrowprops={"arrowstyle": "-|>", "color": WRONG},
+    )
+    ax.set(
+        xlabel=f"heads in {n} flips of a coin with P(heads) = 0.6",
+        ylabel="probability",
+        xlim=(30, n + 2),
+    )
     show(
         fig,
-        "The number of heads in 100 flips is between 45 and 75 practically always, around 60; the likeliest single "
+        "The number of heads in 100 flips is between 45 and 75 practically always, around 60; the "
+        "likeliest single "
         "sequence, 100 heads, lies far to the right where there is no visible mass.",
     )
 
@@ -96,7 +141,8 @@ def surprise(texts):
     ax.legend(loc="lower right")
     show(
         fig,
-        "Log-probability per token. The written paragraph jumps between 0 and -17 all the way, with mean -4.33; the greedy "
+        "Log-probability per token. The written paragraph jumps between 0 and -17 all the way, "
+        "with mean -4.33; the greedy "
         "text starts with small dips and then stays just below zero, with mean -0.57.",
     )
 
@@ -113,10 +159,17 @@ def staircase(words, probs, throws):
         i = int(np.searchsorted(edges[1:], u, side="right"))
         ax.annotate("", (i + 0.5, u), (0, u), arrowprops={"arrowstyle": "-|>", "color": RIGHT})
         ax.text(0.04, u + 0.01, f"u = {u}", ha="left", va="bottom", color=RIGHT, fontsize=9)
-    ax.set(ylim=(-0.12, 1.02), xlim=(0, len(words)), xticks=[], yticks=edges, ylabel="probability so far")
+    ax.set(
+        ylim=(-0.12, 1.02),
+        xlim=(0, len(words)),
+        xticks=[],
+        yticks=edges,
+        ylabel="probability so far",
+    )
     show(
         fig,
-        "A staircase whose steps are as high as the five probabilities; arrows from u = 0.3, 0.6 and 0.9 on the left end "
+        "A staircase whose steps are as high as the five probabilities; arrows from u = 0.3, 0.6 "
+        "and 0.9 on the left end "
         "on the steps of tea, coffee and juice.",
     )
 
@@ -134,7 +187,8 @@ def draws(words, probs, counted):
         ax.grid(axis="x", visible=False)
     show(
         fig,
-        "Left: drawn frequencies and probabilities of the five drinks cannot be told apart. Right: the version that "
+        "Left: drawn frequencies and probabilities of the five drinks cannot be told apart. Right: "
+        "the version that "
         "forgets to look up ids gives water one half, milk a quarter, and tea a sixteenth.",
     )
 
@@ -152,19 +206,31 @@ def temperature(words, by_temperature, temperatures, entropies):
     left.legend()
     right.semilogx(temperatures, entropies, color=RIGHT)
     right.axhline(np.log2(len(words)), color=NEUTRAL, linestyle="--", linewidth=1)
-    right.text(temperatures[0], np.log2(len(words)) - 0.04, "log2 5: all equal", color="#777777", va="top", fontsize=8)
+    right.text(
+        temperatures[0],
+        np.log2(len(words)) - 0.04,
+        "log2 5: all equal",
+        color="#777777",
+        va="top",
+        fontsize=8,
+    )
     right.plot([1], [1.875], "o", color=WRONG)
     right.annotate("τ = 1: 1.875 bits", (1, 1.875), (1.3, 1.5), color=WRONG, fontsize=8)
-    right.set(xlabel="temperature τ", ylabel="entropy in bits", title="from one token to all of them")
+    right.set(
+        xlabel="temperature τ", ylabel="entropy in bits", title="from one token to all of them"
+    )
     show(
         fig,
-        "Left: at τ = 0.25 tea has nearly everything, at τ = 4 the five bars are nearly level. Right: entropy rises "
+        "Left: at τ = 0.25 tea has nearly everything, at τ = 4 the five bars are nearly level. "
+        "Right: entropy rises "
         "with τ from 0 bits through 1.875 at τ = 1 to log2 of 5, 2.32 bits.",
     )
 
 
 def cuts(positions, k, p):
-    """Sorted real probabilities of a sure and an unsure position, with the places where top-k and top-p cut."""
+    """Sorted real probabilities of a sure and an unsure position, with the places where top-k and
+    top-p cut.
+    """
     fig, axes = new(7.4, 3.1, columns=2, sharey=True)
     for ax, (prompt, (probs, kept)) in zip(axes, positions.items(), strict=True):
         rank = np.arange(1, len(probs) + 1)
@@ -174,14 +240,23 @@ def cuts(positions, k, p):
         ax.axvline(kept, color=RIGHT, linewidth=1)
         ax.text(k * 1.15, 2e-11, f"top-k = {k}", color=WRONG, fontsize=8, rotation=90, va="bottom")
         ax.text(
-            kept / 1.15, 2e-11, f"top-p = {p}: {kept}", color=RIGHT, fontsize=8, rotation=90, va="bottom", ha="right"
+            kept / 1.15,
+            2e-11,
+            f"top-p = {p}: {kept}",
+            color=RIGHT,
+            fontsize=8,
+            rotation=90,
+            va="bottom",
+            ha="right",
         )
         ax.set(title=f"{prompt} ...", xlabel="rank of the token", ylim=(1e-12, 1))
     axes[0].set_ylabel("probability")
     show(
         fig,
-        "Sorted probabilities on logarithmic axes. After 'The capital of France is' top-p = 0.9 keeps 10 tokens and "
-        "top-k = 50 keeps too many; after 'The lighthouse keeper looked at the' top-p keeps 579 and top-k too few.",
+        "Sorted probabilities on logarithmic axes. After 'The capital of France is' top-p = 0.9 "
+        "keeps 10 tokens and "
+        "top-k = 50 keeps too many; after 'The lighthouse keeper looked at the' top-p keeps 579 "
+        "and top-k too few.",
     )
 
 
@@ -200,7 +275,8 @@ def nucleus_sizes(sizes):
     )
     show(
         fig,
-        f"Stems at {len(sizes)} positions on a logarithmic axis: the nucleus has between {min(sizes)} and more than 1,500 "
+        f"Stems at {len(sizes)} positions on a logarithmic axis: the nucleus has between "
+        f"{min(sizes)} and more than 1,500 "
         "tokens and jumps by factors of a hundred from one position to the next.",
     )
 
@@ -235,8 +311,10 @@ def order(words, rows, limit):
         ax.set_ylim(-0.45, 0.6)
     show(
         fig,
-        "The unit interval divided among the five drinks. With temperature 2 first, the line at 0.7 falls into the third "
-        "piece and three drinks stay; with top-p on the unheated probabilities it falls into the second and two stay.",
+        "The unit interval divided among the five drinks. With temperature 2 first, the line at "
+        "0.7 falls into the third "
+        "piece and three drinks stay; with top-p on the unheated probabilities it falls into the "
+        "second and two stay.",
     )
 
 
@@ -250,7 +328,8 @@ def tokens_processed(without, with_cache):
     ax.legend()
     show(
         fig,
-        "Tokens processed against tokens generated: without a cache a parabola that ends at 2,528, with one a nearly flat "
+        "Tokens processed against tokens generated: without a cache a parabola that ends at 2,528, "
+        "with one a nearly flat "
         "line that ends at 71.",
     )
 
@@ -260,44 +339,69 @@ def intensity(tokens, flops_per_byte, balance):
     fig, ax = new(6.4, 3)
     ax.loglog(tokens, flops_per_byte, "o-", color=RIGHT, markersize=4)
     ax.axhline(balance, color=NEUTRAL, linestyle="--", linewidth=1)
-    ax.text(1, balance * 1.15, f"H100: {balance:.0f} operations in the time of one byte", color="#666666", fontsize=8)
+    ax.text(
+        1,
+        balance * 1.15,
+        f"H100: {balance:.0f} operations in the time of one byte",
+        color="#666666",
+        fontsize=8,
+    )
     ax.annotate("decode", (tokens[0], flops_per_byte[0]), (1.5, 0.75), color=WRONG)
-    ax.annotate("prefill of 1,024", (1024, flops_per_byte[tokens.index(1024)]), (130, 1300), color=RIGHT)
+    ax.annotate(
+        "prefill of 1,024", (1024, flops_per_byte[tokens.index(1024)]), (130, 1300), color=RIGHT
+    )
     ax.set(xlabel="tokens in one pass", ylabel="operations per byte of weights", ylim=(0.5, 6000))
     show(
         fig,
-        "A straight line on logarithmic axes: one token does 1 operation per byte of weights read, 1,024 tokens do 1,024. "
+        "A straight line on logarithmic axes: one token does 1 operation per byte of weights read, "
+        "1,024 tokens do 1,024. "
         "The H100's balance is a horizontal line at 295, crossed between 256 and 512 tokens.",
     )
 
 
 def batch(prompts, answers):
-    """The rows of a batch: filler, prompt and answer in the slots of the cache; lengths of prompts and answers."""
+    """The rows of a batch: filler, prompt and answer in the slots of the cache; lengths of prompts
+    and answers.
+    """
     fig, ax = new(7.2, 2.3)
     longest = max(prompts)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         for start, width, colour in (
-            (0, longest - prompt, "#dddddd"), (longest - prompt, prompt, COLOURS["S"]), (longest, answer, COLOURS["T"])
-        ):  # fmt: skip
+            (0, longest - prompt, "#dddddd"),
+            (longest - prompt, prompt, COLOURS["S"]),
+            (longest, answer, COLOURS["T"]),
+        ):
             ax.barh([row], [width], left=[start], height=0.8, color=colour)
         if answer < max(answers):
             ax.text(longest + answer + 0.5, row, "done", va="center", fontsize=8, color="#666666")
-    for label, colour in (("filler", "#dddddd"), ("prompt", COLOURS["S"]), ("answer", COLOURS["T"])):
+    for label, colour in (
+        ("filler", "#dddddd"),
+        ("prompt", COLOURS["S"]),
+        ("answer", COLOURS["T"]),
+    ):
         ax.barh([0], [0], color=colour, label=label)
     ax.axvline(longest, color="#222222", linewidth=1)
-    ax.set(xlabel="slot of the cache", ylabel="row", yticks=range(len(prompts)), ylim=(len(prompts) - 0.4, -0.6))
+    ax.set(
+        xlabel="slot of the cache",
+        ylabel="row",
+        yticks=range(len(prompts)),
+        ylim=(len(prompts) - 0.4, -0.6),
+    )
     ax.set(xlim=(0, longest + max(answers) + 4))
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1.0), frameon=False)
     show(
         fig,
-        f"Rows of a batch as bars: filler of different widths in front, then the prompts, which all end at slot {longest}, "
+        f"Rows of a batch as bars: filler of different widths in front, then the prompts, which "
+        f"all end at slot {longest}, "
         "then answers of different lengths, after which a row has left the batch.",
     )
 
 
 def diversity(temperatures, curves, written):
-    """Share of distinct trigrams and mean log-probability against temperature; curves: {label: (shares, means)}."""
+    """Share of distinct trigrams and mean log-probability against temperature; curves: {label:
+    (shares, means)}.
+    """
     fig, (left, right) = new(7.4, 2.9, columns=2)
     for (label, (shares, means)), line, colour in zip(
         curves.items(), ("o-", "s--"), (RIGHT, COLOURS["D"]), strict=True
@@ -311,7 +415,9 @@ def diversity(temperatures, curves, written):
     left.legend(loc="lower right")
     show(
         fig,
-        "Left: the share of distinct trigrams rises from 0.6 at temperature 0 to nearly 1 at 0.7 and stays there. Right: "
-        "the mean log-probability falls from -0.9 to -9, faster above temperature 1, and crosses the written paragraph's "
+        "Left: the share of distinct trigrams rises from 0.6 at temperature 0 to nearly 1 at 0.7 "
+        "and stays there. Right: "
+        "the mean log-probability falls from -0.9 to -9, faster above temperature 1, and crosses "
+        "the written paragraph's "
         "-4.3 a little above 1; with top-p = 0.9 it is somewhat higher, but at 1.6 hardly.",
     )

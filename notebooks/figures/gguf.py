@@ -6,7 +6,14 @@ from figures.checkpoints import PALETTE, bytemap
 from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 
 
-__all__ = ["bits_and_errors", "bytemap", "levels", "nibble_order", "row_errors", "where_the_bytes_are"]
+__all__ = [
+    "bits_and_errors",
+    "bytemap",
+    "levels",
+    "nibble_order",
+    "row_errors",
+    "where_the_bytes_are",
+]
 
 
 def levels(values, low, step, quantized):
@@ -18,30 +25,42 @@ def levels(values, low, step, quantized):
     for x, q in zip(values, quantized, strict=True):
         ax.plot([x, low + q * step], [0.85, 0.15], color=NEUTRAL, linewidth=1)
     ax.scatter(values, [0.85] * len(values), color=COLOURS["D"], zorder=3, label="the numbers")
-    ax.scatter([low + q * step for q in quantized], [0.15] * len(values), color=RIGHT, zorder=3, label="their levels")
+    ax.scatter(
+        [low + q * step for q in quantized],
+        [0.15] * len(values),
+        color=RIGHT,
+        zorder=3,
+        label="their levels",
+    )
     ax.set(ylim=(-0.1, 1.55), yticks=[], xlabel="value")
     ax.grid(False)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     show(
         fig,
-        "Eight numbers above, sixteen evenly spaced levels from the smallest to the largest; each goes to the nearest.",
+        "Eight numbers above, sixteen evenly spaced levels from the smallest to the largest; each "
+        "goes to the nearest.",
     )
 
 
 def row_errors(row, versions):
-    """Left: one block of a real row and its Q4_1 levels; right: errors of whole rows in three formats, sorted."""
+    """Left: one block of a real row and its Q4_1 levels; right: errors of whole rows in three
+    formats, sorted.
+    """
     fig, (left, right) = new(7.6, 2.9, columns=2)
     left.step(range(32), row[:32], where="mid", color=NEUTRAL, label="the row")
     left.plot(range(32), versions["Q4_1"][:32], ".", color=RIGHT, label="Q4_1")
     left.set(title="one block of a row", xlabel="entry")
     left.legend(fontsize=8)
-    for (label, values), colour in zip(versions.items(), (RIGHT, COLOURS["F"], COLOURS["D"]), strict=True):
+    for (label, values), colour in zip(
+        versions.items(), (RIGHT, COLOURS["F"], COLOURS["D"]), strict=True
+    ):
         right.plot(np.sort(np.abs(values - row)), color=colour, label=label)
     right.set(title="errors of all 576 entries, sorted", xlabel="entry", ylabel="|error|")
     right.legend(fontsize=8)
     show(
         fig,
-        "Left: 32 weights and their 4-bit versions, close but visibly off. Right: sorted errors; Q4_0's are the largest, "
+        "Left: 32 weights and their 4-bit versions, close but visibly off. Right: sorted errors; "
+        "Q4_0's are the largest, "
         "Q4_1's somewhat smaller, Q8_0's lie almost on the axis.",
     )
 
@@ -58,7 +77,8 @@ def nibble_order(right_row, wrong_row):
     middle.set(xlabel="right", ylabel="wrong order", title="all entries of a row")
     show(
         fig,
-        "Two zigzag lines over 32 entries that are bound to agree only at the first and the last; the scatter of right "
+        "Two zigzag lines over 32 entries that are bound to agree only at the first and the last; "
+        "the scatter of right "
         "against wrong values is a shapeless cloud.",
     )
 
@@ -70,7 +90,9 @@ def where_the_bytes_are(kinds, total):
         left, whole = 0, sum(kind[column] for kind in kinds.values())
         for (label, counts), colour in zip(kinds.items(), PALETTE, strict=False):
             share = counts[column] / whole
-            ax.barh(row, share, left=left, color=colour, alpha=0.75, label=label if row == 0 else None)
+            ax.barh(
+                row, share, left=left, color=colour, alpha=0.75, label=label if row == 0 else None
+            )
             if share > 0.05:
                 ax.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=9)
             left += share
@@ -80,17 +102,27 @@ def where_the_bytes_are(kinds, total):
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=5, fontsize=8)
     show(
         fig,
-        "Feed-forward matrices hold 59% of the numbers and 51% of the bytes; the embedding 21% and 31%; attention 20% and "
+        "Feed-forward matrices hold 59% of the numbers and 51% of the bytes; the embedding 21% and "
+        "31%; attention 20% and "
         "17%; the norms and the header are slivers.",
     )
 
 
 def bits_and_errors(trade):
-    """Error of a matrix over the bits that a number takes; trade: kind -> (bits per number, share of error)."""
+    """Error of a matrix over the bits that a number takes; trade: kind -> (bits per number, share
+    of error).
+    """
     fig, ax = new(6.8, 3.0)
     bits = np.linspace(4.2, 9.2, 50)
     anchor = trade["Q4_K"]
-    ax.semilogy(bits, anchor[1] * 2.0 ** (anchor[0] - bits), "--", color=NEUTRAL, linewidth=1, label="half per bit")
+    ax.semilogy(
+        bits,
+        anchor[1] * 2.0 ** (anchor[0] - bits),
+        "--",
+        color=NEUTRAL,
+        linewidth=1,
+        label="half per bit",
+    )
     colours = {"0": COLOURS["F"], "1": COLOURS["F"], "K": RIGHT}
     for kind, (x, y) in trade.items():
         if x > 9:
@@ -100,12 +132,18 @@ def bits_and_errors(trade):
         ax.annotate(kind, (x, y), xytext=where, textcoords="offset points", fontsize=9)
     ax.plot([], [], "o", color=COLOURS["F"], label="blocks of 32")
     ax.plot([], [], "o", color=RIGHT, label="super-blocks of 256")
-    ax.set(xlabel="bits per number", ylabel="error, share of the weights", xlim=(4.2, 9.2), ylim=(0.003, 0.16))
+    ax.set(
+        xlabel="bits per number",
+        ylabel="error, share of the weights",
+        xlim=(4.2, 9.2),
+        ylim=(0.003, 0.16),
+    )
     ax.set_yticks([0.005, 0.01, 0.02, 0.05, 0.1], ["0.5%", "1%", "2%", "5%", "10%"])
     ax.minorticks_off()
     ax.legend(loc="upper right", fontsize=9)
     show(
         fig,
-        "Error over bits per number, falling by half for each bit. At 4.5 bits Q4_0 has 9.5% and Q4_K 8.2%; Q4_1 has 8.1% at 5 "
+        "Error over bits per number, falling by half for each bit. At 4.5 bits Q4_0 has 9.5% and "
+        "Q4_K 8.2%; Q4_1 has 8.1% at 5 "
         "bits, Q5_K 4.1% at 5.5, Q6_K 2.0% at 6.6, Q8_0 0.6% at 8.5.",
     )

@@ -5,7 +5,9 @@ from figures.style import COLOURS, NEUTRAL, WRONG, new, show
 
 
 def two_orders(width):
-    """One head's rows in the neighbour order and in the half-split order, with lines between equal rows."""
+    """One head's rows in the neighbour order and in the half-split order, with lines between equal
+    rows.
+    """
     fig, ax = new(6.6, 2.5)
     pairs, colours = width // 2, [COLOURS[letter] for letter in "THDFKSLW"]
     for i in range(width):
@@ -24,7 +26,8 @@ def two_orders(width):
     ax.text(-0.3, 2.7, "Hugging Face:\nhalves", ha="right", va="center", fontsize=9)
     show(
         fig,
-        f"The {width} rows of one head. Above, partners x and y of each pair side by side; below, all x first, then all y. "
+        f"The {width} rows of one head. Above, partners x and y of each pair side by side; below, "
+        f"all x first, then all y. "
         "Lines join equal rows; only the first and the last stay in place.",
     )
 
@@ -36,7 +39,9 @@ def permutation_damage(curves, losses):
     for (label, values), colour in zip(curves.items(), colours[1:], strict=True):
         left.plot(values, color=colour, label=label)
     left.set(
-        xlabel="position in the text", ylabel="largest difference of a logit", title="the first token is always right"
+        xlabel="position in the text",
+        ylabel="largest difference of a logit",
+        title="the first token is always right",
     )
     left.set_ylim(-1, 48)
     left.legend(fontsize=8, loc="upper left")
@@ -49,6 +54,7 @@ def permutation_damage(curves, losses):
     right.margins(x=0.25)
     show(
         fig,
-        "Left: both wrong loaders differ by nothing at position 0 and by 4 to 36 units after it. Right: the right order "
+        "Left: both wrong loaders differ by nothing at position 0 and by 4 to 36 units after it. "
+        "Right: the right order "
         "has a loss of 3.9, weights left in halves 5.4, k permuted with twice its heads 8.4.",
     )

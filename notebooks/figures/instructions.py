@@ -30,8 +30,20 @@ def who(lines, alt, width=88):
         x, y = 0.0, len(rows) - i
         ax.text(-1, y, label, ha="right", va="center", fontsize=9)
         for text, mine in row:
-            ax.add_patch(plt.Rectangle((x, y - 0.38), len(text) + 0.4, 0.76, facecolor=ASKED if mine else READ, lw=0))
-            ax.text(x + len(text) / 2 + 0.2, y, text, ha="center", va="center", family="monospace", fontsize=7.5)
+            ax.add_patch(
+                plt.Rectangle(
+                    (x, y - 0.38), len(text) + 0.4, 0.76, facecolor=ASKED if mine else READ, lw=0
+                )
+            )
+            ax.text(
+                x + len(text) / 2 + 0.2,
+                y,
+                text,
+                ha="center",
+                va="center",
+                family="monospace",
+                fontsize=7.5,
+            )
             x += len(text) + 0.6
     left = max((len(label) for label in lines), default=0)
     ax.set(xlim=(-left - 1.5, width + 1), ylim=(0.4, len(rows) + 0.6))
@@ -40,7 +52,9 @@ def who(lines, alt, width=88):
 
 
 def rows(packings, length, alt):
-    """Two ways to lay conversations into rows. packings: {title: rows of (number, how many ids, whole)}."""
+    """Two ways to lay conversations into rows. packings: {title: rows of (number, how many ids,
+    whole)}.
+    """
     fig, axes = new(7.4, 1.9, 1, len(packings), sharey=True)
     colours = [COLOURS[letter] for letter in "TDHKSFL"]
     for ax, (title, packed) in zip(axes, packings.items(), strict=True):
@@ -49,7 +63,15 @@ def rows(packings, length, alt):
             for number, size, whole in row:
                 colour = colours[number % len(colours)]
                 ax.barh(-y, size, left=x, height=0.72, color=colour, alpha=0.55, edgecolor="white")
-                ax.barh(-y, size, left=x, height=0.72, color="none", hatch="" if whole else "////", edgecolor="white")
+                ax.barh(
+                    -y,
+                    size,
+                    left=x,
+                    height=0.72,
+                    color="none",
+                    hatch="" if whole else "////",
+                    edgecolor="white",
+                )
                 ax.text(x + size / 2, -y, str(number), ha="center", va="center", fontsize=9)
                 x += size
         ax.axvline(length, color=NEUTRAL, lw=1, ls=":")
@@ -61,9 +83,17 @@ def rows(packings, length, alt):
 def surprise(tokens, losses, asked, alt):
     """The loss of every token of a conversation, in nats; those of the assistant in blue."""
     fig, ax = new(7.6, 2.7)
-    ax.bar(range(len(tokens)), losses, color=[RIGHT if mine else NEUTRAL for mine in asked], width=0.8)
+    ax.bar(
+        range(len(tokens)), losses, color=[RIGHT if mine else NEUTRAL for mine in asked], width=0.8
+    )
     ax.set(ylabel="loss, nats", xlim=(-0.7, len(tokens) - 0.3))
-    ax.set_xticks(range(len(tokens)), [visible(token) for token in tokens], rotation=90, fontsize=7, family="monospace")
+    ax.set_xticks(
+        range(len(tokens)),
+        [visible(token) for token in tokens],
+        rotation=90,
+        fontsize=7,
+        family="monospace",
+    )
     ax.grid(axis="x", visible=False)
     for colour, label in ((NEUTRAL, "read"), (RIGHT, "written by the assistant")):
         ax.bar([0], [0], color=colour, label=label)
@@ -82,14 +112,23 @@ def curves(runs, alt):
 
 
 def result(table, alt):
-    """What was learned beside what was lost. table: {label: (right, of, loss on general answers, perplexity)}."""
+    """What was learned beside what was lost. table: {label: (right, of, loss on general answers,
+    perplexity)}.
+    """
     fig, axes = new(7.6, 0.36 * len(table) + 0.9, 1, 3, sharey=True)
     labels, values = list(table), list(table.values())
     columns = [[row[0] for row in values], [row[2] for row in values], [row[3] for row in values]]
     titles = [f"right, of {values[0][1]}", "general answers, nats", "perplexity of a text"]
     for ax, column, title, colour in zip(axes, columns, titles, (RIGHT, WRONG, WRONG), strict=True):
-        bars = ax.barh(range(len(labels)), column, color=[NEUTRAL, *[colour] * (len(labels) - 1)], height=0.65)
-        ax.bar_label(bars, fmt=lambda v: f"{v:.0f}" if v >= 10 or v == int(v) else f"{v:.1f}", padding=2, fontsize=8)
+        bars = ax.barh(
+            range(len(labels)), column, color=[NEUTRAL, *[colour] * (len(labels) - 1)], height=0.65
+        )
+        ax.bar_label(
+            bars,
+            fmt=lambda v: f"{v:.0f}" if v >= 10 or v == int(v) else f"{v:.1f}",
+            padding=2,
+            fontsize=8,
+        )
         ax.set(title=title, xlim=(0, 1.18 * max(column)), xticks=[])
         ax.grid(False)
     axes[0].set_yticks(range(len(labels)), labels)

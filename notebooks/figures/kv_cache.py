@@ -21,16 +21,25 @@ def box(ax, x, y, colour, text="", alpha=1.0, **style):
 
 
 def operations(n, totals):
-    """Operations to write n tokens with 8B, with everything computed again and with keys and values kept."""
+    """Operations to write n tokens with 8B, with everything computed again and with keys and values
+    kept.
+    """
     fig, ax = new(6.4, 3)
     for (name, total), colour in zip(totals.items(), (WRONG, RIGHT), strict=True):
         ax.loglog(n, total, color=colour)
         ax.text(n[-1] * 1.1, total[-1], name, color=colour, va="center")
-    ax.set(xlabel="tokens written", ylabel="operations, all together", xlim=(1, 2.2e4), ylim=(5e9, 4e18))
+    ax.set(
+        xlabel="tokens written",
+        ylabel="operations, all together",
+        xlim=(1, 2.2e4),
+        ylim=(5e9, 4e18),
+    )
     show(
         fig,
-        "Operations to write a text with Llama 3.1 8B on logarithmic axes: from the same point at one token, the line of "
-        "computing again rises twice as steeply and is some four thousand times higher at 8,192 tokens.",
+        "Operations to write a text with Llama 3.1 8B on logarithmic axes: from the same point at "
+        "one token, the line of "
+        "computing again rises twice as steeply and is some four thousand times higher at 8,192 "
+        "tokens.",
     )
 
 
@@ -54,18 +63,28 @@ def steps(count):
             ax.text(i + 0.46, -0.2, f"token {i + 1}", ha="center", va="center", fontsize=8)
     show(
         fig,
-        "Two triangles of five steps and five tokens. Left: every step computes the keys and values of all tokens so far "
-        "again. Right: each step computes those of its newest token only, on the diagonal, and finds the others kept.",
+        "Two triangles of five steps and five tokens. Left: every step computes the keys and "
+        "values of all tokens so far "
+        "again. Right: each step computes those of its newest token only, on the diagonal, and "
+        "finds the others kept.",
     )
 
 
 def wrong(curves, start):
-    """How far the logits are from the right ones at each position, for several caches; start: the prompt's length."""
+    """How far the logits are from the right ones at each position, for several caches; start: the
+    prompt's length.
+    """
     fig, ax = new(7.4, 3.3)
     colours = (RIGHT, WRONG, COLOURS["D"], COLOURS["L"], COLOURS["H"], COLOURS["K"])
     for (name, values), colour in zip(curves.items(), colours, strict=True):
         ax.semilogy(
-            np.arange(len(values)), np.maximum(values, 8e-6), "o-", markersize=3, linewidth=1, color=colour, label=name
+            np.arange(len(values)),
+            np.maximum(values, 8e-6),
+            "o-",
+            markersize=3,
+            linewidth=1,
+            color=colour,
+            label=name,
         )
     ax.axvline(start - 0.5, color="#222222", linewidth=0.8)
     ax.text(start - 1.8, 3e-3, "prompt", ha="right", fontsize=9)
@@ -74,8 +93,10 @@ def wrong(curves, start):
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     show(
         fig,
-        "Largest error of a logit by position, logarithmic. The right cache stays below 0.0003. All five wrong ones are "
-        "right up to the end of the prompt and jump to between 0.3 and 40 there, though two of them have almost the right loss.",
+        "Largest error of a logit by position, logarithmic. The right cache stays below 0.0003. "
+        "All five wrong ones are "
+        "right up to the end of the prompt and jump to between 0.3 and 40 there, though two of "
+        "them have almost the right loss.",
     )
 
 
@@ -86,23 +107,38 @@ def pieces(length, sizes, made):
         ax.add_patch(Rectangle((0, 0), length, length, facecolor="#f4f4f4", edgecolor="none"))
         for start in range(0, length, size):
             ax.add_patch(
-                Rectangle((0, start), start + size, size, facecolor=COLOURS["S"], alpha=0.55, edgecolor="white")
+                Rectangle(
+                    (0, start),
+                    start + size,
+                    size,
+                    facecolor=COLOURS["S"],
+                    alpha=0.55,
+                    edgecolor="white",
+                )
             )
         ax.plot([0, length], [0, length], color="#222222", linewidth=1)
         share = total / length**2
-        ax.set(xlim=(0, length), ylim=(length, 0), aspect="equal", title=f"pieces of {size}: {share:.0%} made")
+        ax.set(
+            xlim=(0, length),
+            ylim=(length, 0),
+            aspect="equal",
+            title=f"pieces of {size}: {share:.0%} made",
+        )
         ax.set(xticks=[0, length], yticks=[0, length], xlabel="keys")
         ax.grid(False)
     axes[0].set_ylabel("queries")
     show(
         fig,
-        "The square of queries and keys with its diagonal. One piece computes all of it, four pieces a staircase of 62 per "
+        "The square of queries and keys with its diagonal. One piece computes all of it, four "
+        "pieces a staircase of 62 per "
         "cent, sixteen pieces a fine staircase of 53 per cent that hugs the diagonal.",
     )
 
 
 def padding(lengths):
-    """Rows of different lengths with filler behind and in front; numbers are positions, N is the next token's slot."""
+    """Rows of different lengths with filler behind and in front; numbers are positions, N is the
+    next token's slot.
+    """
     fig, axes = new(7.4, 2.3, columns=2)
     longest = max(lengths)
     for ax, title in zip(axes, ("filler behind", "filler in front"), strict=True):
@@ -110,15 +146,23 @@ def padding(lengths):
             first = 0 if title == "filler behind" else longest - length
             for slot in range(longest):
                 inside = first <= slot < first + length
-                box(ax, slot, row, COLOURS["S"] if inside else "#dddddd", str(slot - first) if inside else "")
+                box(
+                    ax,
+                    slot,
+                    row,
+                    COLOURS["S"] if inside else "#dddddd",
+                    str(slot - first) if inside else "",
+                )
             hole = title == "filler behind" and length < longest
             box(ax, longest, row, WRONG if hole else RIGHT, "next", color="white")
         ax.set(xlim=(-0.2, longest + 1.2), ylim=(len(lengths) + 0.1, -0.2), title=title)
         bare(ax)
     show(
         fig,
-        "Three rows of 5, 2 and 4 tokens. Filler behind: the next token is separated from the short rows by a hole. Filler "
-        "in front: all rows end in the same slot, positions count from each row's first token, the next token follows.",
+        "Three rows of 5, 2 and 4 tokens. Filler behind: the next token is separated from the "
+        "short rows by a hole. Filler "
+        "in front: all rows end in the same slot, positions count from each row's first token, the "
+        "next token follows.",
     )
 
 
@@ -129,7 +173,13 @@ def row_mask(mask, n_filler):
     for t in range(T):
         for s in range(S):
             seen, filler = bool(mask[t, s]), t < n_filler
-            box(ax, s, t, (NEUTRAL if filler else COLOURS["S"]) if seen else "#f4f4f4", "sees" if seen else "")
+            box(
+                ax,
+                s,
+                t,
+                (NEUTRAL if filler else COLOURS["S"]) if seen else "#f4f4f4",
+                "sees" if seen else "",
+            )
     for i in range(S):
         name = "filler" if i < n_filler else str(i - n_filler)
         ax.text(i + 0.46, -0.25, name, ha="center", fontsize=8)
@@ -138,20 +188,29 @@ def row_mask(mask, n_filler):
     bare(ax)
     show(
         fig,
-        "A mask of four queries and four keys whose first two are filler: filler sees only itself, token 0 sees itself, "
+        "A mask of four queries and four keys whose first two are filler: filler sees only itself, "
+        "token 0 sees itself, "
         "token 1 sees tokens 0 and 1, and nobody sees filler.",
     )
 
 
 def memory(table, full):
-    """Size of the cache against the length of the text for several models, with the weights as dashed lines."""
+    """Size of the cache against the length of the text for several models, with the weights as
+    dashed lines.
+    """
     fig, ax = new(7.0, 3.2)
     tokens = np.array([128, full])
-    for (name, (per_token, weights, group)), colour in zip(table.items(), (RIGHT, COLOURS["D"], WRONG), strict=True):
+    for (name, (per_token, weights, group)), colour in zip(
+        table.items(), (RIGHT, COLOURS["D"], WRONG), strict=True
+    ):
         ax.loglog(tokens, per_token * tokens / 2**30, color=colour)
-        ax.loglog(tokens, group * per_token * tokens / 2**30, ":", color=colour, linewidth=1.5, zorder=3)
+        ax.loglog(
+            tokens, group * per_token * tokens / 2**30, ":", color=colour, linewidth=1.5, zorder=3
+        )
         ax.axhline(weights / 2**30, color=colour, linestyle="--", linewidth=1)
-        ax.text(100, weights / 2**30 * 1.08, f"{name}: weights", color=colour, fontsize=8, va="bottom")
+        ax.text(
+            100, weights / 2**30 * 1.08, f"{name}: weights", color=colour, fontsize=8, va="bottom"
+        )
     ax.plot([], [], color="#444444", label="cache")
     ax.plot([], [], ":", color="#444444", label="cache with a kv head per query head")
     ax.axvline(full, color=NEUTRAL, linewidth=0.8)
@@ -159,7 +218,10 @@ def memory(table, full):
     ax.legend(loc="lower right", bbox_to_anchor=(0.89, 0))
     show(
         fig,
-        "Cache size against tokens for 8B, 70B and 405B on logarithmic axes, with the weights as dashed lines. At 131,072 "
-        "tokens the cache of 8B, 16 GiB, meets its weights; those of 70B and 405B stay below theirs. Ungrouped caches, "
-        "dotted, lie 4, 8 and 16 times higher: that of 8B on the cache of 405B, that of 405B above its weights.",
+        "Cache size against tokens for 8B, 70B and 405B on logarithmic axes, with the weights as "
+        "dashed lines. At 131,072 "
+        "tokens the cache of 8B, 16 GiB, meets its weights; those of 70B and 405B stay below "
+        "theirs. Ungrouped caches, "
+        "dotted, lie 4, 8 and 16 times higher: that of 8B on the cache of 405B, that of 405B above "
+        "its weights.",
     )

@@ -8,7 +8,11 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 def box(ax, x, y, width, height, text, colour):
     """A rounded box with a label."""
     style = "round,pad=0.02,rounding_size=0.08"
-    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, alpha=0.25, edgecolor=colour))
+    ax.add_patch(
+        FancyBboxPatch(
+            (x, y), width, height, boxstyle=style, facecolor=colour, alpha=0.25, edgecolor=colour
+        )
+    )
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
 
 
@@ -31,35 +35,54 @@ def architecture():
         arrow(ax, (x + 0.47, 1.9), (x + 0.73, 1.9))
         arrow(ax, (x + 1.35, 1.68), (x + 1.35, 1.12))
         ax.text(
-            x + 1.35, 1.0, "+", ha="center", va="center", fontsize=13, bbox={"boxstyle": "circle", "facecolor": "w"}
+            x + 1.35,
+            1.0,
+            "+",
+            ha="center",
+            va="center",
+            fontsize=13,
+            bbox={"boxstyle": "circle", "facecolor": "w"},
         )
     box(ax, 7.3, 0.75, 0.6, 0.5, "norm", COLOURS["D"])
     box(ax, 8.1, 0.75, 0.6, 0.5, "head", COLOURS["V"])
     style = "round,pad=0.05,rounding_size=0.1"
     ax.add_patch(
-        FancyBboxPatch((1.6, 0.6), 5.3, 1.7, boxstyle=style, fill=False, linestyle="--", edgecolor=COLOURS["L"])
+        FancyBboxPatch(
+            (1.6, 0.6), 5.3, 1.7, boxstyle=style, fill=False, linestyle="--", edgecolor=COLOURS["L"]
+        )
     )
     ax.text(6.85, 2.45, "a block, L times", ha="right", color=COLOURS["L"], fontsize=9)
-    for x, text in ((0.5, "ids\n(B, T)"), (1.3, "(B, T, D)"), (7.1, "(B, T, D)"), (8.4, "logits\n(B, T, V)")):
+    for x, text in (
+        (0.5, "ids\n(B, T)"),
+        (1.3, "(B, T, D)"),
+        (7.1, "(B, T, D)"),
+        (8.4, "logits\n(B, T, V)"),
+    ):
         ax.text(x, 0.35, text, ha="center", va="center", fontsize=8, color="#666666")
     ax.set(xlim=(0, 9.3), ylim=(0.1, 2.7))
     ax.axis("off")
     show(
         fig,
-        "A horizontal line, the stream, from embedding to final norm and head. Two branches leave it through a norm, "
-        "pass attention or feed-forward, and are added back; the pair is one block, repeated L times.",
+        "A horizontal line, the stream, from embedding to final norm and head. Two branches leave "
+        "it through a norm, "
+        "pass attention or feed-forward, and are added back; the pair is one block, repeated L "
+        "times.",
     )
 
 
 def gradients(plain, residual):
-    """Gradient norm that arrives at each layer of a deep stack, with and without the residual addition."""
+    """Gradient norm that arrives at each layer of a deep stack, with and without the residual
+    addition.
+    """
     fig, ax = new(6.4, 2.8)
     ax.semilogy(range(1, len(plain) + 1), plain, color=WRONG, label="x = f(x)")
     ax.semilogy(range(1, len(residual) + 1), residual, color=RIGHT, label="x = x + f(x)")
     ax.set(xlabel="layer (the loss is at the right)", ylabel="length of the gradient")
     ax.legend()
     show(
-        fig, "Without the addition the gradient shrinks exponentially towards the first layer; with it, it stays level."
+        fig,
+        "Without the addition the gradient shrinks exponentially towards the first layer; with it, "
+        "it stays level.",
     )
 
 
@@ -79,33 +102,55 @@ def leak(differences):
     positions = range(len(differences))
     ax.bar(positions, differences, color=[NEUTRAL if d == 0 else RIGHT for d in differences])
     ax.set(xlabel="position", ylabel="largest change of a logit", xticks=positions)
-    show(fig, "Changing token 5 leaves the logits of positions 0 to 4 untouched and moves all later ones.")
+    show(
+        fig,
+        "Changing token 5 leaves the logits of positions 0 to 4 untouched and moves all later "
+        "ones.",
+    )
 
 
 def parameters(rows):
     """Where the parameters are, per model, as shares of the whole."""
     fig, ax = new(7.2, 2.3)
-    colours = {"embedding": COLOURS["V"], "attention": COLOURS["H"], "feed-forward": COLOURS["F"], "head": "#AAAAAA"}
+    colours = {
+        "embedding": COLOURS["V"],
+        "attention": COLOURS["H"],
+        "feed-forward": COLOURS["F"],
+        "head": "#AAAAAA",
+    }
     for i, (_name, counts) in enumerate(rows.items()):
         total, left = sum(counts.values()), 0.0
         for part, colour in colours.items():
             share = counts[part] / total
             ax.barh(i, share, left=left, color=colour, label=part if i == 0 else None)
             if share > 0.05:
-                ax.text(left + share / 2, i, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
+                ax.text(
+                    left + share / 2,
+                    i,
+                    f"{share:.0%}",
+                    ha="center",
+                    va="center",
+                    color="white",
+                    fontsize=8,
+                )
             left += share
-    ax.set_yticks(range(len(rows)), [f"{name}\n{sum(c.values()) / 1e9:,.2f} B" for name, c in rows.items()])
+    ax.set_yticks(
+        range(len(rows)), [f"{name}\n{sum(c.values()) / 1e9:,.2f} B" for name, c in rows.items()]
+    )
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel="share of all parameters")
     ax.legend(loc="upper center", bbox_to_anchor=(0.45, 1.3), ncols=4)
     show(
         fig,
-        "Stacked bars: the feed-forward layers hold most parameters; embedding and head matter only in small models.",
+        "Stacked bars: the feed-forward layers hold most parameters; embedding and head matter "
+        "only in small models.",
     )
 
 
 def removal(tried, baseline, losses):
-    """Loss of the real model when one whole block is skipped, and when neighbouring blocks change places."""
+    """Loss of the real model when one whole block is skipped, and when neighbouring blocks change
+    places.
+    """
     fig, ax = new(6.8, 2.8)
     for (label, values), colour in zip(losses.items(), (COLOURS["L"], COLOURS["K"]), strict=True):
         ax.plot(tried, values, "o-", markersize=3, color=colour, label=label)
@@ -114,7 +159,8 @@ def removal(tried, baseline, losses):
     ax.legend()
     show(
         fig,
-        "Skipping or swapping blocks near the ends of the model costs most; in the middle it costs a fraction of a nat.",
+        "Skipping or swapping blocks near the ends of the model costs most; in the middle it costs "
+        "a fraction of a nat.",
     )
 
 
@@ -125,5 +171,9 @@ def post_norm(losses):
     for i, value in enumerate(losses.values()):
         ax.text(value, i, f" {value:.2f}", va="center")
     ax.invert_yaxis()
-    ax.set(xlabel="loss per token, nats (logarithmic)", xscale="log", xlim=(1, max(losses.values()) * 3))
+    ax.set(
+        xlabel="loss per token, nats (logarithmic)",
+        xscale="log",
+        xlim=(1, max(losses.values()) * 3),
+    )
     show(fig, "Bars: " + ", ".join(f"{name} {value:.0f}" for name, value in losses.items()) + ".")

@@ -11,7 +11,9 @@ def sigmoid(x):
 
 
 def bradley_terry(d, cost, points):
-    """Left: the chance to win against the difference of rewards. Right: what 75 votes against 25 cost."""
+    """Left: the chance to win against the difference of rewards. Right: what 75 votes against 25
+    cost.
+    """
     fig, (left, right) = new(7.4, 2.9, columns=2)
     left.plot(d, sigmoid(d), color=RIGHT)
     for x, name in points:
@@ -28,14 +30,18 @@ def bradley_terry(d, cost, points):
     right.set_title("75 votes for, 25 against")
     show(
         fig,
-        "Left, the chance to be preferred rises from 0 to 1 along a sigmoid in the difference of the rewards; b over c at 0.67, "
-        "a over b at 0.75 and a over c at 0.86 lie on it. Right, the mean cost of a vote when 75 are for and 25 against: ln 2 "
+        "Left, the chance to be preferred rises from 0 to 1 along a sigmoid in the difference of "
+        "the rewards; b over c at 0.67, "
+        "a over b at 0.75 and a over c at 0.86 lie on it. Right, the mean cost of a vote when 75 "
+        "are for and 25 against: ln 2 "
         "at no difference, least at ln 3.",
     )
 
 
 def optimum(reference, policies, betas, distance, gained):
-    """Left: the best policies for several prices. Right: reward against distance, a point per price."""
+    """Left: the best policies for several prices. Right: reward against distance, a point per
+    price.
+    """
     fig, (left, right) = new(7.6, 3.0, columns=2)
     colours = (COLOURS["S"], COLOURS["D"], COLOURS["F"])
     bars = {"reference": (reference, NEUTRAL)}
@@ -52,19 +58,29 @@ def optimum(reference, policies, betas, distance, gained):
     for (beta, _), colour in zip(policies.items(), colours, strict=True):
         i = int(np.abs(np.log(betas / beta)).argmin())
         right.plot(distance[i], gained[i], "o", color=colour)
-        right.annotate(f"β = {beta:g}", (distance[i], gained[i]), (9, -10), textcoords="offset points", fontsize=9)
+        right.annotate(
+            f"β = {beta:g}",
+            (distance[i], gained[i]),
+            (9, -10),
+            textcoords="offset points",
+            fontsize=9,
+        )
     right.annotate("reference", (0, gained[-1]), (10, -4), textcoords="offset points", fontsize=9)
     right.set(xlabel="distance from the reference, nats", ylabel="mean reward", ylim=(0.6, 2.1))
     show(
         fig,
-        "Left, probabilities of three answers with rewards 0, 1 and 2: the reference 0.5, 0.3, 0.2; at beta 4 nearly the same, "
-        "at 1 the third has 0.53, at 0.25 nearly everything. Right, mean reward against distance from the reference: a curve "
+        "Left, probabilities of three answers with rewards 0, 1 and 2: the reference 0.5, 0.3, "
+        "0.2; at beta 4 nearly the same, "
+        "at 1 the third has 0.53, at 0.25 nearly everything. Right, mean reward against distance "
+        "from the reference: a curve "
         "that rises steeply at first and flattens, passed from left to right as beta falls.",
     )
 
 
 def brake(change, betas):
-    """Left: the loss; right: the votes that are left, both against the change of the log-odds, for several betas."""
+    """Left: the loss; right: the votes that are left, both against the change of the log-odds, for
+    several betas.
+    """
     fig, (left, right) = new(7.4, 2.9, columns=2)
     for beta, colour in zip(betas, (COLOURS["S"], COLOURS["D"], COLOURS["F"]), strict=True):
         left.plot(change, np.log1p(np.exp(-beta * change)), color=colour, label=f"β = {beta:g}")
@@ -74,18 +90,26 @@ def brake(change, betas):
     left.text(1.2, np.log(2) + 0.12, "start: ln 2", fontsize=9)
     left.set(xlabel="nats by which the chosen one has gained", ylabel="loss", ylim=(0, 2.6))
     right.axhline(0.25, color=NEUTRAL, linewidth=0.8, linestyle=":")
-    right.set(xlabel="nats by which the chosen one has gained", ylabel="weight of the pair, σ(−m)", ylim=(0, 1))
+    right.set(
+        xlabel="nats by which the chosen one has gained",
+        ylabel="weight of the pair, σ(−m)",
+        ylim=(0, 1),
+    )
     left.legend(loc="upper right")
     show(
         fig,
-        "Loss and weight of a pair against the nats gained by the chosen answer over the rejected one, for beta 0.03, 0.1 and "
-        "0.5. All losses start at ln 2 and all weights at one half; with beta 0.5 the weight is a quarter after two nats, with "
+        "Loss and weight of a pair against the nats gained by the chosen answer over the rejected "
+        "one, for beta 0.03, 0.1 and "
+        "0.5. All losses start at ln 2 and all weights at one half; with beta 0.5 the weight is a "
+        "quarter after two nats, with "
         "0.1 after eleven, with 0.03 after 37.",
     )
 
 
 def rows(tokens, targets, ignore):
-    """A batch of pairs: what goes in, and the target below it; chosen rows above, rejected ones below."""
+    """A batch of pairs: what goes in, and the target below it; chosen rows above, rejected ones
+    below.
+    """
     fig, ax = new(6.6, 3.4)
     count, length = tokens.shape
     lengths = [max(t for t in range(length) if targets[i, t] != ignore) + 1 for i in range(count)]
@@ -94,10 +118,21 @@ def rows(tokens, targets, ignore):
         for t in range(length):
             asked, filler = targets[i, t] != ignore, t >= lengths[i]
             colour = "#f0f0f0" if filler else (RIGHT if chosen else WRONG) if asked else "#cccccc"
-            ax.add_patch(Rectangle((t, i), 0.94, 0.86, facecolor=colour, alpha=0.75, edgecolor="white"))
-            text = "filler" if filler else f"{tokens[i, t]} → {targets[i, t].item() if asked else '·'}"
+            ax.add_patch(
+                Rectangle((t, i), 0.94, 0.86, facecolor=colour, alpha=0.75, edgecolor="white")
+            )
+            text = (
+                "filler" if filler else f"{tokens[i, t]} → {targets[i, t].item() if asked else '·'}"
+            )
             white = asked and not filler
-            ax.text(t + 0.47, i + 0.43, text, ha="center", va="center", color="white" if white else "#444444")
+            ax.text(
+                t + 0.47,
+                i + 0.43,
+                text,
+                ha="center",
+                va="center",
+                color="white" if white else "#444444",
+            )
         ax.text(
             -0.15,
             i + 0.43,
@@ -111,8 +146,10 @@ def rows(tokens, targets, ignore):
         spine.set_visible(False)
     show(
         fig,
-        "Four rows of tokens with the target of each: two chosen answers above, the two rejected ones of the same prompts "
-        "below. Prompt tokens but the last have no target, every token of an answer and its end is a target once, and what is "
+        "Four rows of tokens with the target of each: two chosen answers above, the two rejected "
+        "ones of the same prompts "
+        "below. Prompt tokens but the last have no target, every token of an answer and its end is "
+        "a target once, and what is "
         "shorter is filled up at the right.",
     )
 
@@ -134,7 +171,8 @@ def course(steps, nats, accuracy, general):
     show(
         fig,
         f"Along {steps[-1]} steps. Left, the rejected answers lose many nats; the chosen ones "
-        f"{'gain hardly anything' if nats['chosen'][-1] > -2 else 'are taken along and fall too'}. Middle, the accuracy on "
+        f"{'gain hardly anything' if nats['chosen'][-1] > -2 else 'are taken along and fall too'}. "
+        f"Middle, the accuracy on "
         f"held-out pairs rises from one half to one. Right, the loss on ordinary stories rises"
         f"{' slightly' if general[-1] - general[0] < 0.05 else ' steeply'}.",
     )
@@ -146,12 +184,20 @@ def losses(curves):
     colours = (RIGHT, COLOURS["D"], COLOURS["L"], WRONG, COLOURS["K"])
     styles = ("-", "-", "--", "-", "-")
     for (name, values), colour, style in zip(curves.items(), colours, styles, strict=True):
-        ax.plot(values, style, color=colour, label=name.replace("_", " "), linewidth=2 if name == "right" else 1.4)
+        ax.plot(
+            values,
+            style,
+            color=colour,
+            label=name.replace("_", " "),
+            linewidth=2 if name == "right" else 1.4,
+        )
     ax.set(xlabel="step", ylabel="loss as reported", ylim=(0, None), xticks=range(0, 20, 4))
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     show(
         fig,
-        "The loss that five versions report along twenty steps. The right one and the swapped one start at ln 2 and fall; the "
-        "one without a reference starts elsewhere and falls; the mean of tokens hardly leaves ln 2; with the adapter left on the "
+        "The loss that five versions report along twenty steps. The right one and the swapped one "
+        "start at ln 2 and fall; the "
+        "one without a reference starts elsewhere and falls; the mean of tokens hardly leaves ln "
+        "2; with the adapter left on the "
         "line is flat at ln 2.",
     )

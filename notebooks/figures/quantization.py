@@ -6,27 +6,43 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 
 
 def ceilings(sizes: dict, bandwidths: dict):
-    """Tokens per second that memory allows, for formats of the 8B model, on machines of several bandwidths."""
+    """Tokens per second that memory allows, for formats of the 8B model, on machines of several
+    bandwidths.
+    """
     fig, ax = new(7.2, 3.2)
     speed = np.geomspace(10, 4000, 100)
-    for (name, size), colour in zip(sizes.items(), (NEUTRAL, COLOURS["D"], COLOURS["H"], RIGHT), strict=True):
+    for (name, size), colour in zip(
+        sizes.items(), (NEUTRAL, COLOURS["D"], COLOURS["H"], RIGHT), strict=True
+    ):
         ax.loglog(speed, speed / size, color=colour, label=name)
         ax.text(4300, 4000 / size, name, color=colour, va="center", fontsize=9)
     for name, value in bandwidths.items():
         ax.axvline(value, color="#bbbbbb", linestyle="--", linewidth=1)
         ax.text(value, 1500, name, ha="center", fontsize=8, color="#666666")
-    ax.set(xlabel="memory bandwidth, GB/s", ylabel="tokens/s at most", ylim=(0.2, 1300), xlim=(10, 4000))
+    ax.set(
+        xlabel="memory bandwidth, GB/s",
+        ylabel="tokens/s at most",
+        ylim=(0.2, 1300),
+        xlim=(10, 4000),
+    )
     show(
         fig,
-        "Four parallel rising lines on logarithmic axes: the 8B model in float32, bfloat16, 8 and 4 bits. At 30 GB/s they "
-        "allow about 1, 2, 4 and 6 tokens per second; each halving of the bytes doubles the ceiling.",
+        "Four parallel rising lines on logarithmic axes: the 8B model in float32, bfloat16, 8 and "
+        "4 bits. At 30 GB/s they "
+        "allow about 1, 2, 4 and 6 tokens per second; each halving of the bytes doubles the "
+        "ceiling.",
     )
 
 
 def grids(weights, low, step, symmetric):
-    """A row's numbers on two ladders of 16 levels: from its smallest to its largest, and centred on zero."""
+    """A row's numbers on two ladders of 16 levels: from its smallest to its largest, and centred on
+    zero.
+    """
     fig, axes = new(7.4, 2.4, rows=2, sharex=True)
-    ladders = ((low + step * np.arange(16), RIGHT, "low + step·q"), (symmetric * np.arange(-8, 8), WRONG, "step·q"))
+    ladders = (
+        (low + step * np.arange(16), RIGHT, "low + step·q"),
+        (symmetric * np.arange(-8, 8), WRONG, "step·q"),
+    )
     for ax, (ladder, colour, name) in zip(axes, ladders, strict=True):
         ax.vlines(ladder, 0, 1, color=colour, linewidth=1)
         nearest = ladder[np.abs(weights[:, None] - ladder).argmin(1)]
@@ -40,8 +56,10 @@ def grids(weights, low, step, symmetric):
     axes[1].set(xlabel="weight")
     show(
         fig,
-        "Thirty-two weights and two ladders of sixteen rungs. The ladder from the smallest weight to the largest uses every "
-        "rung; the one centred on zero reaches beyond the weights on one side and its rungs are farther apart.",
+        "Thirty-two weights and two ladders of sixteen rungs. The ladder from the smallest weight "
+        "to the largest uses every "
+        "rung; the one centred on zero reaches beyond the weights on one side and its rungs are "
+        "farther apart.",
     )
 
 
@@ -56,29 +74,43 @@ def error_by_group(groups, errors, bits):
     left.set_yticks([0.05, 0.1, 0.2, 0.4], ["5%", "10%", "20%", "40%"])
     left.legend(fontsize=8)
     right.plot(groups, bits, "o-", color=COLOURS["L"])
-    right.set(xlabel="group size", ylabel="bits per weight", xscale="log", xticks=groups, ylim=(3.8, 8.2))
+    right.set(
+        xlabel="group size", ylabel="bits per weight", xscale="log", xticks=groups, ylim=(3.8, 8.2)
+    )
     right.set_xticklabels([str(g) for g in groups], fontsize=8, rotation=45)
     right.minorticks_off()
     show(
         fig,
-        "Left: relative error of four-bit weights grows with the group size, for the matrix as it is and, far more, after "
-        "one outlier was put into it. Right: bits per weight fall from 8 at groups of 8 to little more than 4 at 576.",
+        "Left: relative error of four-bit weights grows with the group size, for the matrix as it "
+        "is and, far more, after "
+        "one outlier was put into it. Right: bits per weight fall from 8 at groups of 8 to little "
+        "more than 4 at 576.",
     )
 
 
 def tile_picture():
-    """Where the kernel keeps the levels of 64 rows: one byte holds rows r and r + 32 of a column."""
+    """Where the kernel keeps the levels of 64 rows: one byte holds rows r and r + 32 of a
+    column.
+    """
     from matplotlib.patches import Rectangle
 
     fig, ax = new(7.2, 2.6)
     for r, (label, colour) in enumerate((("rows 0..31", RIGHT), ("rows 32..63", COLOURS["D"]))):
         for column in range(6):
-            ax.add_patch(Rectangle((column, 1.2 - 1.1 * r), 0.9, 1, facecolor=colour, alpha=0.35 + 0.08 * column))
-            ax.text(column + 0.45, 1.7 - 1.1 * r, f"k={column}", ha="center", va="center", fontsize=8)
+            ax.add_patch(
+                Rectangle(
+                    (column, 1.2 - 1.1 * r), 0.9, 1, facecolor=colour, alpha=0.35 + 0.08 * column
+                )
+            )
+            ax.text(
+                column + 0.45, 1.7 - 1.1 * r, f"k={column}", ha="center", va="center", fontsize=8
+            )
         ax.text(-0.2, 1.7 - 1.1 * r, label, ha="right", va="center", fontsize=9)
     for column in range(6):
         x = 8 + 0.95 * column
-        ax.add_patch(Rectangle((x, 1.2), 0.85, 0.5, facecolor=COLOURS["D"], alpha=0.35 + 0.08 * column))
+        ax.add_patch(
+            Rectangle((x, 1.2), 0.85, 0.5, facecolor=COLOURS["D"], alpha=0.35 + 0.08 * column)
+        )
         ax.add_patch(Rectangle((x, 0.7), 0.85, 0.5, facecolor=RIGHT, alpha=0.35 + 0.08 * column))
         ax.text(x + 0.42, 1.85, f"k={column}", ha="center", fontsize=8)
     ax.text(7.8, 1.45, "high halves", ha="right", va="center", fontsize=9)
@@ -90,8 +122,10 @@ def tile_picture():
         spine.set_visible(False)
     show(
         fig,
-        "Left, a tile of 64 rows cut into an upper and a lower half, column by column. Right, the bytes: for each column k, "
-        "32 bytes whose low halves are the upper rows' levels and whose high halves are the lower rows'.",
+        "Left, a tile of 64 rows cut into an upper and a lower half, column by column. Right, the "
+        "bytes: for each column k, "
+        "32 bytes whose low halves are the upper rows' levels and whose high halves are the lower "
+        "rows'.",
     )
 
 
@@ -102,10 +136,16 @@ def quality(results: dict, size: dict):
         colour = NEUTRAL if name == "bfloat16" else COLOURS["H"] if "int8" in name else RIGHT
         ax.semilogy(size[name] / 1e6, kl, "o", color=colour)
         ax.text(size[name] / 1e6 + 3, kl, name, va="center", fontsize=9, color=colour)
-    ax.set(xlabel="megabytes", ylabel="KL divergence from float32, nats", xlim=(60, 320), ylim=(3e-4, 2))
+    ax.set(
+        xlabel="megabytes",
+        ylabel="KL divergence from float32, nats",
+        xlim=(60, 320),
+        ylim=(3e-4, 2),
+    )
     show(
         fig,
-        "Each format as a point, bytes against divergence from the float32 model. bfloat16 at 269 MB and int8 at 135 MB "
+        "Each format as a point, bytes against divergence from the float32 model. bfloat16 at 269 "
+        "MB and int8 at 135 MB "
         "stay near a thousandth of a nat; int4 in the file's own blocks of 32 is as good at 95 MB; "
         "groups of 64 and more cost a hundred times as much.",
     )
@@ -115,9 +155,15 @@ def by_layer(kl_by_part: dict):
     """Divergence when only one kind of matrix is quantized."""
     fig, ax = new(6.6, 2.8)
     names = list(kl_by_part)
-    ax.barh(names, kl_by_part.values(), color=[COLOURS["V"] if "head" in n else COLOURS["F"] for n in names])
+    ax.barh(
+        names,
+        kl_by_part.values(),
+        color=[COLOURS["V"] if "head" in n else COLOURS["F"] for n in names],
+    )
     for i, value in enumerate(kl_by_part.values()):
         ax.text(value, i, f" {value:.2g}", va="center", fontsize=9)
     ax.invert_yaxis()
     ax.set(xlabel="KL divergence from float32, nats", xlim=(0, 1.2 * max(kl_by_part.values())))
-    show(fig, "Bars: " + ", ".join(f"{name} {value:.2g}" for name, value in kl_by_part.items()) + ".")
+    show(
+        fig, "Bars: " + ", ".join(f"{name} {value:.2g}" for name, value in kl_by_part.items()) + "."
+    )

@@ -12,24 +12,38 @@ def lookup(table, ids, rows):
     numbers(right, rows, title=f"x = table[ids] (T, D), ids = {list(ids)}", colour=COLOURS["D"])
     left.set_yticks([i + 0.5 for i in range(len(table))], [f"id {i}" for i in range(len(table))])
     right.set_yticks([i + 0.5 for i in range(len(ids))], [f"token {i}" for i in range(len(ids))])
-    show(fig, f"A {len(table)} by {len(table[0])} table; ids {list(ids)} pick its rows, one per token.")
+    show(
+        fig,
+        f"A {len(table)} by {len(table[0])} table; ids {list(ids)} pick its rows, one per token.",
+    )
 
 
 def stream_growth(real, toy):
-    """RMS of the residual stream after each layer: the real model's, and a random toy stack's without a norm."""
+    """RMS of the residual stream after each layer: the real model's, and a random toy stack's
+    without a norm.
+    """
     fig, (left, right) = new(7.4, 2.9, columns=2)
     for (label, values), colour in zip(real.items(), (NEUTRAL, COLOURS["L"]), strict=True):
         left.semilogy(range(len(values)), values, "o-", color=colour, markersize=3, label=label)
-    left.set(title="SmolLM2-135M, real weights", xlabel="block (0: embedding)", ylabel="RMS of the stream")
+    left.set(
+        title="SmolLM2-135M, real weights",
+        xlabel="block (0: embedding)",
+        ylabel="RMS of the stream",
+    )
     left.legend()
-    for label, values, colour in (("without a norm", toy["without"], WRONG), ("with RMSNorm", toy["with"], RIGHT)):
+    for label, values, colour in (
+        ("without a norm", toy["without"], WRONG),
+        ("with RMSNorm", toy["with"], RIGHT),
+    ):
         right.semilogy(range(1, len(values) + 1), values, color=colour, label=label)
     right.set(title="Toy stack: x + W x, 40 times", xlabel="layer")
     right.legend()
     show(
         fig,
-        "Left: ordinary tokens grow from 0.1 to 30 over 30 blocks; the first token jumps to 946 in block 12 and stays. "
-        "Right: without a norm the toy stack grows exponentially to a million, with one it stays below ten.",
+        "Left: ordinary tokens grow from 0.1 to 30 over 30 blocks; the first token jumps to 946 in "
+        "block 12 and stays. "
+        "Right: without a norm the toy stack grows exponentially to a million, with one it stays "
+        "below ten.",
     )
 
 
@@ -44,13 +58,20 @@ def circle(before, after):
     ax.plot(np.sqrt(2) * np.cos(angle), np.sqrt(2) * np.sin(angle), color=RIGHT, linewidth=0.7)
     ax.set(aspect="equal", title="D = 2: along their rays to radius $\\sqrt{2}$")
     ax.legend(loc="lower right")
-    show(fig, "Grey points move along rays from the origin onto a circle of radius square root of two.")
+    show(
+        fig,
+        "Grey points move along rays from the origin onto a circle of radius square root of two.",
+    )
 
 
 def eps_places(scales, curves):
     """RMS of the output against the RMS of the input for several places of eps."""
     fig, ax = new(6.4, 3)
-    styles = {"inside the root": (RIGHT, "-"), "outside the root": (WRONG, "-"), "no eps": (NEUTRAL, "--")}
+    styles = {
+        "inside the root": (RIGHT, "-"),
+        "outside the root": (WRONG, "-"),
+        "no eps": (NEUTRAL, "--"),
+    }
     for label, values in curves.items():
         colour, line = styles[label]
         ax.semilogx(scales, values, line, color=colour, label=label)
@@ -60,7 +81,8 @@ def eps_places(scales, curves):
     ax.legend()
     show(
         fig,
-        "Inside the root, inputs below 0.003 fade; outside, inputs a hundred times smaller still pass at full size.",
+        "Inside the root, inputs below 0.003 fade; outside, inputs a hundred times smaller still "
+        "pass at full size.",
     )
 
 
@@ -78,7 +100,8 @@ def precision(magnitudes, errors):
     ax.legend()
     show(
         fig,
-        "Error over input size: float16 fails completely from an RMS of 64 on, float32 inside stays at rounding error.",
+        "Error over input size: float16 fails completely from an RMS of 64 on, float32 inside "
+        "stays at rounding error.",
     )
 
 
@@ -87,10 +110,16 @@ def gains(weights):
     fig, axes = new(7.4, 2.8, columns=2, sharey=True)
     for ax, (title, rows) in zip(axes, weights.items(), strict=True):
         for i, row in enumerate(rows):
-            ax.plot(sorted(row), color=COLOURS["L"], alpha=0.15 + 0.85 * i / len(rows), linewidth=0.8)
+            ax.plot(
+                sorted(row), color=COLOURS["L"], alpha=0.15 + 0.85 * i / len(rows), linewidth=0.8
+            )
         ax.set(title=f"{title} (later layers darker)", xlabel="entry, sorted (D = 576)")
     axes[0].set_ylabel("weight")
-    show(fig, "Sorted norm weights per layer: most entries lie close together, a few are far larger or negative.")
+    show(
+        fig,
+        "Sorted norm weights per layer: most entries lie close together, a few are far larger or "
+        "negative.",
+    )
 
 
 def fold(original, folded):

@@ -20,17 +20,35 @@ def same_rows(names, rows):
     limit = max(float(np.abs(row).max()) for row in rows.values())
     for ax, words in zip(axes, names, strict=True):
         ax.imshow(np.stack([rows[word] for word in words]), vmin=-limit, vmax=limit, aspect="auto")
-        ax.set(title=" ".join(words), yticks=range(len(words)), yticklabels=words, xticks=[], xlabel="D")
+        ax.set(
+            title=" ".join(words),
+            yticks=range(len(words)),
+            yticklabels=words,
+            xticks=[],
+            xlabel="D",
+        )
         ax.grid(False)
-    show(fig, "Two pictures of three rows each; the rows of dog and man have changed places, no row has changed.")
+    show(
+        fig,
+        "Two pictures of three rows each; the rows of dog and man have changed places, no row has "
+        "changed.",
+    )
 
 
 def arrows(q, k, pairs, turn):
     """A query and a key turned for several (m, n): the angle between them depends on m - n only."""
     fig, axes = new(7.4, 2.7, columns=len(pairs))
     for ax, (m, n) in zip(axes, pairs, strict=True):
-        for vector, colour, label in ((turn(q, m), COLOURS["T"], "q"), (turn(k, n), COLOURS["F"], "k")):
-            ax.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
+        for vector, colour, label in (
+            (turn(q, m), COLOURS["T"], "q"),
+            (turn(k, n), COLOURS["F"], "k"),
+        ):
+            ax.annotate(
+                "",
+                vector,
+                (0, 0),
+                arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2},
+            )
             ax.text(*(1.22 * np.asarray(vector)), label, color=colour, ha="center", va="center")
         for vector, colour in ((q, COLOURS["T"]), (k, COLOURS["F"])):
             ax.plot([0, vector[0]], [0, vector[1]], ":", color=colour, linewidth=1)
@@ -38,7 +56,8 @@ def arrows(q, k, pairs, turn):
         ax.set_title(f"m = {m}, n = {n}: q·k = {float(np.dot(turn(q, m), turn(k, n))):.0f}")
     show(
         fig,
-        "Three pictures of a query and a key as arrows, at positions (2, 1), (3, 2) and (5, 4): the pair turns as a "
+        "Three pictures of a query and a key as arrows, at positions (2, 1), (3, 2) and (5, 4): "
+        "the pair turns as a "
         "whole, the angle between the arrows stays, and so does the dot product, 3.",
     )
 
@@ -51,7 +70,11 @@ def drift(positions, added, turned):
     ax.set(xlabel="position of the key (the query stands 3 later)", ylabel="score $q \\cdot k$")
     ax.set_ylim(-3, 43)
     ax.legend(loc="upper right", ncols=2)
-    show(fig, "The score with added positions moves up and down as the pair moves along; with rotation it is flat.")
+    show(
+        fig,
+        "The score with added positions moves up and down as the pair moves along; with rotation "
+        "it is flat.",
+    )
 
 
 def clocks(speeds, positions, kernels):
@@ -66,18 +89,24 @@ def clocks(speeds, positions, kernels):
             end = x + 0.9 * np.cos(speed * position), y + 0.9 * np.sin(speed * position)
             axes[0].annotate("", end, (x, y), arrowprops={"arrowstyle": "-|>", "color": colour})
         axes[0].text(-1.4, y, f"{np.degrees(speed):.3g}°", ha="right", va="center", color=colour)
-    axes[0].set(xlim=(-3.4, 2.4 * len(positions) - 1.2), ylim=(-6.2, 1.4), aspect="equal", yticks=[])
+    axes[0].set(
+        xlim=(-3.4, 2.4 * len(positions) - 1.2), ylim=(-6.2, 1.4), aspect="equal", yticks=[]
+    )
     axes[0].set_xticks([2.4 * i for i in range(len(positions))], [str(p) for p in positions])
     axes[0].set(title="hands at five positions", xlabel="position")
     axes[0].grid(False)
     for (label, values), colour in zip(kernels.items(), (*shades, "#222222"), strict=True):
         axes[1].plot(values, color=colour, label=label, linewidth=2 if label == "all three" else 1)
-    axes[1].set(title="similarity to the vector at distance 0", xlabel="distance", ylim=(-1.1, 1.75))
+    axes[1].set(
+        title="similarity to the vector at distance 0", xlabel="distance", ylim=(-1.1, 1.75)
+    )
     axes[1].legend(ncols=2, loc="upper center", fontsize=8)
     show(
         fig,
-        "Left: dials for 90, 10 and 1 degree a step at positions 0, 1, 2, 4 and 36; the fast hand repeats after 4, the "
-        "slow one hardly moves. Right: the fast cosine returns to 1 every 4 positions, the slow one is flat, and the mean "
+        "Left: dials for 90, 10 and 1 degree a step at positions 0, 1, 2, 4 and 36; the fast hand "
+        "repeats after 4, the "
+        "slow one hardly moves. Right: the fast cosine returns to 1 every 4 positions, the slow "
+        "one is flat, and the mean "
         "of all three reaches 1 only at distance 0.",
     )
 
@@ -93,7 +122,8 @@ def wavelengths(lengths, context=8192):
     ax.legend()
     show(
         fig,
-        "Wavelengths rise as straight lines on a log scale from 6.3 positions at pair 0: to 54 thousand with theta 10,000, "
+        "Wavelengths rise as straight lines on a log scale from 6.3 positions at pair 0: to 54 "
+        "thousand with theta 10,000, "
         "to 2.6 million with theta 500,000. They cross 8,192 at pairs 50 and 35.",
     )
 
@@ -119,7 +149,8 @@ def pairings(width=8):
     ax.axis("off")
     show(
         fig,
-        "Eight entries of a head. Above, neighbours 0-1, 2-3, 4-5, 6-7 are joined as pairs; below, the even entries have "
+        "Eight entries of a head. Above, neighbours 0-1, 2-3, 4-5, 6-7 are joined as pairs; below, "
+        "the even entries have "
         "moved to the left half, the odd ones to the right, and each pair is four places apart.",
     )
 
@@ -131,7 +162,12 @@ def _box(x, y, colour):
 
 
 def _bracket(colour, bend):
-    return {"arrowstyle": "-", "color": colour, "connectionstyle": f"arc3,rad={bend}", "linewidth": 1.2}
+    return {
+        "arrowstyle": "-",
+        "color": colour,
+        "connectionstyle": f"arc3,rad={bend}",
+        "linewidth": 1.2,
+    }
 
 
 def losses(curves, window=32):
@@ -148,12 +184,18 @@ def losses(curves, window=32):
         colour, line = styles[label]
         smooth = np.convolve(values.numpy(), kernel, mode="valid")
         ax.plot(np.arange(len(smooth)) + window, smooth, line, color=colour, label=label)
-    ax.set(xlabel="position in the text", ylabel=f"loss in nats, mean of {window} tokens", ylim=(2, 8.2))
+    ax.set(
+        xlabel="position in the text",
+        ylabel=f"loss in nats, mean of {window} tokens",
+        ylim=(2, 8.2),
+    )
     ax.legend(ncols=2, loc="upper center", fontsize=8)
     show(
         fig,
-        "Loss along a text of 256 tokens: as trained mostly 2.5 to 4.5; half-split on the same weights 4.5 to 6, as "
-        "high as without any rotation; half-split with permuted rows lies exactly on the trained curve.",
+        "Loss along a text of 256 tokens: as trained mostly 2.5 to 4.5; half-split on the same "
+        "weights 4.5 to 6, as "
+        "high as without any rotation; half-split with permuted rows lies exactly on the trained "
+        "curve.",
     )
 
 
@@ -162,14 +204,28 @@ def precision(positions, errors):
     fig, ax = new(6.8, 3.2)
     colours = {"bfloat16": WRONG, "float16": COLOURS["K"], "float32": RIGHT}
     for label, values in errors.items():
-        ax.loglog(positions, np.maximum(values, 1e-9), "o-", markersize=3, color=colours[label], label=label)
+        ax.loglog(
+            positions,
+            np.maximum(values, 1e-9),
+            "o-",
+            markersize=3,
+            color=colours[label],
+            label=label,
+        )
     ax.axhline(np.pi, color="#888888", linewidth=1)
-    ax.text(positions[0], np.pi * 1.4, "half a turn: nothing is left of the angle", color="#666666", fontsize=9)
+    ax.text(
+        positions[0],
+        np.pi * 1.4,
+        "half a turn: nothing is left of the angle",
+        color="#666666",
+        fontsize=9,
+    )
     ax.set(xlabel="position", ylabel="largest error (radians)")
     ax.legend(loc="lower right")
     show(
         fig,
-        "Largest angle error over position: bfloat16 passes half a turn at a position of about a thousand, float16 at "
+        "Largest angle error over position: bfloat16 passes half a turn at a position of about a "
+        "thousand, float16 at "
         "its last point, 32,767, float32 stays below a hundredth of a radian at 131,071.",
     )
 
@@ -179,20 +235,31 @@ def shifts(offsets, moved):
     fig, ax = new(6.8, 3)
     colours = {"bfloat16": WRONG, "float32": RIGHT, "float64": "#222222"}
     for label, values in moved.items():
-        ax.loglog(offsets, values, "o-", markersize=4, color=colours[label], label=f"angles in {label}")
+        ax.loglog(
+            offsets, values, "o-", markersize=4, color=colours[label], label=f"angles in {label}"
+        )
     ax.set(xlabel="all positions shifted by", ylabel="largest change of a logit", ylim=(1e-5, 200))
     ax.legend(loc="upper left", fontsize=9)
     show(
         fig,
-        "Change of the real logits over the shift: flat near 0.0001 with float64 angles, rising to two hundredths "
+        "Change of the real logits over the shift: flat near 0.0001 with float64 angles, rising to "
+        "two hundredths "
         "with float32, and to more than twenty with bfloat16.",
     )
 
 
 def coverage(turns, trained, raw, scaled):
-    """Turns made within the context by each pair: short training, and 131,072 positions with and without scaling."""
+    """Turns made within the context by each pair: short training, and 131,072 positions with and
+    without scaling.
+    """
     fig, ax = new(7, 3.5)
-    ax.fill_between(range(len(trained)), 1e-4, np.where(trained >= 1, turns[1], trained), color="#e3edf5", linewidth=0)
+    ax.fill_between(
+        range(len(trained)),
+        1e-4,
+        np.where(trained >= 1, turns[1], trained),
+        color="#e3edf5",
+        linewidth=0,
+    )
     ax.semilogy(trained, color="#222222", label="8,192 positions, as trained at first")
     ax.semilogy(raw, "--", color=WRONG, label="131,072 positions, frequencies unchanged")
     ax.semilogy(scaled, color=RIGHT, label="131,072 positions, scaled")
@@ -203,13 +270,17 @@ def coverage(turns, trained, raw, scaled):
     ax.legend(fontsize=8, loc="upper right")
     show(
         fig,
-        "Turns over pair index, log scale; the shaded range is what training covered: everything for pairs 0 to 34, and "
-        "less than one turn for pairs 35 to 63. Unchanged frequencies leave it sixteenfold, scaled ones twofold.",
+        "Turns over pair index, log scale; the shaded range is what training covered: everything "
+        "for pairs 0 to 34, and "
+        "less than one turn for pairs 35 to 63. Unchanged frequencies leave it sixteenfold, scaled "
+        "ones twofold.",
     )
 
 
 def zones(before, after, labels):
-    """Frequency over wavelength, before and after scaling, and the factor between them, in three colours."""
+    """Frequency over wavelength, before and after scaling, and the factor between them, in three
+    colours.
+    """
     fig, (left, right) = new(7.4, 3.2, columns=2)
     wavelength = 2 * np.pi / before
     left.loglog(wavelength, before, color=NEUTRAL, linewidth=1, label="before")
@@ -227,18 +298,24 @@ def zones(before, after, labels):
     right.set(title="slowed down by a factor of", yticks=[1, 2, 4, 8], xlim=(4, 5e6))
     show(
         fig,
-        "Left: frequencies fall along a line; pairs 0 to 28 stay on it, 29 to 34 bend away, 35 to 63 run parallel, eight "
-        "times lower. Right: the slowing factor is 1 up to 2,048, rises steeply to 8 at 8,192 and stays.",
+        "Left: frequencies fall along a line; pairs 0 to 28 stay on it, 29 to 34 bend away, 35 to "
+        "63 run parallel, eight "
+        "times lower. Right: the slowing factor is 1 up to 2,048, rises steeply to 8 at 8,192 and "
+        "stays.",
     )
 
 
 def kernel(distances, curves):
-    """Mean cosine over all pairs by distance, for the choices of frequencies; and the first few distances alone."""
+    """Mean cosine over all pairs by distance, for the choices of frequencies; and the first few
+    distances alone.
+    """
     fig, (left, right) = new(7.4, 3.3, columns=2, width_ratios=[1, 1.9])
     near = np.asarray(distances) <= 8
     for label, values in curves.items():
         colour, line = CHOICES[label]
-        left.plot(np.asarray(distances)[near], np.asarray(values)[near], line, color=colour, marker=".")
+        left.plot(
+            np.asarray(distances)[near], np.asarray(values)[near], line, color=colour, marker="."
+        )
         right.semilogx(distances, values, line, color=colour, label=label, linewidth=1)
     right.axvline(8192, color="#bbbbbb", linewidth=0.8)
     left.set(title="neighbours", xlabel="distance", ylabel="mean of cos(distance × f)")
@@ -246,8 +323,10 @@ def kernel(distances, curves):
     right.legend(fontsize=8, ncols=2, loc="upper center")
     show(
         fig,
-        "Left: from distance 0 to 8 the unchanged and the scaled kernel fall together to 0.80, the one divided by 8 stays "
-        "at 0.98. Right: the unchanged kernel falls towards zero beyond 8,192; the scaled one stays above it, near 0.2.",
+        "Left: from distance 0 to 8 the unchanged and the scaled kernel fall together to 0.80, the "
+        "one divided by 8 stays "
+        "at 0.98. Right: the unchanged kernel falls towards zero beyond 8,192; the scaled one "
+        "stays above it, near 0.2.",
     )
 
 
@@ -261,12 +340,18 @@ def copying(gaps, curves, without):
     ax.axhline(without, color="#888888", linewidth=0.8)
     ax.text(0, without + 0.15, "first time it is read", color="#666666", fontsize=9, va="bottom")
     ax.set_xticks(places, [f"{gap:,}" for gap in gaps], fontsize=9)
-    ax.set(xlabel="positions left free before the second copy", ylabel="loss of the second copy (nats)", ylim=(0, 11))
+    ax.set(
+        xlabel="positions left free before the second copy",
+        ylabel="loss of the second copy (nats)",
+        ylim=(0, 11),
+    )
     ax.legend(loc="upper left", fontsize=8)
     show(
         fig,
-        "Loss of a repeated passage: with unchanged frequencies below 1 up to a gap of 4,096, then nearly 5 and more; with "
-        "Llama 3.1's scaling below 2 up to 32,768 and high from 65,536 on; divided by 8, high everywhere.",
+        "Loss of a repeated passage: with unchanged frequencies below 1 up to a gap of 4,096, then "
+        "nearly 5 and more; with "
+        "Llama 3.1's scaling below 2 up to 32,768 and high from 65,536 on; divided by 8, high "
+        "everywhere.",
     )
 
 
@@ -279,10 +364,14 @@ def unnoticed(moved, loss_right, loss_wrong):
     top = float(torch.stack((loss_right, loss_wrong)).max())
     right.plot([0, top], [0, top], color=NEUTRAL, linewidth=0.8)
     right.set(
-        title="loss of each token (nats)", xlabel="frequencies as trained", ylabel="wrong scaling", aspect="equal"
+        title="loss of each token (nats)",
+        xlabel="frequencies as trained",
+        ylabel="wrong scaling",
+        aspect="equal",
     )
     show(
         fig,
-        "Left: logits move by hundredths at the first positions and by 0.3 to 1.3 after 150. Right: the loss of every "
+        "Left: logits move by hundredths at the first positions and by 0.3 to 1.3 after 150. "
+        "Right: the loss of every "
         "token with the wrong scaling against the right one: all points lie close to the diagonal.",
     )

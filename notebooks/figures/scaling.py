@@ -6,13 +6,18 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, plt, show
 
 
 PARTS = {
-    "weights": COLOURS["D"], "cache": COLOURS["K"], "activations": COLOURS["S"], "gradients": COLOURS["F"],
+    "weights": COLOURS["D"],
+    "cache": COLOURS["K"],
+    "activations": COLOURS["S"],
+    "gradients": COLOURS["F"],
     "optimizer": COLOURS["L"],
-}  # fmt: skip
+}
 
 
 def context(sizes: dict, weights: dict, full: int):
-    """Memory of weights and one row's cache against the length of the context, with cards of 80 GB as steps."""
+    """Memory of weights and one row's cache against the length of the context, with cards of 80 GB
+    as steps.
+    """
     from minillama.distributed.planning import cache_bytes
 
     fig, ax = new(7.0, 3.3)
@@ -28,17 +33,23 @@ def context(sizes: dict, weights: dict, full: int):
     ax.set_yticks([20, 50, 100, 200, 500, 1000], ["20", "50", "100", "200", "500", "1,000"])
     ax.plot([], [], color="#444444", label="weights and one row")
     ax.plot([], [], "--", color="#444444", label="weights and eight rows")
-    ax.set(xlabel="tokens in each row, in units of 1,024", ylabel="GB", ylim=(11, 3500), xlim=(0, 128))
+    ax.set(
+        xlabel="tokens in each row, in units of 1,024", ylabel="GB", ylim=(11, 3500), xlim=(0, 128)
+    )
     ax.legend(loc="upper left", ncols=2, fontsize=8)
     show(
         fig,
-        "Memory for weights and cache against context, logarithmic. With eight rows 8B grows from 16 to 153 GB at 131,072 "
-        "tokens, 70B from 141 to 485, 405B from 812 to 1,353, which is more than sixteen cards' 1,152.",
+        "Memory for weights and cache against context, logarithmic. With eight rows 8B grows from "
+        "16 to 153 GB at 131,072 "
+        "tokens, 70B from 141 to 485, 405B from 812 to 1,353, which is more than sixteen cards' "
+        "1,152.",
     )
 
 
 def parts(sizes: dict):
-    """Stacked bars: bytes by part, for serving eight rows of 8,192 tokens and for training on one such row."""
+    """Stacked bars: bytes by part, for serving eight rows of 8,192 tokens and for training on one
+    such row.
+    """
     fig, axes = new(7.2, 2.9, columns=2)
     for ax, task, title in zip(
         axes,
@@ -62,7 +73,12 @@ def parts(sizes: dict):
                     )
                 start += size / total
             ax.text(1.02, y, f"{total / 1e9:,.0f} GB", va="center", fontsize=9)
-        ax.set(yticks=range(len(sizes)), yticklabels=[name.upper() for name in sizes], xticks=[], xlim=(0, 1.28))
+        ax.set(
+            yticks=range(len(sizes)),
+            yticklabels=[name.upper() for name in sizes],
+            xticks=[],
+            xlim=(0, 1.28),
+        )
         ax.set_title(title)
         ax.grid(False)
         ax.invert_yaxis()
@@ -71,8 +87,10 @@ def parts(sizes: dict):
     fig.legend(handles, PARTS, loc="outside lower center", ncols=5, fontsize=8)
     show(
         fig,
-        "Shares of memory by part for 8B, 70B and 405B. Serving eight rows of 8,192 tokens: mostly weights, for 8B a third "
-        "cache. Training on one row: optimizer state is the largest part, then activations, weights and gradients.",
+        "Shares of memory by part for 8B, 70B and 405B. Serving eight rows of 8,192 tokens: mostly "
+        "weights, for 8B a third "
+        "cache. Training on one row: optimizer state is the largest part, then activations, "
+        "weights and gradients.",
     )
 
 
@@ -89,21 +107,37 @@ def step(batches, steps, turn, most):
     for part, name in lines.items():
         values = [1e3 * each[part] for each in steps]
         ax.loglog(batches, values, color=colours[part], label=name)
-    total = [1e3 * (max(e["weights"], e["products"]) + max(e["cache"], e["scores"]) + e["links"]) for e in steps]
+    total = [
+        1e3 * (max(e["weights"], e["products"]) + max(e["cache"], e["scores"]) + e["links"])
+        for e in steps
+    ]
     ax.loglog(batches, total, color="#222222", linewidth=2.2, label="together")
     ax.axvline(turn, color=NEUTRAL, linestyle=":")
-    ax.text(turn * 1.06, 0.12, f"{turn:.0f}: as long to\ncompute as to read", fontsize=8, color="#555555")
+    ax.text(
+        turn * 1.06,
+        0.12,
+        f"{turn:.0f}: as long to\ncompute as to read",
+        fontsize=8,
+        color="#555555",
+    )
     ax.axvspan(most * 2**0.5, batches[-1], color="#f0f0f0", zorder=0)
     ax.text(most * 1.55, 600, "does not fit", fontsize=9, color="#555555")
-    ax.set(xlabel="rows (batch)", ylabel="thousandths of a second", xlim=(1, batches[-1]), ylim=(0.08, 1500))
+    ax.set(
+        xlabel="rows (batch)",
+        ylabel="thousandths of a second",
+        xlim=(1, batches[-1]),
+        ylim=(0.08, 1500),
+    )
     ax.set_xticks([1, 4, 16, 64, 256, 1024], ["1", "4", "16", "64", "256", "1,024"])
     ax.set_yticks([0.1, 1, 10, 100, 1000], ["0.1", "1", "10", "100", "1,000"])
     ax.minorticks_off()
     ax.legend(fontsize=8, loc="upper left")
     show(
         fig,
-        "Time of a decode step of 405B on 16 H100 against the batch, logarithmic. Reading the weights is flat at thirty thousandths of a second, "
-        "products rise and meet it at 295 rows, caches of 8,192 tokens rise too and pass it at about 200 rows; memory ends "
+        "Time of a decode step of 405B on 16 H100 against the batch, logarithmic. Reading the "
+        "weights is flat at thirty thousandths of a second, "
+        "products rise and meet it at 295 rows, caches of 8,192 tokens rise too and pass it at "
+        "about 200 rows; memory ends "
         "before, at 64.",
     )
 
@@ -113,50 +147,102 @@ def cut(cfg, ranks):
     fig, ax = new(7.0, 2.6)
     q, kv = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
     shapes = {
-        "wq": (q, cfg.dim, 0), "wk": (kv, cfg.dim, 0), "wv": (kv, cfg.dim, 0), "wo": (cfg.dim, q, 1),
-        "gate": (cfg.ffn_dim, cfg.dim, 0), "up": (cfg.ffn_dim, cfg.dim, 0), "down": (cfg.dim, cfg.ffn_dim, 1),
-    }  # fmt: skip
+        "wq": (q, cfg.dim, 0),
+        "wk": (kv, cfg.dim, 0),
+        "wv": (kv, cfg.dim, 0),
+        "wo": (cfg.dim, q, 1),
+        "gate": (cfg.ffn_dim, cfg.dim, 0),
+        "up": (cfg.ffn_dim, cfg.dim, 0),
+        "down": (cfg.dim, cfg.ffn_dim, 1),
+    }
     left = 0
     for name, (rows, columns, along) in shapes.items():
         for rank, colour in zip(range(ranks), (RIGHT, COLOURS["D"]), strict=True):
             height, width = (rows / ranks, columns) if along == 0 else (rows, columns / ranks)
             x, y = (left, rank * height) if along == 0 else (left + rank * width, 0)
-            ax.add_patch(plt.Rectangle((x, y), width, height, facecolor=colour, edgecolor="white", linewidth=1.5))
+            ax.add_patch(
+                plt.Rectangle(
+                    (x, y), width, height, facecolor=colour, edgecolor="white", linewidth=1.5
+                )
+            )
             if height > 50:
-                ax.text(x + width / 2, y + height / 2, rank, ha="center", va="center", color="white", fontsize=8)
+                ax.text(
+                    x + width / 2,
+                    y + height / 2,
+                    rank,
+                    ha="center",
+                    va="center",
+                    color="white",
+                    fontsize=8,
+                )
         ax.text(left, -25, name, fontsize=9)
         left += columns + 60
     ax.set(xlim=(-5, left), ylim=(cfg.ffn_dim + 5, -90), aspect="equal")
     ax.axis("off")
     show(
         fig,
-        "The matrices of a block, cut for two ranks: wq, wk, wv, gate and up between rows, wo and down between columns.",
+        "The matrices of a block, cut for two ranks: wq, wk, wv, gate and up between rows, wo and "
+        "down between columns.",
     )
 
 
 def frontier(points, best):
-    """Tokens a second for one reader against the price of a million, by layout; the best ones joined."""
+    """Tokens a second for one reader against the price of a million, by layout; the best ones
+    joined.
+    """
     fig, ax = new(7.0, 3.5)
     groups = sorted({(t, p) for t, p, *_ in points}, reverse=True)
     colours = (COLOURS["L"], RIGHT, COLOURS["H"], COLOURS["D"], WRONG)
     for (t, p), colour in zip(groups, colours, strict=False):
         each = [q for q in points if q[:2] == (t, p)]
-        ax.loglog([q[3] for q in each], [q[4] for q in each], "o-", color=colour, markersize=4, linewidth=0.8)
-        ax.plot([], [], "o-", color=colour, label=f"{t} tensor rank{'s' * (t > 1)}, {p} stage{'s' * (p > 1)}")
+        ax.loglog(
+            [q[3] for q in each],
+            [q[4] for q in each],
+            "o-",
+            color=colour,
+            markersize=4,
+            linewidth=0.8,
+        )
+        ax.plot(
+            [],
+            [],
+            "o-",
+            color=colour,
+            label=f"{t} tensor rank{'s' * (t > 1)}, {p} stage{'s' * (p > 1)}",
+        )
     line = sorted(best, key=lambda q: q[3])
     ax.loglog(
-        [q[3] for q in line], [q[4] for q in line], color="#222222", linewidth=6, alpha=0.15, label="the frontier"
+        [q[3] for q in line],
+        [q[4] for q in line],
+        color="#222222",
+        linewidth=6,
+        alpha=0.15,
+        label="the frontier",
     )
     for q in line:
-        ax.annotate(f"B {q[2]}", (q[3], q[4]), (4, -11), textcoords="offset points", fontsize=7.5, color="#333333")
-    ax.set(xlabel="tokens a second for one reader, at most", ylabel="dollars for a million tokens, at least")
+        ax.annotate(
+            f"B {q[2]}",
+            (q[3], q[4]),
+            (4, -11),
+            textcoords="offset points",
+            fontsize=7.5,
+            color="#333333",
+        )
+    ax.set(
+        xlabel="tokens a second for one reader, at most",
+        ylabel="dollars for a million tokens, at least",
+    )
     ax.set_xticks([4, 8, 16, 32, 64], ["4", "8", "16", "32", "64"])
-    ax.set_yticks([3, 10, 30, 100, 300, 1000, 3000], ["3", "10", "30", "100", "300", "1,000", "3,000"])
+    ax.set_yticks(
+        [3, 10, 30, 100, 300, 1000, 3000], ["3", "10", "30", "100", "300", "1,000", "3,000"]
+    )
     ax.set(xlim=(3.4, 90), ylim=(2.5, 20_000))
     ax.minorticks_off()
     ax.legend(fontsize=8, ncols=2, loc="upper right")
     show(
         fig,
-        "Price of a million tokens against tokens a second for one reader, 405B on 16 H100, five layouts, batches of 1 to 64. "
-        "The frontier consists of 16 and 8 tensor ranks; layouts with fewer are slower and dearer everywhere.",
+        "Price of a million tokens against tokens a second for one reader, 405B on 16 H100, five "
+        "layouts, batches of 1 to 64. "
+        "The frontier consists of 16 and 8 tensor ranks; layouts with fewer are slower and dearer "
+        "everywhere.",
     )

@@ -17,7 +17,9 @@ def short(x: float) -> str:
 
 
 def toy(N, loss, with_dice, line):
-    """Three losses that halve with every factor of ten, and the same with half a nat of chance below them."""
+    """Three losses that halve with every factor of ten, and the same with half a nat of chance
+    below them.
+    """
     fig, ax = new(7.2, 3.2)
     far = np.geomspace(1e3, 1e9, 100)
     ax.loglog(far, 32 / far**0.30103, color=NEUTRAL, label="32 / N^0.301")
@@ -33,8 +35,10 @@ def toy(N, loss, with_dice, line):
     ax.legend(fontsize=8, loc="lower left")
     show(
         fig,
-        "Logarithmic axes. Three grey points on a straight falling line; three blue points half a nat above them on a curve that "
-        "flattens towards 0.5. A dashed line through the last two blue points leaves the curve and falls below 0.5.",
+        "Logarithmic axes. Three grey points on a straight falling line; three blue points half a "
+        "nat above them on a curve that "
+        "flattens towards 0.5. A dashed line through the last two blue points leaves the curve and "
+        "falls below 0.5.",
     )
 
 
@@ -50,13 +54,17 @@ def zipf(chances):
     right.yaxis.set_major_formatter("{x:.0f}%")
     show(
         fig,
-        "Left: the share of a fact over its rank, a straight falling line on logarithmic axes. Right: the share of tellings whose "
-        "fact is not among the n most frequent; after the first hundred facts it is some seven percent, and from there it falls ever more slowly.",
+        "Left: the share of a fact over its rank, a straight falling line on logarithmic axes. "
+        "Right: the share of tellings whose "
+        "fact is not among the n most frequent; after the first hundred facts it is some seven "
+        "percent, and from there it falls ever more slowly.",
     )
 
 
 def measured(runs, law, floor):
-    """Loss over tokens for every size: the measured points, the fitted curves, and what a perfect model reaches."""
+    """Loss over tokens for every size: the measured points, the fitted curves, and what a perfect
+    model reaches.
+    """
     fig, ax = new(7.4, 3.8)
     sizes = sorted({run["N"] for run in runs})
     for N, colour in zip(sizes, SHADES, strict=False):
@@ -66,7 +74,14 @@ def measured(runs, law, floor):
         grid = np.geomspace(min(D), max(D), 50)
         ax.loglog(grid, law(N, grid), color=colour, linewidth=1)
     ax.axhline(floor, color="#888888", linestyle=":")
-    ax.text(max(run["D"] for run in runs), floor * 1.03, "a perfect model", fontsize=8, color="#666666", ha="right")
+    ax.text(
+        max(run["D"] for run in runs),
+        floor * 1.03,
+        "a perfect model",
+        fontsize=8,
+        color="#666666",
+        ha="right",
+    )
     every = sorted({run["D"] for run in runs})
     ax.set_xticks(every, [short(D) for D in every])
     ax.set_yticks([0.4, 0.5, 0.6, 0.7, 0.8, 0.9], ["0.4", "0.5", "0.6", "0.7", "0.8", "0.9"])
@@ -75,21 +90,35 @@ def measured(runs, law, floor):
     ax.legend(fontsize=8)
     show(
         fig,
-        f"Measured losses of {len(sizes)} sizes over the tokens they were trained on, on logarithmic axes, with a fitted curve "
-        "through each size. All fall towards the right and flatten; larger sizes lie lower, above the dotted line of a perfect model.",
+        f"Measured losses of {len(sizes)} sizes over the tokens they were trained on, on "
+        f"logarithmic axes, with a fitted curve "
+        "through each size. All fall towards the right and flatten; larger sizes lie lower, above "
+        "the dotted line of a perfect model.",
     )
 
 
 def predicted(runs, law, held, others):
-    """Predicted against measured loss; the held-out size in its own colour, with the range of other fits."""
+    """Predicted against measured loss; the held-out size in its own colour, with the range of other
+    fits.
+    """
     fig, ax = new(5.4, 4.0)
     x = [run["loss"] for run in runs]
-    ax.loglog(x, [law(run["N"], run["D"]) for run in runs], "o", color=NEUTRAL, label="sizes that were fitted")
+    ax.loglog(
+        x,
+        [law(run["N"], run["D"]) for run in runs],
+        "o",
+        color=NEUTRAL,
+        label="sizes that were fitted",
+    )
     for run in held:
         spread = [other(run["N"], run["D"]) for other in others]
         ax.plot([run["loss"]] * 2, [min(spread), max(spread)], color=RIGHT, linewidth=1)
     ax.loglog(
-        [run["loss"] for run in held], [law(run["N"], run["D"]) for run in held], "D", color=RIGHT, label="held out"
+        [run["loss"] for run in held],
+        [law(run["N"], run["D"]) for run in held],
+        "D",
+        color=RIGHT,
+        label="held out",
     )
     low, high = 0.9 * min(x + [run["loss"] for run in held]), 1.1 * max(x)
     ax.plot([low, high], [low, high], color="#bbbbbb", linewidth=1)
@@ -100,7 +129,8 @@ def predicted(runs, law, held, others):
     ax.legend(fontsize=8)
     show(
         fig,
-        "Loss by the law against measured loss. Grey points of the fitted sizes lie about the diagonal; the blue diamonds of the "
+        "Loss by the law against measured loss. Grey points of the fitted sizes lie about the "
+        "diagonal; the blue diamonds of the "
         "held-out size, each with a bar for what other fits say, lie near its lower end.",
     )
 
@@ -115,7 +145,9 @@ def wrong(found: dict, entropy: float):
     left.text(entropy, -0.62, "the dice", ha="center", fontsize=8, color="#666666")
     left.set(xlabel="E, nats")
     for i, name in enumerate(names):
-        right.plot([100 * error for error in found[name][1:]], [i, i], color=colours[i], linewidth=1)
+        right.plot(
+            [100 * error for error in found[name][1:]], [i, i], color=colours[i], linewidth=1
+        )
         right.plot(100 * found[name][1], i, "o", color=colours[i])
         right.plot(100 * found[name][2], i, "D", color=colours[i])
     right.plot([], [], "o", color=NEUTRAL, label="102,400 tokens")
@@ -125,8 +157,14 @@ def wrong(found: dict, entropy: float):
     right.xaxis.set_major_formatter("{x:.0f}%")
     right.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     left.invert_yaxis()
-    told = ", ".join(f"{name}: E {E:.2f}, {one:+.0%} and {two:+.0%}" for name, (E, one, two) in found.items())
-    show(fig, f"Left, bars: the E of five fits, beside a dotted line at the true one. Right: their two errors. {told}.")
+    told = ", ".join(
+        f"{name}: E {E:.2f}, {one:+.0%} and {two:+.0%}" for name, (E, one, two) in found.items()
+    )
+    show(
+        fig,
+        f"Left, bars: the E of five fits, beside a dotted line at the true one. Right: their two "
+        f"errors. {told}.",
+    )
 
 
 def frontier(law, budgets):
@@ -142,8 +180,10 @@ def frontier(law, budgets):
     ax.legend(title="operations 6ND", fontsize=8, title_fontsize=8)
     show(
         fig,
-        f"{len(budgets)} curves, one for each budget of operations: loss over the number of weights, high for too small and for too "
-        "large models. A black line joins their lowest points and moves to the right and down as the budget grows.",
+        f"{len(budgets)} curves, one for each budget of operations: loss over the number of "
+        f"weights, high for too small and for too "
+        "large models. A black line joins their lowest points and moves to the right and down as "
+        "the budget grows.",
     )
 
 
@@ -157,6 +197,7 @@ def lifetime(served, costs: dict):
     ax.legend(fontsize=9)
     show(
         fig,
-        "Operations over tokens served, logarithmic. The larger model of least training cost starts lower; the curves cross, and "
+        "Operations over tokens served, logarithmic. The larger model of least training cost "
+        "starts lower; the curves cross, and "
         "behind the crossing the small model that was trained longer costs less.",
     )

@@ -6,7 +6,9 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 
 
 def pairs(kept, children, things):
-    """Which children and things never meet in a training story: kept (children, things), True where kept back."""
+    """Which children and things never meet in a training story: kept (children, things), True where
+    kept back.
+    """
     fig, ax = new(7.6, 3.2)
     ax.imshow(np.array(kept).T, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
     ax.set_xticks(range(len(children)), children, rotation=90, fontsize=8)
@@ -14,13 +16,16 @@ def pairs(kept, children, things):
     ax.grid(False)
     show(
         fig,
-        "A table of forty children and twenty things. Each child has two marked things, in diagonal stripes, and every "
+        "A table of forty children and twenty things. Each child has two marked things, in "
+        "diagonal stripes, and every "
         "second row has no mark at all: these pairs occur in validation stories only.",
     )
 
 
 def surprise(words, ideal, model=None, width=104):
-    """A story as lines of words, above each word a bar: what it tells the ideal reader and, behind, the model."""
+    """A story as lines of words, above each word a bar: what it tells the ideal reader and, behind,
+    the model.
+    """
     lines, line, used = [], [], 0
     for i, word in enumerate(words):
         if used + len(word) > width:
@@ -31,7 +36,15 @@ def surprise(words, ideal, model=None, width=104):
     for ax, line in zip(axes, lines, strict=True):
         for i, at, word in line:
             left, right = at + len(word) - len(word.lstrip()), at + len(word)
-            ax.text((left + right) / 2, -0.5, word.strip(), fontsize=8, va="top", ha="center", family="monospace")
+            ax.text(
+                (left + right) / 2,
+                -0.5,
+                word.strip(),
+                fontsize=8,
+                va="top",
+                ha="center",
+                family="monospace",
+            )
             bar = dict(x=(left + right) / 2, width=right - left)
             if model is not None:
                 ax.bar(height=model[i], color=WRONG, **bar)
@@ -47,7 +60,9 @@ def curve(steps, losses, tried, floor):
     fig, (left, right) = new(7.6, 2.9, columns=2)
     for ax in (left, right):
         ax.plot(steps, losses, color=NEUTRAL, linewidth=0.8, label="training")
-        ax.plot(*zip(*tried, strict=True), "o-", color=RIGHT, markersize=4, label="stories kept back")
+        ax.plot(
+            *zip(*tried, strict=True), "o-", color=RIGHT, markersize=4, label="stories kept back"
+        )
         ax.axhline(floor, color=WRONG, linestyle="--", label="floor of the grammar")
         ax.set(xlabel="step")
     left.set(ylabel="nats per token")
@@ -56,8 +71,10 @@ def curve(steps, losses, tried, floor):
     right.set_title("the same, enlarged")
     show(
         fig,
-        "The loss falls from 6.9 within 300 steps to 0.6, stands still near 0.5 from step 400 to 750, falls to 0.3 at 1,000 "
-        "and then ever more slowly to 0.265. The dashed floor lies at 0.188. Training and validation lie on one line.",
+        "The loss falls from 6.9 within 300 steps to 0.6, stands still near 0.5 from step 400 to "
+        "750, falls to 0.3 at 1,000 "
+        "and then ever more slowly to 0.265. The dashed floor lies at 0.188. Training and "
+        "validation lie on one line.",
     )
 
 
@@ -70,13 +87,16 @@ def stream(layers, sizes):
     ax.legend(fontsize=8, loc="upper left", ncols=3)
     show(
         fig,
-        "Three curves over 64 layers. Small weights with scaled writers stay near 0.02 to the end; small weights without it "
+        "Three curves over 64 layers. Small weights with scaled writers stay near 0.02 to the end; "
+        "small weights without it "
         "grow to ten times that; PyTorch's own initialisation starts at 1 and doubles.",
     )
 
 
 def probe(slots, spent, chance, edges, right):
-    """Left: what words cost that were told before, beside chance. Right: how often thing and colour are right, by distance."""
+    """Left: what words cost that were told before, beside chance. Right: how often thing and colour
+    are right, by distance.
+    """
     fig, (left, right_ax) = new(7.6, 3.2, columns=2, width_ratios=[3, 2])
     x = np.arange(len(slots))
     left.bar(x, chance, color="#dddddd", width=0.8, label="to guess among all")
@@ -88,29 +108,43 @@ def probe(slots, spent, chance, edges, right):
     for (name, shares), colour in zip(right.items(), (RIGHT, WRONG), strict=True):
         right_ax.plot(middles, shares, "o-", color=colour, label=name)
     right_ax.set_xticks(middles, [f"{a}-{b - 1}" for a, b in zip(edges, edges[1:], strict=False)])
-    right_ax.set(xlabel="tokens since it was last told", ylabel="right with more than even odds", ylim=(-0.05, 1.1))
+    right_ax.set(
+        xlabel="tokens since it was last told",
+        ylabel="right with more than even odds",
+        ylim=(-0.05, 1.1),
+    )
     right_ax.legend(fontsize=8, loc="center right")
     show(
         fig,
-        "Left: a thing, a child's or an animal's name that was told before costs the model next to nothing; a colour costs "
-        "as much as guessing among ten, and so does a hiding place. Right: at every distance, the thing always gets more than "
+        "Left: a thing, a child's or an animal's name that was told before costs the model next to "
+        "nothing; a colour costs "
+        "as much as guessing among ten, and so does a hiding place. Right: at every distance, the "
+        "thing always gets more than "
         "half of the probability and the colour never.",
     )
 
 
 def by_position(places, model, ideal):
-    """Nats per token by position in a whole story, model and ideal reader, and the difference added up."""
+    """Nats per token by position in a whole story, model and ideal reader, and the difference added
+    up.
+    """
     fig, (left, right) = new(7.6, 2.8, columns=2)
     left.plot(places, model, color=WRONG, label="model")
     left.plot(places, ideal, color=RIGHT, label="ideal reader")
     left.set(xlabel="token of the story", ylabel="nats per token", ylim=(0, None))
     left.legend(fontsize=8)
-    right.plot(places, np.cumsum(np.array(model) - np.array(ideal)) * (places[1] - places[0]), color=COLOURS["L"])
+    right.plot(
+        places,
+        np.cumsum(np.array(model) - np.array(ideal)) * (places[1] - places[0]),
+        color=COLOURS["L"],
+    )
     right.set(xlabel="token of the story", ylabel="nats more than needed, so far", ylim=(0, None))
     show(
         fig,
-        "Left: both curves start at 1.4 nats per token, fall within the first twenty tokens to 0.2 and rise once more near token "
-        "50, where a second character comes; later the model is above the ideal reader. Right: the difference, added up, is "
+        "Left: both curves start at 1.4 nats per token, fall within the first twenty tokens to 0.2 "
+        "and rise once more near token "
+        "50, where a second character comes; later the model is above the ideal reader. Right: the "
+        "difference, added up, is "
         "half a nat by token 60 and near five at the end.",
     )
 
@@ -129,8 +163,10 @@ def stairs(steps, runs, even):
     axes[0].legend(fontsize=8)
     show(
         fig,
-        "Three panels. Split by number: name and thing, then verdict and colour fall to zero, each within a hundred steps. "
-        "Split by pair: the first three do the same, and the verdict rises far above a guess. Without the document mask: "
+        "Three panels. Split by number: name and thing, then verdict and colour fall to zero, each "
+        "within a hundred steps. "
+        "Split by pair: the first three do the same, and the verdict rises far above a guess. "
+        "Without the document mask: "
         "name and thing fall later, and the colour not at all.",
     )
 
@@ -144,20 +180,25 @@ def temperatures(values, shares):
     ax.legend(fontsize=8, loc="upper right")
     show(
         fig,
-        "Hardly any drawn story keeps to the grammar at any temperature. If colours need not be kept, a third to a half do; "
-        "if places and foods need not be kept either, nearly all up to temperature 1, and none at 1.6.",
+        "Hardly any drawn story keeps to the grammar at any temperature. If colours need not be "
+        "kept, a third to a half do; "
+        "if places and foods need not be kept either, nearly all up to temperature 1, and none at "
+        "1.6.",
     )
 
 
 def novelty(lengths, shares):
     """Share of the runs of n words that occur in training stories, for texts of three origins."""
     fig, ax = new(6.0, 2.8)
-    for (name, line), (colour, style) in zip(shares.items(), ((WRONG, "o-"), (RIGHT, "s--")), strict=True):
+    for (name, line), (colour, style) in zip(
+        shares.items(), ((WRONG, "o-"), (RIGHT, "s--")), strict=True
+    ):
         ax.plot(lengths, line, style, color=colour, label=name, markersize=4)
     ax.set(xlabel="words in a row", ylabel="also in a training story", ylim=(-0.03, 1.05))
     ax.legend(fontsize=8)
     show(
         fig,
-        "Of runs of five words nearly all occur in training stories, of twenty words a minority, of sixty hardly one; the "
+        "Of runs of five words nearly all occur in training stories, of twenty words a minority, "
+        "of sixty hardly one; the "
         "curve of the model's stories and that of new stories of the grammar lie close together.",
     )

@@ -1,4 +1,6 @@
-"""One look for every figure: a colour per dimension, and `show`, which gives each figure its alt text."""
+"""One look for every figure: a colour per dimension, and `show`, which gives each figure its alt
+text.
+"""
 
 import io
 
@@ -51,7 +53,8 @@ def show(figure, alt: str):
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
     plt.close(figure)
-    few = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)  # a third of the bytes
+    # a third of the bytes
+    few = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
     few.save(small, format="PNG", optimize=True)
     data = {"image/png": small.getvalue(), "text/plain": alt}
     display(data, raw=True, metadata={"image/png": {"alt": alt}})
@@ -64,10 +67,19 @@ def numbers(ax, matrix, fmt="{:.1f}", title="", colour="#0072B2", size=9):
     for i, row in enumerate(matrix):
         for j, x in enumerate(row):
             shade = 0.6 * abs(x) / largest
-            ax.add_patch(plt.Rectangle((j, i), 1, 1, facecolor=colour, alpha=shade, edgecolor="none"))
+            ax.add_patch(
+                plt.Rectangle((j, i), 1, 1, facecolor=colour, alpha=shade, edgecolor="none")
+            )
             ax.add_patch(plt.Rectangle((j, i), 1, 1, fill=False, edgecolor="#cccccc"))
             ax.text(j + 0.5, i + 0.5, fmt.format(x), ha="center", va="center", fontsize=size)
-    ax.set(xlim=(0, len(matrix[0])), ylim=(len(matrix), 0), aspect="equal", xticks=[], yticks=[], title=title)
+    ax.set(
+        xlim=(0, len(matrix[0])),
+        ylim=(len(matrix), 0),
+        aspect="equal",
+        xticks=[],
+        yticks=[],
+        title=title,
+    )
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)

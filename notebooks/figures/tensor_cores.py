@@ -9,22 +9,37 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 def fragments(lane, of_a, of_b, of_c):
     """The three matrices of one instruction, with the numbers that one lane holds filled in."""
     fig, axes = new(7.6, 3.3, 1, 3, width_ratios=[16, 8, 8])
-    parts = [("A, rows × inner", 16, 16, of_a, COLOURS["T"]), ("B, inner × columns", 16, 8, of_b, COLOURS["S"])]
+    parts = [
+        ("A, rows × inner", 16, 16, of_a, COLOURS["T"]),
+        ("B, inner × columns", 16, 8, of_b, COLOURS["S"]),
+    ]
     parts.append(("C, rows × columns", 16, 8, of_c, COLOURS["H"]))
     for ax, (title, rows, columns, places, colour) in zip(axes, parts, strict=True):
         for r in range(rows):
             for c in range(columns):
                 mine = (r, c) in places
-                ax.add_patch(Rectangle((c, r), 1, 1, facecolor=colour if mine else "#ffffff", edgecolor="#cccccc"))
+                ax.add_patch(
+                    Rectangle(
+                        (c, r), 1, 1, facecolor=colour if mine else "#ffffff", edgecolor="#cccccc"
+                    )
+                )
         for i, (r, c) in enumerate(places):
             ax.text(c + 0.5, r + 0.5, str(i), ha="center", va="center", fontsize=8, color="#ffffff")
-        ax.set(xlim=(0, columns), ylim=(rows, 0), title=title, aspect="equal", xticks=[0, 8, 16][: columns // 8 + 1])
+        ax.set(
+            xlim=(0, columns),
+            ylim=(rows, 0),
+            title=title,
+            aspect="equal",
+            xticks=[0, 8, 16][: columns // 8 + 1],
+        )
         ax.set_yticks([0, 8, 16])
         ax.grid(False)
     show(
         fig,
-        f"Grids of A (16 by 16), B (16 by 8) and C (16 by 8). Lane {lane} holds eight numbers of A, two neighbours in rows 2 "
-        "and 10 at columns 2 and 10; four of B, in column 2; four of C, two neighbours in rows 2 and 10.",
+        f"Grids of A (16 by 16), B (16 by 8) and C (16 by 8). Lane {lane} holds eight numbers of "
+        f"A, two neighbours in rows 2 "
+        "and 10 at columns 2 and 10; four of B, in column 2; four of C, two neighbours in rows 2 "
+        "and 10.",
     )
 
 
@@ -33,14 +48,21 @@ def sums(lengths, wide, narrow):
     fig, ax = new(6.6, 2.8)
     ax.loglog(lengths, narrow, "o-", color=WRONG)
     ax.loglog(lengths, wide, "o-", color=RIGHT)
-    ax.text(lengths[-1] * 1.1, narrow[-1], "summed in bfloat16", color=WRONG, va="center", fontsize=9)
+    ax.text(
+        lengths[-1] * 1.1, narrow[-1], "summed in bfloat16", color=WRONG, va="center", fontsize=9
+    )
     ax.text(lengths[-1] * 1.1, wide[-1], "summed in float32", color=RIGHT, va="center", fontsize=9)
-    ax.set(xlabel="products in the sum", ylabel="relative error", xlim=(lengths[0] * 0.8, lengths[-1] * 12))
+    ax.set(
+        xlabel="products in the sum",
+        ylabel="relative error",
+        xlim=(lengths[0] * 0.8, lengths[-1] * 12),
+    )
     ax.set_xticks(lengths, [f"{n:,}" for n in lengths])
     ax.minorticks_off()
     show(
         fig,
-        "Error of a sum of products of bfloat16 numbers over its length, both axes logarithmic. Summed in float32 it stays below "
+        "Error of a sum of products of bfloat16 numbers over its length, both axes logarithmic. "
+        "Summed in float32 it stays below "
         "one in a million; summed in bfloat16 it grows from a hundredth to almost all of the sum.",
     )
 
@@ -48,19 +70,33 @@ def sums(lengths, wide, narrow):
 def pieces(straight, turned):
     """Banks in which the pieces of eight rows lie, with and without the exclusive or."""
     fig, axes = new(7.4, 2.7, 1, 2)
-    for ax, banks, title in ((axes[0], straight, "piece c at c"), (axes[1], turned, "piece c at c ^ (r mod 8)")):
+    for ax, banks, title in (
+        (axes[0], straight, "piece c at c"),
+        (axes[1], turned, "piece c at c ^ (r mod 8)"),
+    ):
         banks = np.asarray(banks)
         for r in range(8):
             for c in range(8):
                 wanted = banks[r, c] == 2
-                ax.add_patch(Rectangle((c, r), 1, 1, facecolor=RIGHT if wanted else "#ffffff", edgecolor="#cccccc"))
+                ax.add_patch(
+                    Rectangle(
+                        (c, r), 1, 1, facecolor=RIGHT if wanted else "#ffffff", edgecolor="#cccccc"
+                    )
+                )
                 ax.text(c + 0.5, r + 0.5, banks[r, c], ha="center", va="center", fontsize=8,
                         color="#ffffff" if wanted else "#444444")  # fmt: skip
-        ax.set(xlim=(0, 8), ylim=(8, 0), title=title, xlabel="place in the row: 4 banks each", ylabel="row r")
+        ax.set(
+            xlim=(0, 8),
+            ylim=(8, 0),
+            title=title,
+            xlabel="place in the row: 4 banks each",
+            ylabel="row r",
+        )
         ax.grid(False)
     show(
         fig,
-        "Two 8 by 8 grids of the pieces that lie at each place of eight rows. Left, piece 2 of every row stands in the same "
+        "Two 8 by 8 grids of the pieces that lie at each place of eight rows. Left, piece 2 of "
+        "every row stands in the same "
         "column, so in the same banks. Right, piece 2 stands in another column in each row.",
     )
 
@@ -75,7 +111,9 @@ def on_the_way(tiles=4):
             (0.0, i, "copy", COLOURS["S"]),
             (-0.5, i + 1, "look", COLOURS["H"]),
         ):
-            ax.add_patch(Rectangle((start, y), 1, 0.42, facecolor=colour, edgecolor="#ffffff", alpha=0.75))
+            ax.add_patch(
+                Rectangle((start, y), 1, 0.42, facecolor=colour, edgecolor="#ffffff", alpha=0.75)
+            )
             ax.text(start + 0.5, y + 0.21, f"{text} {i}", ha="center", va="center", fontsize=8)
     ax.text(-0.15, 1.21, "one tile in memory", ha="right", va="center", fontsize=9)
     ax.text(-0.15, -0.04, "two tiles in memory", ha="right", va="center", fontsize=9)
@@ -86,7 +124,8 @@ def on_the_way(tiles=4):
         side.set_visible(False)
     show(
         fig,
-        "Two time lines. With room for one tile, copying and looking take turns: eight units for four tiles. With room for two, "
+        "Two time lines. With room for one tile, copying and looking take turns: eight units for "
+        "four tiles. With room for two, "
         "tile 1 is copied while tile 0 is looked at: five units.",
     )
 
@@ -95,22 +134,39 @@ def splits(counts, keys_each, chosen, processors):
     """Keys that the busiest multiprocessor looks at, over the number of parts."""
     fig, ax = new(6.8, 2.8)
     ax.plot(counts, keys_each, color=NEUTRAL, linewidth=1)
-    ax.scatter(counts, keys_each, color=[RIGHT if c == chosen else NEUTRAL for c in counts], s=16, zorder=3)
+    ax.scatter(
+        counts, keys_each, color=[RIGHT if c == chosen else NEUTRAL for c in counts], s=16, zorder=3
+    )
     ax.axhline(keys_each[0] * 8 / processors, color="#222222", linestyle="--", linewidth=1)
-    ax.text(1, keys_each[0] * 8 / processors * 0.93, "an equal share for each", fontsize=9, va="top")
+    ax.text(
+        1, keys_each[0] * 8 / processors * 0.93, "an equal share for each", fontsize=9, va="top"
+    )
     i = counts.index(chosen)
     ax.annotate(
-        f"{chosen} parts", (chosen, keys_each[i]), (chosen * 0.8, keys_each[i] * 3), color=RIGHT, fontsize=9, ha="center",
+        f"{chosen} parts",
+        (chosen, keys_each[i]),
+        (chosen * 0.8, keys_each[i] * 3),
+        color=RIGHT,
+        fontsize=9,
+        ha="center",
         arrowprops={"arrowstyle": "-", "color": RIGHT},
-    )  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="parts of the keys", ylabel="keys at the busiest", ylim=(370, 10_000))
+    )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="parts of the keys",
+        ylabel="keys at the busiest",
+        ylim=(370, 10_000),
+    )
     ax.set_xticks([1, 2, 4, 8, 16, 33, 64], ["1", "2", "4", "8", "16", "33", "64"])
     ax.set_yticks([512, 1024, 2048, 4096, 8192], ["512", "1,024", "2,048", "4,096", "8,192"])
     ax.minorticks_off()
     show(
         fig,
-        "Keys that the busiest of 132 multiprocessors looks at, over the number of parts, both axes logarithmic. One part: 8,192. "
-        "It falls to about 512 at 16 parts, steps up at 17, and comes close to an equal share at 33.",
+        "Keys that the busiest of 132 multiprocessors looks at, over the number of parts, both "
+        "axes logarithmic. One part: 8,192. "
+        "It falls to about 512 at 16 parts, steps up at 17, and comes close to an equal share at "
+        "33.",
     )
 
 
@@ -118,7 +174,12 @@ def errors(found, limit):
     """Relative errors of right kernels and of wrong ones."""
     fig, ax = new(7.2, 2.9)
     names = list(found)
-    ax.barh(names, list(found.values()), color=[RIGHT if n.startswith("right") else WRONG for n in names], height=0.62)
+    ax.barh(
+        names,
+        list(found.values()),
+        color=[RIGHT if n.startswith("right") else WRONG for n in names],
+        height=0.62,
+    )
     ax.axvline(limit, color="#222222", linestyle="--", linewidth=1)
     ax.text(limit * 1.06, -0.45, "limit", fontsize=8, va="center")
     ax.set(xscale="log", xlabel="relative error against float64", xlim=(1e-3, 10))
@@ -126,5 +187,6 @@ def errors(found, limit):
     ax.grid(axis="y", visible=False)
     show(
         fig,
-        "Relative errors on a logarithmic axis. The right kernels lie below the limit of 0.005; six wrong ones lie far above it.",
+        "Relative errors on a logarithmic axis. The right kernels lie below the limit of 0.005; "
+        "six wrong ones lie far above it.",
     )

@@ -5,11 +5,14 @@ import matplotlib.pyplot as plt
 from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 
 
-PASTELS = ["#bcdcf0", "#fbe3b5", "#bfe5d6", "#efd3e2", "#d9d9d9", "#f6cdb4"]  # neighbouring tokens, told apart
+# neighbouring tokens, told apart
+PASTELS = ["#bcdcf0", "#fbe3b5", "#bfe5d6", "#efd3e2", "#d9d9d9", "#f6cdb4"]
 
 
 def visible(token) -> str:
-    """A token as it can be drawn: spaces and newlines shown, bytes that are no whole character in hexadecimal."""
+    """A token as it can be drawn: spaces and newlines shown, bytes that are no whole character in
+    hexadecimal.
+    """
     if isinstance(token, bytes):
         try:
             token = token.decode()
@@ -19,19 +22,35 @@ def visible(token) -> str:
 
 
 def strip(ax, tokens, y, size=9, colours=PASTELS, width=0.092):
-    """One row of coloured boxes from x = 0; returns where it ends. Width: one character, in inches of the axis."""
+    """One row of coloured boxes from x = 0; returns where it ends. Width: one character, in inches
+    of the axis.
+    """
     x = 0.0
     for i, token in enumerate(tokens):
         text = visible(token)
         step = width * len(text) + 0.05
-        ax.add_patch(plt.Rectangle((x, y), step - 0.015, 0.2, facecolor=colours[i % len(colours)], edgecolor="none"))
-        ax.text(x + (step - 0.015) / 2, y + 0.1, text, ha="center", va="center", family="monospace", fontsize=size)
+        ax.add_patch(
+            plt.Rectangle(
+                (x, y), step - 0.015, 0.2, facecolor=colours[i % len(colours)], edgecolor="none"
+            )
+        )
+        ax.text(
+            x + (step - 0.015) / 2,
+            y + 0.1,
+            text,
+            ha="center",
+            va="center",
+            family="monospace",
+            fontsize=size,
+        )
         x += step
     return x
 
 
 def tokens(rows, alt, title="", note=None):
-    """Rows of coloured tokens, one box each: {label: tokens}. note: {label: text at the end of that row}."""
+    """Rows of coloured tokens, one box each: {label: tokens}. note: {label: text at the end of that
+    row}.
+    """
     height = 0.3 * len(rows)
     fig, ax = new(7.6, height + (0.45 if title else 0.2))
     margin = 0.085 * max(map(len, rows)) + 0.15
@@ -50,7 +69,9 @@ def tokens(rows, alt, title="", note=None):
 
 
 def utf8(characters):
-    """The bytes of some characters as bits: which only mark the length, and which spell the character's number."""
+    """The bytes of some characters as bits: which only mark the length, and which spell the
+    character's number.
+    """
     fig, ax = new(7.4, 0.46 * len(characters) + 0.5)
     for row, (name, data) in enumerate(characters.items()):
         y = len(characters) - row
@@ -60,17 +81,39 @@ def utf8(characters):
             fixed = bits.index("0") + 1 if i == 0 else 2  # 0, 110, 1110, 11110 lead; 10 follows
             for j, bit in enumerate(bits):
                 colour = "#f6cdb4" if j < fixed else "#bcdcf0"
-                ax.add_patch(plt.Rectangle((9.4 * i + j, y), 1, 0.6, facecolor=colour, edgecolor="white"))
-                ax.text(9.4 * i + j + 0.5, y + 0.28, bit, ha="center", va="center", family="monospace", fontsize=9)
+                ax.add_patch(
+                    plt.Rectangle((9.4 * i + j, y), 1, 0.6, facecolor=colour, edgecolor="white")
+                )
+                ax.text(
+                    9.4 * i + j + 0.5,
+                    y + 0.28,
+                    bit,
+                    ha="center",
+                    va="center",
+                    family="monospace",
+                    fontsize=9,
+                )
             ax.text(
-                9.4 * i + 4, y - 0.17, f"{byte} = 0x{byte:02X}", ha="center", va="center", fontsize=7, color="#777777"
+                9.4 * i + 4,
+                y - 0.17,
+                f"{byte} = 0x{byte:02X}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="#777777",
             )
-    ax.set(xlim=(-6.5, 38), ylim=(0.6, len(characters) + 0.75), title="orange: marks   blue: the character's number")
+    ax.set(
+        xlim=(-6.5, 38),
+        ylim=(0.6, len(characters) + 0.75),
+        title="orange: marks   blue: the character's number",
+    )
     ax.axis("off")
     show(
         fig,
-        "A has one byte beginning with 0; é two, beginning with 110 and 10; 你 three, beginning with 1110, 10, 10; "
-        "the emoji four, beginning with 11110 and three times 10. The remaining bits hold the character's number.",
+        "A has one byte beginning with 0; é two, beginning with 110 and 10; 你 three, beginning "
+        "with 1110, 10, 10; "
+        "the emoji four, beginning with 11110 and three times 10. The remaining bits hold the "
+        "character's number.",
     )
 
 
@@ -78,7 +121,9 @@ def pair_counts(steps):
     """For each of the first merges: all pairs with their counts, the one that is joined in blue."""
     fig, axes = new(7.6, 2.7, columns=len(steps))
     for ax, (number, (counts, best)) in zip(axes, enumerate(steps, 1), strict=True):
-        pairs = sorted(counts, key=lambda pair: (counts[pair], [255 - b for b in b" ".join(pair)]))[-8:]
+        pairs = sorted(counts, key=lambda pair: (counts[pair], [255 - b for b in b" ".join(pair)]))[
+            -8:
+        ]
         labels = [f"{visible(a)} {visible(b)}" for a, b in pairs]
         colours = [RIGHT if pair == best else "#d9d9d9" for pair in pairs]
         ax.barh(range(len(pairs)), [counts[pair] for pair in pairs], color=colours)
@@ -87,28 +132,39 @@ def pair_counts(steps):
         ax.grid(axis="y", visible=False)
     show(
         fig,
-        "Pair counts in 'the then there these them'. Merge 1 joins h and e (5 times, tied with t h), "
+        "Pair counts in 'the then there these them'. Merge 1 joins h and e (5 times, tied with t "
+        "h), "
         "merge 2 joins t and he (5), merge 3 a space and the (4).",
     )
 
 
 def compression(sizes, curves, points):
-    """Tokens per 100 characters against the size of the vocabulary; points: other ways to cut the text."""
+    """Tokens per 100 characters against the size of the vocabulary; points: other ways to cut the
+    text.
+    """
     fig, ax = new(7, 3.2)
-    for (label, values), colour in zip(curves.items(), (RIGHT, COLOURS["D"], COLOURS["H"]), strict=True):
+    for (label, values), colour in zip(
+        curves.items(), (RIGHT, COLOURS["D"], COLOURS["H"]), strict=True
+    ):
         ax.plot(sizes, values, "o-", markersize=3, color=colour, label=label)
     for label, (x, y) in points.items():
         ax.plot(x, y, "s", color=NEUTRAL)
-        ax.annotate(label, (x, y), xytext=(7, 3), textcoords="offset points", fontsize=9, color="#666666")
+        ax.annotate(
+            label, (x, y), xytext=(7, 3), textcoords="offset points", fontsize=9, color="#666666"
+        )
     ax.set_xscale("log")
     ax.set_xticks([50, 100, 256, 400, 700], ["50", "100", "256", "400", "700"])
     ax.minorticks_off()
-    ax.set(xlabel="entries in the vocabulary (V)", ylabel="tokens per 100 characters", ylim=(0, None))
+    ax.set(
+        xlabel="entries in the vocabulary (V)", ylabel="tokens per 100 characters", ylim=(0, None)
+    )
     ax.legend(loc="lower left")
     show(
         fig,
-        "Tokens per 100 characters fall as the vocabulary grows from 256 to 700, steeply at first: on the story itself "
-        "from 100 to 25, on another English text to 42, on Russian text not at all: the curve stays flat at 181.",
+        "Tokens per 100 characters fall as the vocabulary grows from 256 to 700, steeply at first: "
+        "on the story itself "
+        "from 100 to 25, on another English text to 42, on Russian text not at all: the curve "
+        "stays flat at 181.",
     )
 
 
@@ -120,9 +176,17 @@ def alternatives(rows, names):
         x, y = 0.0, height - 0.3 * (i + 1)
         for text, kind in chunks:
             step = 0.092 * len(visible(text)) + 0.05
-            ax.add_patch(plt.Rectangle((x, y), step - 0.015, 0.2, facecolor=PALETTE[kind], edgecolor="none"))
+            ax.add_patch(
+                plt.Rectangle((x, y), step - 0.015, 0.2, facecolor=PALETTE[kind], edgecolor="none")
+            )
             ax.text(
-                x + step / 2 - 0.01, y + 0.1, visible(text), ha="center", va="center", family="monospace", fontsize=9
+                x + step / 2 - 0.01,
+                y + 0.1,
+                visible(text),
+                ha="center",
+                va="center",
+                family="monospace",
+                fontsize=9,
             )
             x += step
     for kind, name in enumerate(names):
@@ -133,7 +197,8 @@ def alternatives(rows, names):
     ax.axis("off")
     show(
         fig,
-        "Four texts cut into chunks, every chunk coloured by the alternative of the Llama 3 pattern that matched it.",
+        "Four texts cut into chunks, every chunk coloured by the alternative of the Llama 3 "
+        "pattern that matched it.",
     )
 
 
@@ -141,15 +206,25 @@ PALETTE = ["#f6cdb4", "#bcdcf0", "#fbe3b5", "#bfe5d6", "#efd3e2", "#cfc3e0", "#d
 
 
 def work(lengths, naive, queue):
-    """Look-ups of a pair's rank per chunk: the loop that starts over after each merge, and the one with a queue."""
+    """Look-ups of a pair's rank per chunk: the loop that starts over after each merge, and the one
+    with a queue.
+    """
     fig, ax = new(6.4, 3)
-    ax.loglog(lengths, naive, "o-", markersize=3, color=WRONG, label="look at every pair again after each merge")
+    ax.loglog(
+        lengths,
+        naive,
+        "o-",
+        markersize=3,
+        color=WRONG,
+        label="look at every pair again after each merge",
+    )
     ax.loglog(lengths, queue, "o-", markersize=3, color=RIGHT, label="a queue of pairs")
     ax.set(xlabel="bytes in one chunk", ylabel="ranks looked up")
     ax.legend()
     show(
         fig,
-        "Log-log plot of rank look-ups against the length of a chunk: the simple loop's line is much steeper than the "
+        "Log-log plot of rank look-ups against the length of a chunk: the simple loop's line is "
+        "much steeper than the "
         "queue's and reaches 350,000 at 2,048 bytes, where the queue needs 5,000.",
     )
 
@@ -167,29 +242,46 @@ def lengths(histogram, blocks):
     right.legend()
     show(
         fig,
-        "Left, log scale: most of the 128,000 tokens have 2 to 10 bytes, a thin tail reaches 128. Right: the average "
-        "length rises from 4 to 7 with the rank; at 100,256 it drops, to 3 characters and to over 5 bytes, and then "
+        "Left, log scale: most of the 128,000 tokens have 2 to 10 bytes, a thin tail reaches 128. "
+        "Right: the average "
+        "length rises from 4 to 7 with the rank; at 100,256 it drops, to 3 characters and to over "
+        "5 bytes, and then "
         "bytes rise beyond 7, characters to 4.",
     )
 
 
 def scripts(counts, added):
-    """How many tokens hold at least one character of a script, and how many of them lie beyond the seam."""
+    """How many tokens hold at least one character of a script, and how many of them lie beyond the
+    seam.
+    """
     fig, ax = new(7, 3.4)
     names = sorted(counts, key=counts.get, reverse=True)
     values = [counts[name] for name in names]
     ax.barh(range(len(names)), values, color=COLOURS["V"], label="all 128,000")
     ax.barh(
-        range(len(names)), [added[name] for name in names], height=0.35, color=COLOURS["D"], label="rank 100,256 and up"
+        range(len(names)),
+        [added[name] for name in names],
+        height=0.35,
+        color=COLOURS["D"],
+        label="rank 100,256 and up",
     )
     ax.legend(loc="lower right")
     for i, value in enumerate(values):
         ax.text(max(value, 1) * 1.08, i, f"{value:,}", va="center", fontsize=8)
     ax.set_xscale("log")
     ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="tokens with a character of the script (log scale)", ylim=(len(names) - 0.4, -0.6), xlim=(1, 400_000))
+    ax.set(
+        xlabel="tokens with a character of the script (log scale)",
+        ylim=(len(names) - 0.4, -0.6),
+        xlim=(1, 400_000),
+    )
     ax.grid(axis="y", visible=False)
-    show(fig, "Bars on a log scale: " + ", ".join(f"{name} {value:,}" for name, value in counts.items()) + ".")
+    show(
+        fig,
+        "Bars on a log scale: "
+        + ", ".join(f"{name} {value:,}" for name, value in counts.items())
+        + ".",
+    )
 
 
 def languages(counts, characters, names):
@@ -199,13 +291,27 @@ def languages(counts, characters, names):
     for row, language in enumerate(order):
         small, large = counts[language]
         left.plot([large, small], [row, row], color="#cccccc", zorder=1)
-        right.plot([large / characters[language], small / characters[language]], [row, row], color="#cccccc", zorder=1)
+        right.plot(
+            [large / characters[language], small / characters[language]],
+            [row, row],
+            color="#cccccc",
+            zorder=1,
+        )
     for which, colour in ((0, COLOURS["D"]), (1, COLOURS["V"])):
         left.scatter(
-            [counts[n][which] for n in order], range(len(order)), s=26, color=colour, label=names[which], zorder=2
+            [counts[n][which] for n in order],
+            range(len(order)),
+            s=26,
+            color=colour,
+            label=names[which],
+            zorder=2,
         )
         right.scatter(
-            [counts[n][which] / characters[n] for n in order], range(len(order)), s=26, color=colour, zorder=2
+            [counts[n][which] / characters[n] for n in order],
+            range(len(order)),
+            s=26,
+            color=colour,
+            zorder=2,
         )
     left.set_yticks(range(len(order)), order)
     left.set(title="tokens for the same paragraph", xlabel="tokens", xlim=(0, None))
@@ -232,13 +338,16 @@ def bits(texts):
         for place, value in zip(places, values, strict=True):
             ax.text(value + 0.03, place, f"{value:.2f}", va="center", fontsize=8)
     ax.set_yticks(range(len(texts)), list(texts))
-    ax.set(xlabel="bits per character (less is better)", ylim=(len(texts) - 0.5, -0.5), xlim=(0, 4.2))
+    ax.set(
+        xlabel="bits per character (less is better)", ylim=(len(texts) - 0.5, -0.5), xlim=(0, 4.2)
+    )
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower right")
     show(
         fig,
         "Bits per character of SmolLM2. "
         + " ".join(
-            f"{name}: " + ", ".join(f"{w} {v:.2f}" for w, v in text.items()) + "." for name, text in texts.items()
+            f"{name}: " + ", ".join(f"{w} {v:.2f}" for w, v in text.items()) + "."
+            for name, text in texts.items()
         ),
     )

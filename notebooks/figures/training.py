@@ -11,16 +11,31 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 
 
 def surprise(words, chances, targets, pushes):
-    """Left: what a loss sees, the chance of the right word. Right: which way each logit is pushed."""
+    """Left: what a loss sees, the chance of the right word. Right: which way each logit is
+    pushed.
+    """
     fig, axes = new(7.6, 3.0, columns=3, gridspec_kw={"width_ratios": [1.1, 1, 1.1]})
-    for ax, matrix, title in ((axes[0], chances, "what the model expects"), (axes[2], pushes, "gradient of the loss")):
+    for ax, matrix, title in (
+        (axes[0], chances, "what the model expects"),
+        (axes[2], pushes, "gradient of the loss"),
+    ):
         limit = abs(matrix).max()
         ax.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
         for (t, v), value in np.ndenumerate(matrix):
             colour = "white" if abs(value) > 0.75 * limit else "black"
-            ax.text(v, t, f"{value:.3f}".replace("-", "−"), ha="center", va="center", fontsize=7.5, color=colour)
+            ax.text(
+                v,
+                t,
+                f"{value:.3f}".replace("-", "−"),
+                ha="center",
+                va="center",
+                fontsize=7.5,
+                color=colour,
+            )
             if v == targets[t]:
-                ax.add_patch(Rectangle((v - 0.5, t - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2))
+                ax.add_patch(
+                    Rectangle((v - 0.5, t - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2)
+                )
         ax.set(xticks=range(len(words)), xticklabels=words, yticks=range(len(targets)), title=title)
         ax.set_yticklabels([f"after {words[t]}" for t in range(len(targets))], fontsize=8)
         ax.grid(False)
@@ -29,12 +44,20 @@ def surprise(words, chances, targets, pushes):
     axes[1].plot(p, -np.log(p), color=NEUTRAL)
     for t, target in enumerate(targets):
         axes[1].plot(chances[t, target], -np.log(chances[t, target]), "o", color=COLOURS["T"])
-    axes[1].set(xlabel="chance of the right word", ylabel="loss, −ln p", ylim=(0, 4), title="one number each")
+    axes[1].set(
+        xlabel="chance of the right word",
+        ylabel="loss, −ln p",
+        ylim=(0, 4),
+        title="one number each",
+    )
     show(
         fig,
-        "Left, a table of three positions and four words with the chances the model gives; the right words have 0.500, 0.250 "
-        "and 0.125. Middle, the curve of minus the logarithm with these three points on it. Right, the gradient: negative "
-        "for the right word of each row, positive for all others, and every row adds up to nothing.",
+        "Left, a table of three positions and four words with the chances the model gives; the "
+        "right words have 0.500, 0.250 "
+        "and 0.125. Middle, the curve of minus the logarithm with these three points on it. Right, "
+        "the gradient: negative "
+        "for the right word of each row, positive for all others, and every row adds up to "
+        "nothing.",
     )
 
 
@@ -61,72 +84,114 @@ def packed(words, mask, positions, targets):
         ax.spines[side].set_visible(False)
     show(
         fig,
-        "A square of queries and keys for a row of three packed documents: three triangles along the diagonal and nothing "
-        "between them. Beside it the positions, which begin at 0 in each document, and the targets, which are missing "
+        "A square of queries and keys for a row of three packed documents: three triangles along "
+        "the diagonal and nothing "
+        "between them. Beside it the positions, which begin at 0 in each document, and the "
+        "targets, which are missing "
         "where the next token begins another document.",
     )
 
 
 def by_distance(edges, losses):
-    """Mean loss over the distance from the beginning of a document, for several ways to run a packed row."""
+    """Mean loss over the distance from the beginning of a document, for several ways to run a
+    packed row.
+    """
     fig, ax = new(6.6, 3.0)
     colours = (RIGHT, WRONG, COLOURS["D"])
-    middles = [f"{a}" if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    middles = [
+        f"{a}" if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
     for (name, values), colour in zip(losses.items(), colours, strict=True):
         ax.plot(range(len(values)), values, "o-", color=colour, label=name)
-    ax.set(xlabel="tokens since the document began", ylabel="loss, nats", xticks=range(len(middles)), ylim=(0, 8.2))
+    ax.set(
+        xlabel="tokens since the document began",
+        ylabel="loss, nats",
+        xticks=range(len(middles)),
+        ylim=(0, 8.2),
+    )
     ax.set_xticklabels(middles, fontsize=9)
     ax.legend(fontsize=9)
     show(
         fig,
-        "Loss over the distance from the beginning of a document. With the document mask it falls from 2.6 to little above "
-        "0.1. Without it the loss rises to between 6 and 8 a few tokens after the beginning and comes down only slowly.",
+        "Loss over the distance from the beginning of a document. With the document mask it falls "
+        "from 2.6 to little above "
+        "0.1. Without it the loss rises to between 6 and 8 a few tokens after the beginning and "
+        "comes down only slowly.",
     )
 
 
 def valley(paths, curvatures, factors):
-    """Left: three ways down a narrow valley. Right: what the missing bias correction does to the first steps."""
+    """Left: three ways down a narrow valley. Right: what the missing bias correction does to the
+    first steps.
+    """
     fig, (left, right) = new(7.6, 3.2, columns=2, gridspec_kw={"width_ratios": [1.5, 1]})
     x, y = np.meshgrid(np.linspace(-4.6, 2.1, 120), np.linspace(-1.3, 1.3, 120))
-    left.contour(x, y, curvatures[0] * x**2 / 2 + curvatures[1] * y**2 / 2, levels=12, colors="#dddddd", linewidths=0.8)
+    left.contour(
+        x,
+        y,
+        curvatures[0] * x**2 / 2 + curvatures[1] * y**2 / 2,
+        levels=12,
+        colors="#dddddd",
+        linewidths=0.8,
+    )
     for (name, path), colour in zip(paths.items(), (WRONG, COLOURS["D"], RIGHT), strict=True):
         left.plot(*np.array(path).T, "o-", color=colour, markersize=2.5, linewidth=1, label=name)
     left.plot(0, 0, "k*", markersize=9)
-    left.set(xlabel="flat direction", ylabel="steep direction", ylim=(-1.3, 1.75), title="40 steps from the left")
+    left.set(
+        xlabel="flat direction",
+        ylabel="steep direction",
+        ylim=(-1.3, 1.75),
+        title="40 steps from the left",
+    )
     left.legend(fontsize=8, ncol=3, loc="upper center")
     left.grid(False)
     for (name, values), colour in zip(factors.items(), (RIGHT, WRONG), strict=True):
         right.plot(range(1, len(values) + 1), values, color=colour, label=name)
     right.axhline(1, color="#bbbbbb", linestyle="--", linewidth=1)
-    right.set(xlabel="step", ylabel="step / step with correction", title="without bias correction", ylim=(0, 7.4))
+    right.set(
+        xlabel="step",
+        ylabel="step / step with correction",
+        title="without bias correction",
+        ylim=(0, 7.4),
+    )
     right.legend(fontsize=8)
     show(
         fig,
-        "Left: contour lines of a narrow valley. Plain gradient descent jumps from wall to wall and is still far from the "
-        "lowest point after 40 steps; momentum and Adam swing, and arrive. Right: without bias correction the first steps are "
+        "Left: contour lines of a narrow valley. Plain gradient descent jumps from wall to wall "
+        "and is still far from the "
+        "lowest point after 40 steps; momentum and Adam swing, and arrive. Right: without bias "
+        "correction the first steps are "
         "less than half as long with a beta2 of 0.95, and three to six times as long with 0.999.",
     )
 
 
 def schedule(rates, norms, clip):
-    """The learning rate over the steps, and the norms of a real run's gradients with the line where they are cut."""
+    """The learning rate over the steps, and the norms of a real run's gradients with the line where
+    they are cut.
+    """
     fig, (left, right) = new(7.6, 2.8, columns=2)
     left.plot(rates, color=RIGHT)
-    left.set(xlabel="step", ylabel="learning rate", title="warm-up, then half a cosine", ylim=(0, None))
+    left.set(
+        xlabel="step", ylabel="learning rate", title="warm-up, then half a cosine", ylim=(0, None)
+    )
     right.semilogy(norms, color=NEUTRAL, linewidth=0.7)
     right.axhline(clip, color=WRONG, linestyle="--", linewidth=1)
     right.text(len(norms), clip * 1.12, "cut here", color=WRONG, ha="right", fontsize=9)
     right.set(xlabel="step", ylabel="norm of the gradient", title="a real run's gradients")
     show(
         fig,
-        "Left: the learning rate rises along a line for 100 steps and then falls along half a cosine to a tenth of its peak. "
-        "Right: the norms of the gradients of the committed run on a logarithmic scale; only some of the first steps are "
+        "Left: the learning rate rises along a line for 100 steps and then falls along half a "
+        "cosine to a tenth of its peak. "
+        "Right: the norms of the gradients of the committed run on a logarithmic scale; only some "
+        "of the first steps are "
         "above the line at 1 where they are cut, and single later ones stand out of the rest.",
     )
 
 
 def vanish(single, updates, shares, marks, losses):
-    """Weights kept in bfloat16: one weight that does not move, the share that does not, and what training makes of it."""
+    """Weights kept in bfloat16: one weight that does not move, the share that does not, and what
+    training makes of it.
+    """
     fig, (left, middle, right) = new(8.2, 2.9, columns=3)
     for (name, values), colour in zip(single.items(), (RIGHT, WRONG), strict=True):
         left.plot(values, color=colour, label=name)
@@ -143,9 +208,12 @@ def vanish(single, updates, shares, marks, losses):
     right.legend(fontsize=8)
     show(
         fig,
-        "Left: a float32 weight falls from 1 to 0 in a thousand small updates, a bfloat16 weight stays at 1. Middle: the share "
-        "of a trained model's weights that an update leaves where they are falls from nearly all at a millionth to none at a "
-        "hundredth. Right: with float32 weights the loss falls steadily; with bfloat16 weights it hardly moves.",
+        "Left: a float32 weight falls from 1 to 0 in a thousand small updates, a bfloat16 weight "
+        "stays at 1. Middle: the share "
+        "of a trained model's weights that an update leaves where they are falls from nearly all "
+        "at a millionth to none at a "
+        "hundredth. Right: with float32 weights the loss falls steadily; with bfloat16 weights it "
+        "hardly moves.",
     )
 
 
@@ -154,25 +222,42 @@ def kept_bytes(kinds):
     fig, ax = new(7.0, 2.3)
     for i, (blocks, rest) in enumerate(kinds.values()):
         ax.barh(i, blocks / 1e6, color=COLOURS["L"], label="blocks" if i == 0 else None)
-        ax.barh(i, rest / 1e6, left=blocks / 1e6, color=COLOURS["V"], label="norm, head, loss" if i == 0 else None)
+        ax.barh(
+            i,
+            rest / 1e6,
+            left=blocks / 1e6,
+            color=COLOURS["V"],
+            label="norm, head, loss" if i == 0 else None,
+        )
     ax.set(yticks=range(len(kinds)), yticklabels=list(kinds), xlabel="MB kept for the way back")
     ax.invert_yaxis()
     ax.legend(fontsize=9)
     show(
         fig,
-        "Three bars of memory kept for the way back: much for ordinary attention, about two thirds of it with the fused "
-        "kernel, and with recomputation almost nothing in the blocks, so that what the head and the loss keep is most of it.",
+        "Three bars of memory kept for the way back: much for ordinary attention, about two thirds "
+        "of it with the fused "
+        "kernel, and with recomputation almost nothing in the blocks, so that what the head and "
+        "the loss keep is most of it.",
     )
 
 
 def blocks_of_queries(results, size=128, length=256):
-    """Left: which scores are computed in blocks. Right: the speed of a whole step, from the committed benchmark."""
+    """Left: which scores are computed in blocks. Right: the speed of a whole step, from the
+    committed benchmark.
+    """
     fig, (left, right) = new(7.6, 2.6, columns=2, gridspec_kw={"width_ratios": [1, 1.5]})
     for start in range(0, length, size):
         kind = dict(facecolor=COLOURS["L"], edgecolor="white", linewidth=2)
         left.add_patch(Rectangle((0, start), start + size, size, **kind))
     left.plot([0, length], [0, length], color="black", linewidth=1)
-    left.set(xlim=(0, length), ylim=(length, 0), aspect="equal", xlabel="key", ylabel="query", title="what is computed")
+    left.set(
+        xlim=(0, length),
+        ylim=(length, 0),
+        aspect="equal",
+        xlabel="key",
+        ylabel="query",
+        title="what is computed",
+    )
     left.set(xticks=range(0, length + 1, size), yticks=range(0, length + 1, size))
     left.grid(False)
     names = {"ours": "in blocks", "ours, fused kernel": "fused kernel"} | {
@@ -191,23 +276,31 @@ def blocks_of_queries(results, size=128, length=256):
     right.invert_yaxis()
     show(
         fig,
-        "Left, the square of queries and keys with its diagonal: two blocks of rows reach to the last key that their queries "
-        "may see, and a quarter of the square stays empty. Right, bars of training speed in a committed run: our step in "
+        "Left, the square of queries and keys with its diagonal: two blocks of rows reach to the "
+        "last key that their queries "
+        "may see, and a quarter of the square stays empty. Right, bars of training speed in a "
+        "committed run: our step in "
         "blocks is faster than with the fused kernel; transformers' ways to attend stand below.",
     )
 
 
 class Live:
-    """A picture of a run that grows while it runs: give it to `fit` as progress, and call `finish` at the end."""
+    """A picture of a run that grows while it runs: give it to `fit` as progress, and call `finish`
+    at the end.
+    """
 
     EVERY = 10  # steps between two pictures
     ALT = (
-        "Training loss over the steps of the run in this notebook. It begins at the logarithm of the vocabulary, falls "
-        "steeply and then ever more slowly; two crosses on the curve are the loss on stories kept back."
+        "Training loss over the steps of the run in this notebook. It begins at the logarithm of "
+        "the vocabulary, falls "
+        "steeply and then ever more slowly; two crosses on the curve are the loss on stories kept "
+        "back."
     )
 
     def __init__(self, steps, start, share_of):
-        """start: the loss of guessing; share_of(tokens a second) -> share of what the machine can do."""
+        """start: the loss of guessing; share_of(tokens a second) -> share of what the machine can
+        do.
+        """
         self.steps, self.start, self.share_of = steps, start, share_of
         self.rows, self.handle = [], None
 
@@ -216,7 +309,10 @@ class Live:
         if row["step"] % self.EVERY == 0:
             speeds = [each["tokens_per_second"] for each in self.rows[-self.EVERY :]]
             speed = sorted(speeds)[len(speeds) // 2]
-            self.draw(f"{speed:,.0f} tokens/s, {self.share_of(speed):.0%} of what one large product reaches here")
+            self.draw(
+                f"{speed:,.0f} tokens/s, {self.share_of(speed):.0%} of what one large product "
+                f"reaches here"
+            )
 
     def finish(self):
         """The last picture, without speeds."""
@@ -225,16 +321,43 @@ class Live:
     def draw(self, title):
         """The curve so far, in the place of the one before."""
         fig, ax = new(6.6, 2.9)
-        ax.plot([row["step"] for row in self.rows], [row["loss"] for row in self.rows], color=RIGHT, linewidth=1)
+        ax.plot(
+            [row["step"] for row in self.rows],
+            [row["loss"] for row in self.rows],
+            color=RIGHT,
+            linewidth=1,
+        )
         tried = [row for row in self.rows if row["validation_loss"] is not None]
-        ax.plot([row["step"] for row in tried], [row["validation_loss"] for row in tried], "x", color=WRONG)
+        ax.plot(
+            [row["step"] for row in tried],
+            [row["validation_loss"] for row in tried],
+            "x",
+            color=WRONG,
+        )
         ax.axhline(self.start, color="#bbbbbb", linestyle="--", linewidth=1)
-        ax.text(self.steps, self.start - 0.1, "guessing", ha="right", va="top", fontsize=9, color="#666666")
-        ax.set(xlim=(0, self.steps), ylim=(0, self.start + 0.5), xlabel="step", ylabel="loss, nats", title=title)
+        ax.text(
+            self.steps,
+            self.start - 0.1,
+            "guessing",
+            ha="right",
+            va="top",
+            fontsize=9,
+            color="#666666",
+        )
+        ax.set(
+            xlim=(0, self.steps),
+            ylim=(0, self.start + 0.5),
+            xlabel="step",
+            ylabel="loss, nats",
+            title=title,
+        )
         picture = io.BytesIO()
         fig.savefig(picture, format="png")
         plt.close(fig)
-        data, metadata = {"image/png": picture.getvalue(), "text/plain": self.ALT}, {"image/png": {"alt": self.ALT}}
+        data, metadata = (
+            {"image/png": picture.getvalue(), "text/plain": self.ALT},
+            {"image/png": {"alt": self.ALT}},
+        )
         if self.handle is None:
             self.handle = display(data, raw=True, metadata=metadata, display_id=True)
         else:
@@ -242,7 +365,9 @@ class Live:
 
 
 def resumed(whole, good, bad, killed, saved):
-    """Losses of a run left alone, of one that was stopped and went on, and of one whose order was not kept."""
+    """Losses of a run left alone, of one that was stopped and went on, and of one whose order was
+    not kept.
+    """
     fig, ax = new(7.0, 2.9)
     ax.plot(whole, color=NEUTRAL, linewidth=5, alpha=0.5, label="never stopped")
     ax.plot(good, color=RIGHT, label="stopped, went on")
@@ -255,7 +380,8 @@ def resumed(whole, good, bad, killed, saved):
     ax.legend(fontsize=8, loc="lower left")
     show(
         fig,
-        "Three loss curves. The run that was stopped and went on lies exactly on the one that was never stopped. The one whose "
+        "Three loss curves. The run that was stopped and went on lies exactly on the one that was "
+        "never stopped. The one whose "
         "batches come from an iterator leaves it where it went on.",
     )
 
@@ -263,15 +389,19 @@ def resumed(whole, good, bad, killed, saved):
 def mistakes(curves):
     """Loss curves of the right run and of wrong ones."""
     fig, ax = new(6.8, 3.0)
-    for (name, values), colour in zip(curves.items(), (RIGHT, WRONG, COLOURS["D"], COLOURS["K"]), strict=True):
+    for (name, values), colour in zip(
+        curves.items(), (RIGHT, WRONG, COLOURS["D"], COLOURS["K"]), strict=True
+    ):
         ax.semilogy(values, color=colour, label=name, linewidth=1.2)
     ax.set(xlabel="step", ylabel="loss", ylim=(0.008, 400))
     ax.set_yticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
     ax.legend(fontsize=8, ncol=2, loc="upper right")
     show(
         fig,
-        "Loss curves on a logarithmic scale. The right one falls steadily. Where targets are not shifted it falls to almost "
-        "nothing. Where gradients are never cleared it hardly falls. PyTorch's own first weights begin far above guessing and "
+        "Loss curves on a logarithmic scale. The right one falls steadily. Where targets are not "
+        "shifted it falls to almost "
+        "nothing. Where gradients are never cleared it hardly falls. PyTorch's own first weights "
+        "begin far above guessing and "
         "need half of the run to catch up.",
     )
 
@@ -280,7 +410,9 @@ def full_run(rows, start):
     """The committed run: loss of every step, and on stories kept back."""
     fig, (left, right) = new(7.6, 3.0, columns=2)
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    tried = [(row["step"], row["validation_loss"]) for row in rows if row["validation_loss"] is not None]
+    tried = [
+        (row["step"], row["validation_loss"]) for row in rows if row["validation_loss"] is not None
+    ]
     for ax in (left, right):
         ax.plot(steps, losses, color=RIGHT, linewidth=0.8, label="training")
         ax.plot(*zip(*tried, strict=True), "x-", color=WRONG, linewidth=0.8, label="kept back")
@@ -292,7 +424,9 @@ def full_run(rows, start):
     right.legend(fontsize=9)
     show(
         fig,
-        "The loss of the committed run over 2,000 steps falls from 6.9 to about 0.27, most of it in the first two hundred steps. "
-        "Enlarged, the loss on stories kept back lies on the training loss; both hardly fall until step 800, then by a third "
+        "The loss of the committed run over 2,000 steps falls from 6.9 to about 0.27, most of it "
+        "in the first two hundred steps. "
+        "Enlarged, the loss on stories kept back lies on the training loss; both hardly fall until "
+        "step 800, then by a third "
         "within two hundred steps, and slowly from there on.",
     )
