@@ -28,7 +28,9 @@ HAND_WRITTEN = {
     "training.jsonl",
     "training.runs",
 }
-HAND_WRITTEN |= {f"checkpoints.{name}" for name in ("atomic", "hub", "repository", "verify")}
+HAND_WRITTEN |= {
+    f"checkpoints.{name}" for name in ("atomic", "formats", "hub", "repository", "verify")
+}
 DIRECTIVE = re.compile(r"^#\| *(\w+) *(.*?) *$\n?", re.MULTILINE)
 MARKER = re.compile(r" *# (BEGIN|END) (SOLUTION|HIDDEN TESTS)")
 LIKE_MARKER = re.compile(r"\s*#.*\b(BEGIN|END)\W+(SOLUTION|HIDDEN)", re.IGNORECASE)

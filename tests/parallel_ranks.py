@@ -208,7 +208,14 @@ def trained(mesh, folder, progress=False) -> list[dict]:
         return training.token_loss(training.logits(m, *batches()[0][::2]), batches()[0][1])
 
     return parallel.fit_sharded(
-        model, batch_at, RUN, mesh, folder, validate=validate, progress=progress, data="theirs"
+        model,
+        batch_at,
+        RUN,
+        mesh,
+        parallel.SharedRun(folder, "theirs"),
+        validate=validate,
+        progress=False,
+        callbacks=[progress] if progress else [],
     )
 
 
@@ -405,7 +412,7 @@ def two(mesh, folder) -> dict:
             batch_at,
             RUN,
             mesh,
-            folder / "whole",
+            parallel.SharedRun(folder / "whole"),
         )
     }
     (folder / "refusing" / "partial").parent.mkdir(exist_ok=True)
@@ -413,7 +420,13 @@ def two(mesh, folder) -> dict:
     again = parallel.shard(fresh(), mesh)
     found |= {
         "disk": refused(
-            parallel.fit_sharded, again, batch_at, RUN, mesh, folder / "refusing", progress=False
+            parallel.fit_sharded,
+            again,
+            batch_at,
+            RUN,
+            mesh,
+            parallel.SharedRun(folder / "refusing"),
+            progress=False,
         )
     }
     found |= {"sharded": sharded(mesh, folder), "sharded, tied": sharded(mesh, folder, tied)}

@@ -55,7 +55,7 @@ def test_the_command_makes_it(tiny):
             raise Enough
 
     with pytest.raises(Enough):
-        fit(model, stories.batch_loss, rows, plan, progress=look)
+        fit(model, stories.batch_loss, rows, plan, progress=False, callbacks=[look])
     kept = read_metrics(FOLDER / "metrics.csv")
     assert len(kept) == plan.steps and kept[-1]["step"] == plan.steps - 1
     for now, then in zip(seen, kept, strict=False):

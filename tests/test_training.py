@@ -34,7 +34,7 @@ from minillama.training.pretraining import (
     fit,
     shift,
 )  # fmt: skip
-from minillama.training.runs import TrainingError, fingerprint, read_metrics
+from minillama.training.runs import Run, TrainingError, fingerprint, read_metrics
 
 
 def one_document(ids):
@@ -311,14 +311,15 @@ KILLED_AT = (2, 6, 11)
 PROGRAM = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
-from test_training import KILLED_AT, PLAN, Settings, batch_at, fit, loss_of, small
+from test_training import KILLED_AT, PLAN, Run, Settings, batch_at, fit, loss_of, small
 for at in KILLED_AT:
     if not os.fork():
         def die(row):
             if row["step"] == at:
                 os.kill(os.getpid(), signal.SIGKILL)
         folder = os.path.join({folder!r}, str(at))
-        fit(small(), loss_of, batch_at, Settings(**PLAN), folder, lambda m: loss_of(m, batch_at(99)), progress=die)
+        validate = lambda m: loss_of(m, batch_at(99))
+        fit(small(), loss_of, batch_at, Settings(**PLAN), Run(folder), validate, progress=False, callbacks=[die])
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
@@ -338,7 +339,7 @@ def losses(folder) -> list[str]:
 
 def whole_run(folder, model=None, **changes):
     return fit(
-        model or small(), loss_of, batch_at, Settings(**PLAN | changes), folder,
+        model or small(), loss_of, batch_at, Settings(**PLAN | changes), Run(folder),
         validate=lambda m: loss_of(m, batch_at(99)), progress=False,
     )  # fmt: skip
 
@@ -385,7 +386,7 @@ def test_recomputation_changes_no_bit_and_is_handed_on(tmp_path):
         watched,
         batch_at,
         plan,
-        tmp_path / "again",
+        Run(tmp_path / "again"),
         lambda m: loss_of(m, batch_at(99)),
         progress=False,
     )
@@ -426,7 +427,7 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_step(tmp_path):
     with pytest.raises(
         TrainingError, match="^step 6: the loss is nan, .*; the state after step 4 is kept"
     ):
-        fit(model, sick, batch_at, Settings(**PLAN), tmp_path, progress=False)
+        fit(model, sick, batch_at, Settings(**PLAN), Run(tmp_path), progress=False)
     assert all(p.isfinite().all() for p in model.parameters())
     whole_run(tmp_path)  # cured, it goes on
     whole_run(tmp_path / "healthy")
@@ -478,9 +479,8 @@ def test_other_data_or_settings_are_noticed(tmp_path):
         loss_of,
         batch_at,
         Settings(**PLAN),
-        tmp_path,
+        Run(tmp_path, fingerprint(data)),
         progress=False,
-        data=fingerprint(data),
     )
     for words, changes, name in (
         ("data", {}, fingerprint(data + 1)),
@@ -494,9 +494,8 @@ def test_other_data_or_settings_are_noticed(tmp_path):
                 loss_of,
                 batch_at,
                 Settings(**PLAN | changes),
-                tmp_path,
+                Run(tmp_path, name),
                 progress=False,
-                data=name,
             )
 
 

@@ -71,7 +71,7 @@ def test_numbers_that_are_none(folder, capsys, value, word):
 def disturbed(folder, monkeypatch, change):
     """Our reading of the folder, changed: transformers reads the folder as it is."""
     checkpoint = hub.open_checkpoint(folder)
-    monkeypatch.setattr(hub, "open_checkpoint", lambda path: change(checkpoint))
+    monkeypatch.setattr(verify, "open_checkpoint", lambda path: change(checkpoint))
 
 
 def test_wrong_weights_are_noticed(folder, capsys, monkeypatch):

@@ -17,11 +17,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minillama.checkpoints import repository
-from minillama.checkpoints.gguf import open_gguf
-from minillama.checkpoints.hugging_face import open_hugging_face
-from minillama.checkpoints.meta import open_meta
+from minillama.checkpoints.formats import open_checkpoint
 from minillama.checkpoints.repository import FetchError
-from minillama.checkpoints.tensors import Checkpoint, CheckpointError, progress_bar
+from minillama.checkpoints.tensors import CheckpointError, progress_bar
 
 
 @dataclass(frozen=True)
@@ -227,21 +225,6 @@ def check_opens(name: str, folder: Path) -> Path:
     except CheckpointError as error:
         raise FetchError(f"{name} was fetched, but is not for minillama: {error}") from None
     return folder
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """What a GGUF file, a Hugging Face folder or a folder of Meta's holds, of which only the
-    description is read yet.
-
-    Where a folder has both config.json and params.json, the former counts. CheckpointError.
-    """
-    if path.is_file():
-        return open_gguf(path)
-    if (path / "config.json").exists():
-        return open_hugging_face(path)
-    if (path / "params.json").exists():
-        return open_meta(path)
-    raise CheckpointError("neither a .gguf file nor a folder with a config.json or a params.json")
 
 
 def locate(name_or_path) -> Path:

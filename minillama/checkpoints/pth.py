@@ -205,7 +205,7 @@ def open_pth(path: Path) -> dict[str, StoredTensor]:
         try:
             views = run_pickle(file.read_small(*entries["data.pkl"]))
         except LookupError:
-            raise ValueError("its program stack underflow") from None
+            raise ValueError("its program has a stack underflow") from None
         for name, view in views.items():
             if not name.endswith("rope.freqs"):
                 places[name] = locate(file, entries, view)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from minillama.checkpoints import hub
+from minillama.checkpoints.formats import open_checkpoint
 from minillama.checkpoints.tensors import CheckpointError, assemble
 from minillama.config import SIZES, LlamaConfig, RopeScaling
 from minillama.generation import generate
@@ -84,7 +85,7 @@ def verify(name_or_path) -> int:
     """
     path, report = hub.locate(name_or_path), Report()
     try:
-        checkpoint = hub.open_checkpoint(path)
+        checkpoint = open_checkpoint(path)
         dtype = checkpoint.tensors["blocks.0.attention.wk.weight"].read().dtype
         model, tokenizer = assemble(checkpoint, dtype), checkpoint.tokenizer
     except (CheckpointError, OSError) as error:

@@ -394,7 +394,13 @@ class SharedRun(Run):
 
 
 def fit_sharded(
-    model, batch_at, settings: Settings, mesh: DeviceMesh, folder=None, validate=None, **more
+    model,
+    batch_at,
+    settings: Settings,
+    mesh: DeviceMesh,
+    run: SharedRun | None = None,
+    validate=None,
+    **more,
 ) -> list[dict]:
     """Chapter 13's `fit` of a model that `shard` has cut: batch_at(i) -> (tokens, targets,
     documents) of all ranks.
@@ -420,7 +426,7 @@ def fit_sharded(
         "validate": validate and validate_and_cut,
         "weigh": all_targets,
     } | more
-    return training.fit(model, packed_loss, mine, settings, partial(SharedRun, folder), **more)
+    return training.fit(model, packed_loss, mine, settings, run or SharedRun(), **more)
 
 
 KINDS = {"reduce_scatter": "reduce_scatter", "allreduce": "all_reduce", "all_reduce": "all_reduce",

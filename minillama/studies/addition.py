@@ -169,7 +169,7 @@ def train(
         eval_every=max(1, n_steps // 10),
     )
     model = use_attention(initial(cfg, batches.seed), "sdpa")
-    return model, fit(model, loss_of, batches, settings, None, validate, progress)
+    return model, fit(model, loss_of, batches, settings, validate=validate, progress=progress)
 
 
 def measure(target, mask_question: bool, n_steps: int, seed: int = 0, progress=False) -> dict:

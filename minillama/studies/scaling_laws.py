@@ -134,9 +134,8 @@ def measure(world: World, dim: int, steps: int, seed: int = 0, progress=False) -
         answer_loss,
         lambda i: world.batch(i, BATCH, seed),
         settings,
-        None,
-        world.loss,
-        progress,
+        validate=world.loss,
+        progress=progress,
     )
     asked = [row for row in rows if row["validation_loss"]]
     curve = [[2 * BATCH * (row["step"] + 1), round(row["validation_loss"], 4)] for row in asked]

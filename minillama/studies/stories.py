@@ -21,7 +21,7 @@ from minillama.training.pretraining import (
     shift,
     token_loss,
 )
-from minillama.training.runs import fingerprint
+from minillama.training.runs import Run, fingerprint
 
 
 GIRLS = "Ada Anna Clara Ella Emma Ines Julia Lena Lily Lucy Maya Mia Nina Nora Rosa Ruth Sara Tara Yuki Zoe".split()
@@ -351,10 +351,9 @@ def train(
         batch_loss,
         rows,
         settings,
-        folder,
-        lambda m: mean_loss(m, validation),
-        progress,
-        data,
-        count_targets,
+        Run(folder, data),
+        validate=lambda m: mean_loss(m, validation),
+        weigh=count_targets,
+        progress=progress,
     )
     return model, metrics

@@ -20,7 +20,7 @@ from minillama.training.pretraining import (
     shift,
     token_loss,
 )
-from minillama.training.runs import fingerprint
+from minillama.training.runs import Run, fingerprint
 
 
 KNOWN = {"role", "content", "calls", "tag", "end"}  # of a message, as chat.encode_dialog takes it
@@ -193,6 +193,5 @@ def finetune(
     scales = sorted({layer.alpha for layer in lora_layers(model).values()})
     data = f"{dialogs.fingerprint()}, model {fingerprint(model.norm.weight)}, alpha {scales}"
     model, validate = use_attention(model, "sdpa"), lambda m: mean_answer_loss(m, held)
-    return fit(
-        model, answer_loss, dialogs, settings, folder, validate, progress, data, count_targets
-    )
+    run = Run(folder, data)
+    return fit(model, answer_loss, dialogs, settings, run, validate, count_targets, progress)

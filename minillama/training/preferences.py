@@ -17,7 +17,7 @@ from minillama.training.finetuning import lora_layers, without_lora
 from minillama.training.instructions import check_messages
 from minillama.training.jsonl import read_jsonl
 from minillama.training.pretraining import IGNORE, Settings, fit
-from minillama.training.runs import fingerprint
+from minillama.training.runs import Run, fingerprint
 
 
 def dpo_loss(rewards: torch.Tensor) -> torch.Tensor:
@@ -193,6 +193,11 @@ def prefer(
     weights = fingerprint(model.norm.weight)
     data = f"{pairs.fingerprint()}, model {weights}, alpha {scales}, beta {beta}"
     return fit(
-        use_attention(model, "sdpa"), partial(preference_loss, beta=beta), pairs, settings, folder,
-        lambda m: measure(m, held, beta)["loss"], progress, data,
-    )  # fmt: skip
+        use_attention(model, "sdpa"),
+        partial(preference_loss, beta=beta),
+        pairs,
+        settings,
+        Run(folder, data),
+        validate=lambda m: measure(m, held, beta)["loss"],
+        progress=progress,
+    )

@@ -5,8 +5,8 @@ Written by notebooks/13_pretraining.ipynb: edit it there.
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -216,6 +216,11 @@ def peak_flops(dtype: torch.dtype, size: int = 1024) -> float:
     return 2 * size**3 / min(times)
 
 
+Batch = tuple[torch.Tensor, ...]  # tokens first
+BatchSource = Callable[[int], Batch]
+Loss = Callable[[nn.Module, Batch], torch.Tensor]
+
+
 def compiled(loss_of):
     """loss_of as one program, compiled when it is first called; TrainingError where that cannot be
     done.
@@ -244,36 +249,32 @@ def stop_unless_finite(step: int, loss: float, norm: float, saved: int) -> None:
 
 
 def fit(
-    model,
-    loss_of,
-    batch_at,
+    model: nn.Module,
+    loss_of: Loss,
+    batch_at: BatchSource,
     settings: Settings,
-    folder=None,
-    validate=None,
-    progress=True,
-    data="",
-    weigh=None,
+    run: Run | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    weigh: Callable[[Batch], int] | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callable[[dict], None]] = (),
 ) -> list[dict]:
     """Train the parameters that require gradients, in place; returns a row of metrics per step.
 
     loss_of(model, batch) -> scalar. batch_at(i) -> the i-th batch, a function of i alone (that
     makes a resumed run exact); `gradient_accumulation_steps` of them make a step, whose loss is the
     mean of theirs, weighted by weigh(batch) (see `train_step`). Tokens are counted in a batch's
-    first tensor. validate(model) -> loss on text held back. progress: True for a bar, or a function
-    that is given each row. folder: keeps state.pt and metrics.csv, and goes on from there; or a
-    function that makes another kind of Run (chapter 17a). data: a fingerprint of what batch_at
-    gives, noticed if it changes between. TrainingError if the loss or a gradient is not finite; the
-    last state is kept.
+    first tensor. run: what keeps the files of the run and goes on from them; by default nothing is
+    kept. validate(model) -> loss on held-out text. progress: whether to show a bar. callbacks: each
+    is given each row. TrainingError if the loss or a gradient is not finite; the last state is
+    kept.
     """
-    make_run = folder if callable(folder) else partial(Run, folder)
-    optimizer, run = adamw(model, settings), make_run(asdict(settings) | {"data": data})
-    first, n = run.resume(trainable(model), optimizer), settings.gradient_accumulation_steps
+    run, optimizer, n = run or Run(), adamw(model, settings), settings.gradient_accumulation_steps
+    first = run.resume(asdict(settings), trainable(model), optimizer)
     compute = compiled(loss_of) if settings.compiled else loss_of
     model.activation_checkpointing = settings.activation_checkpointing
     model.train()
-    bar = progress_bar(
-        total=settings.steps, initial=first, unit="step", shown=progress is True, leave=True
-    )
+    bar = progress_bar(total=settings.steps, initial=first, unit="step", shown=progress, leave=True)
     with bar, torch.random.fork_rng():
         for step in range(first, settings.steps):
             start, lr = time.perf_counter(), learning_rate(step, settings)
@@ -295,7 +296,7 @@ def fit(
                 run.save(trainable(model), optimizer, step + 1)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-            if callable(progress):
-                progress(row)
+            for callback in callbacks:
+                callback(row)
     model.eval()
     return run.rows

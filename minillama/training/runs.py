@@ -53,16 +53,18 @@ class Run:
     COLUMNS = ("step", "loss", "lr", "gradient_norm", "tokens_per_second", "validation_loss")
     keeps_metrics = True  # this process does, and no other (chapter 17a has several)
 
-    def __init__(self, folder, about: dict):
-        """about: what must not change while the run goes on; folder: None keeps nothing."""
-        # saved: steps in state.pt
-        self.folder, self.rows, self.saved = Path(folder) if folder else None, [], 0
-        self.about = {name: str(value) for name, value in about.items()}
+    def __init__(self, folder=None, data: str = ""):
+        """folder: None keeps nothing. data: a fingerprint of what is learned from."""
+        self.folder, self.rows = Path(folder) if folder else None, []
+        self.saved = 0  # steps in state.pt
+        self.about = {"data": data}  # what must not change while the run goes on, and the settings
 
-    def resume(self, parameters: dict[str, nn.Parameter], optimizer) -> int:
-        """Take up the run that the folder holds; the number of steps done. TrainingError if it is
-        another one.
+    def resume(self, settings: dict, parameters: dict[str, nn.Parameter], optimizer) -> int:
+        """Take up the run that the folder holds; the number of steps done.
+
+        TrainingError if that is another run, with other settings or other data.
         """
+        self.about |= {name: str(value) for name, value in settings.items()}
         if self.folder is None:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
