@@ -5,6 +5,7 @@ sampled id.
 import minillama.kernels.tensor_cores  # noqa: F401  (tells PyTorch that attention has a kernel for CUDA; compiles nothing)
 from minillama import chat
 from minillama.attention import Attention
+from minillama.checkpoints import hub
 from minillama.checkpoints.hugging_face import save_hugging_face as save
 from minillama.checkpoints.tensors import CheckpointError
 from minillama.config import LlamaConfig, RopeScaling
@@ -23,6 +24,7 @@ __all__ = [
     "RopeScaling",
     "Tokenizer",
     "chat",
+    "hub",
     "RMSNorm",
     "Attention",
     "FeedForward",
