@@ -43,7 +43,7 @@ def load(
     compiled: True for single tokens through one compiled block (made once per machine in some 15
     seconds, then kept on disk), "max" for all blocks as one function (a minute or two); on CUDA
     both are one graph (chapter 11d). A machine that cannot says so and goes on without. attention:
-    a name of fused_attention.BACKENDS; None for chapter 4's or, if compiled, the fastest that works
+    a name of attention_backends.BACKENDS; None for chapter 4's or, if compiled, the fastest that works
     here. CheckpointError for a file that cannot be used or a name that means nothing; FetchError if
     fetching fails; ValueError for a device, or a way of quantizing, compiling or attending that
     there is not.
