@@ -247,6 +247,15 @@ def test_a_misspelled_command_is_one_line(capsys, argv, words):
 
 
 @pytest.mark.parametrize(
+    "device, words", [("gpu", "must be cpu, cuda"), ("cuda:7", "no cuda:7 here")]
+)
+def test_a_device_that_there_is_not_is_one_line(capsys, device, words):
+    assert cli.main(["generate", "--device", device, "x"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and words in err
+
+
+@pytest.mark.parametrize(
     "argv, words", [(["--help"], "usage"), (["--version"], "minillama"), (["sing"], "invalid")]
 )
 def test_of_several_ranks_only_the_first_explains_itself(capsys, monkeypatch, argv, words):

@@ -401,6 +401,17 @@ def test_a_setting_that_an_older_state_does_not_know_does_not_matter(tmp_path):
     assert len(whole_run(tmp_path)) == 12
 
 
+def test_a_state_with_the_older_names_of_settings_resumes_and_still_refuses_other_values(tmp_path):
+    whole_run(tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    for name, old in runs.RENAMED.items():
+        state["about"][old] = state["about"].pop(name)
+    torch.save(state, tmp_path / "state.pt")
+    assert len(whole_run(tmp_path)) == 12
+    with pytest.raises(TrainingError, match="with max_grad_norm 1.0, and now it is 0.5"):
+        whole_run(tmp_path, max_grad_norm=0.5)
+
+
 def test_a_machine_without_a_compiler_is_told_so_in_one_line(no_compiler, tmp_path):
     with pytest.raises(
         TrainingError, match=r"^this machine cannot compile the model \(.*\): do without$"

@@ -7,13 +7,10 @@ import torch
 from minillama.checkpoints import hub, repository, verify
 from minillama.checkpoints.hugging_face import save_hugging_face
 from minillama.checkpoints.meta import save_meta
-from minillama.commands.options import DEFAULT_MODEL
+from minillama.commands.options import DEFAULT_MODEL, DTYPES
 from minillama.inference.loading import load
 from minillama.training.adapters import load_adapter
 from minillama.training.finetuning import merge_lora
-
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add(commands) -> None:

@@ -2,6 +2,8 @@
 
 from argparse import SUPPRESS
 
+import torch
+
 from minillama.chat_formats import format_of
 from minillama.checkpoints.tensors import CheckpointError
 from minillama.generation import SamplingParams
@@ -19,6 +21,7 @@ form (chapter 17a):
 """
 DEFAULT_MODEL = "smollm2-135m-instruct"
 LEVELS = {"block": True, "max": "max"}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_model(parser) -> None:
@@ -38,6 +41,10 @@ def add_model(parser) -> None:
     parser.add_argument(
         "--attention", choices=BACKENDS, help="attention backend (naive; if compiled, the fastest)"
     )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the weights in memory (%(default)s)"
+    )
     parser.set_defaults(lead=None)  # `ranks` puts another way to load here
 
 
@@ -54,7 +61,12 @@ def load(args):
             "has both"
         )
     model, tokenizer = loading.load(
-        args.model, quantize=args.quantize, compiled=level, attention=args.attention
+        args.model,
+        dtype=getattr(torch, args.dtype),
+        device=args.device,
+        quantize=args.quantize,
+        compiled=level,
+        attention=args.attention,
     )
     if args.adapter is not None:  # an empty name is a mistake, and not the model without an adapter
         load_adapter(model, args.adapter)

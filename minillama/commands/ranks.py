@@ -99,6 +99,8 @@ def load(args, mesh):
     for option in ("quantize", "compiled", "adapter"):
         if getattr(args, option):
             raise ValueError(f"--{option} goes without torchrun: ranks cut plain matrices only")
+    if args.device != "cpu" or args.dtype != "float32":
+        raise ValueError("--device and --dtype go without torchrun: ranks take what is there")
     path = hub.locate(args.model)
     if not (path / "config.json").exists():
         form = "ranks read only folders of Hugging Face's form"

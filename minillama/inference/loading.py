@@ -40,15 +40,15 @@ def load(
 
     dtype: of the numbers in memory; None for that of the file, or float32 if it is quantized.
     quantize: None, "int8" or "int4" for linear layers of 8 or 4 bits (chapter 12; CPU only).
-    compiled: True for single tokens through one compiled block (made once per machine in some 15
+    compiled: True for decode steps through one compiled block (made once per machine in some 15
     seconds, then kept on disk), "max" for all blocks as one function (a minute or two); on CUDA
-    both are one graph (chapter 11d). A machine that cannot says so and goes on without. attention:
-    a name of attention_backends.BACKENDS; None for chapter 4's or, if compiled, the fastest that works
-    here. CheckpointError for a file that cannot be used or a name that means nothing; FetchError if
-    fetching fails; ValueError for a device, or a way of quantizing, compiling or attending that
-    there is not.
+    both are one graph (chapter 11d). A machine that cannot says so and falls back.
+    attention: a name of attention_backends.BACKENDS; None for chapter 4's or, if compiled, the
+    fastest that works here.
+    CheckpointError for a file that cannot be used or a name that means nothing; FetchError if
+    fetching fails; ValueError for a device, quantization, compilation or backend that there is not.
     """
-    device = torch.device(device)
+    device = known_device(device)
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(
             f"there is no {device} here: PyTorch {torch.__version__} sees {count} CUDA devices"
@@ -74,6 +74,14 @@ def load(
     if compiled:
         compile_or_say(model, compiled, attention)
     return model, checkpoint.tokenizer
+
+
+def known_device(name) -> torch.device:
+    """The device of that name; ValueError if PyTorch knows none."""
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda or cuda:1, not {name!r}") from None
 
 
 def compile_or_say(model, level, attention=None) -> None:
