@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 
 from course.collect import blank
-from course.export import ROOT, ExportError, build_module, by_hand, file_of, modules_in
+from course.export import ROOT, ExportError, build_modules, by_hand, file_of, modules_in
 from course.finished import ARCHIVE
 from course.stubs import HIDDEN
 from course.tasks import Chapter
@@ -126,16 +126,16 @@ def write_package(package: Path, every: list[Chapter], finished: bool) -> None:
     for name, path in modules_in(ROOT / "minillama").items():
         if by_hand(name):
             copy(path, file_of(package, name))
-    for room in {package, *(file_of(package, chapter.module).parent for chapter in every)}:
+    names = [name for chapter in every for name in chapter.modules]
+    for room in {package, *(file_of(package, name).parent for name in names)}:
         let_join(room / "__init__.py")
     if finished:
         write_finished(package / ARCHIVE, every)
     else:
         for chapter in every:
-            _, text = build_module(
-                chapter.path, {id: blank(chapter, id) for id in chapter.solutions}
-            )
-            file_of(package, chapter.module).write_text(text, encoding="utf-8", newline="\n")
+            stubs = {id: blank(chapter, id) for id in chapter.solutions}
+            for name, text in build_modules(chapter.path, stubs).items():
+                file_of(package, name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def let_join(path: Path) -> None:
@@ -150,7 +150,7 @@ def write_finished(path: Path, every: list[Chapter]) -> None:
     """All chapters' modules in one archive."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
-        for name in sorted(chapter.module for chapter in every):
+        for name in sorted(name for chapter in every for name in chapter.modules):
             # of 1980: the same bytes each time
             entry = zipfile.ZipInfo(f"{name.replace('.', '/')}.py")
             entry.compress_type, entry.create_system = zipfile.ZIP_DEFLATED, 3

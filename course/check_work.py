@@ -18,7 +18,7 @@ import types
 from pathlib import Path
 
 from course.collect import Work, collect
-from course.export import ROOT, ExportError, build_module, file_of, write_all
+from course.export import ROOT, ExportError, build_modules, file_of, write_all
 from course.finished import ARCHIVE
 from course.tasks import Chapter
 
@@ -26,12 +26,12 @@ from course.tasks import Chapter
 ASSIGNED, PROGRESS = "course/assigned", ".progress.json"
 
 
-def module_of(chapter: Chapter, work: Work) -> str:
-    """A chapter's module with what the student wrote, own definitions first. ExportError."""
+def modules_of(chapter: Chapter, work: Work) -> dict[str, str]:
+    """A chapter's modules with what the student wrote, own definitions first. ExportError."""
     sources, exported = dict(work.sources), [id for id in chapter.solutions if chapter.exports(id)]
     if exported and work.extra:
         sources[exported[0]] = f"{work.extra}\n\n\n{sources[exported[0]]}"
-    return build_module(chapter.path, sources)[1]
+    return build_modules(chapter.path, sources)
 
 
 def export(root: Path) -> list[str]:
@@ -40,9 +40,7 @@ def export(root: Path) -> list[str]:
     for path in sorted((root / ASSIGNED).glob("*.ipynb")):
         chapter = Chapter(path)
         try:
-            modules[chapter.module] = module_of(
-                chapter, collect(root / "notebooks" / path.name, chapter)
-            )
+            modules |= modules_of(chapter, collect(root / "notebooks" / path.name, chapter))
         except ExportError as error:
             wrong.append(str(error))
     write_all(modules, root / "minillama")
@@ -50,39 +48,43 @@ def export(root: Path) -> list[str]:
 
 
 def put_to_use(chapter: Chapter, work: Work, passed: dict[str, bool], package: Path) -> None:
-    """Write a student's module if its definitions are all right and it can be imported; else remove
-    it.
+    """Write a student's modules if a chapter's definitions are all right and they can be imported;
+    else remove them.
     """
-    target, text, fault = file_of(package, chapter.module), "", ""
+    texts, fault = {}, ""
     if chapter.definitions and all(passed[task.id] for task in chapter.definitions):
         try:
-            text = module_of(chapter, work)
-            fault = importing(text, chapter)
+            texts = modules_of(chapter, work)
+            fault = importing(texts, chapter)
         except ExportError as error:
             fault = f"cannot be exported: {error}"
     if fault:
-        print(f"  note: the finished {target.name} stays in use: yours {fault}")
-    if text and not fault:
-        write_all({chapter.module: text}, package)
-    elif target.exists():
-        target.unlink()
+        print(f"  note: the finished {chapter.name}.py stays in use: yours {fault}")
+    if texts and not fault:
+        write_all(texts, package)
+    else:
+        for name in chapter.modules:
+            file_of(package, name).unlink(missing_ok=True)
     forget(package)
 
 
-def importing(text: str, chapter: Chapter) -> str:
-    """What is wrong when a module is imported: what it raises, or a name that it lacks."""
-    module = types.ModuleType("trial")
-    sys.modules["trial"] = module  # dataclasses look their module up
-    try:
-        exec(compile(text, f"your {chapter.name}.py", "exec"), vars(module))
-    except (Exception, SystemExit) as error:
-        return f"ends in {type(error).__name__}: {error}"
-    finally:
-        del sys.modules["trial"]
+def importing(texts: dict[str, str], chapter: Chapter) -> str:
+    """What is wrong when modules are imported: what one raises, or a name that all lack."""
+    bound = set()
+    for text in texts.values():
+        module = types.ModuleType("trial")
+        sys.modules["trial"] = module  # dataclasses look their module up
+        try:
+            exec(compile(text, f"your {chapter.name}.py", "exec"), vars(module))
+        except (Exception, SystemExit) as error:
+            return f"ends in {type(error).__name__}: {error}"
+        finally:
+            del sys.modules["trial"]
+        bound |= set(vars(module))
     names = frozenset().union(
         *(chapter.names(id) for id in chapter.solutions if chapter.exports(id))
     )
-    return f"lacks `{min(names - set(vars(module)))}`" if names - set(vars(module)) else ""
+    return f"lacks `{min(names - bound)}`" if names - bound else ""
 
 
 def forget(package: Path) -> None:

@@ -141,10 +141,16 @@ def merge_imports(imports: list[ast.stmt]) -> str:
 
 
 def build_module(path: Path, sources: dict[str, str] | None = None) -> tuple[str | None, str]:
-    """(module name, module text) of one notebook; the name is None if it exports nothing.
+    """(name, text) of a notebook's module, or of the first of several; None if it has none."""
+    return next(iter(build_modules(path, sources).items()), (None, ""))
+
+
+def build_modules(path: Path, sources: dict[str, str] | None = None) -> dict[str, str]:
+    """Module name -> text, of all modules that a notebook writes; its `default_exp` comes first.
 
     sources: cell id -> text in place of the cell's own; whether it is exported is the notebook's to
-    say.
+    say. Imports go where their names are used; names of a module that another of the same notebook
+    uses are imported there.
     """
     try:
         cells = nbformat.read(path, as_version=4).cells
@@ -152,34 +158,109 @@ def build_module(path: Path, sources: dict[str, str] | None = None) -> tuple[str
         raise ExportError(
             f"{path.name}: not a notebook ({type(error).__name__}); restore it from git"
         ) from None
-    sources, names, exported, imports, bodies = sources or {}, [], 0, [], []
+    sources, names, exported, imports, bodies = sources or {}, [], 0, [], {}
     for number, cell in enumerate(cells):
         if cell.cell_type != "code":
             continue
         where, found = f"{path.name}, cell {number}", DIRECTIVE.findall(cell.source)
         source = strip_markers(DIRECTIVE.sub("", sources.get(cell.get("id"), cell.source)), where)
         names += [value for word, value in found if word == "default_exp"]
-        if any(word == "export" for word, _ in found):
+        for module in (value for word, value in found if word == "export"):
             exported += bool(source.strip())
             cell_imports, body = split_imports(source, where)
             imports += cell_imports
-            bodies += [body] if body else []
+            bodies.setdefault(module, []).extend([body] if body else [])
     if len(names) != bool(exported):
         raise ExportError(
             f"{path.name}: {exported} export cells, {len(names)} default_exp lines; it needs "
             f"exactly one"
         )
     if not names:
-        return None, ""
-    if not all(part.isidentifier() for part in names[0].split(".")) or by_hand(names[0]):
-        raise ExportError(
-            f"{path.name}: cannot export to {names[0]!r}; default_exp takes a new module's name"
-        )
+        return {}
+    named = {names[0]: bodies.pop("", [])} | bodies
+    for name in named:
+        if not all(part.isidentifier() for part in name.split(".")) or by_hand(name):
+            raise ExportError(
+                f"{path.name}: cannot export to {name!r}; default_exp takes a new module's name"
+            )
+    first = docstring(cells, path)
+    if len(named) == 1:
+        return {names[0]: put_together(first, imports, named[names[0]])}
+    among = imports_among(named, path.name)
+    return {
+        name: put_together(first, used(imports, body) + among[name], body)
+        for name, body in named.items()
+    }
+
+
+def put_together(first: str, imports: list[ast.stmt], bodies: list[str]) -> str:
+    """A module's text from its docstring, imports and definitions."""
     parts = [merge_imports(imports)] * bool(imports) + bodies
     gap = "\n\n\n" if re.match(r"def |class |@", parts[0]) else "\n\n"
-    return names[0], docstring(cells, path) + gap + "\n\n\n".join(
-        part.rstrip() for part in parts
-    ) + "\n"
+    return first + gap + "\n\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def mentioned(bodies: list[str]) -> set[str]:
+    """The names that a module's text uses, without those that a definition binds for itself."""
+    found = set()
+    for statement in ast.parse("\n".join(bodies)).body:
+        nodes = list(ast.walk(statement))
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        if isinstance(statement, ast.FunctionDef):
+            names -= {node.arg for node in nodes if isinstance(node, ast.arg)}
+            names -= {
+                node.id
+                for node in nodes
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
+        found |= names
+    return found
+
+
+def used(imports: list[ast.stmt], bodies: list[str]) -> list[ast.stmt]:
+    """The imports, of which each keeps the names that a module uses."""
+    names, kept = mentioned(bodies), []
+    for node in imports:
+        found = [a for a in node.names if (a.asname or a.name.partition(".")[0]) in names]
+        if found:
+            kept.append(
+                ast.Import(found)
+                if isinstance(node, ast.Import)
+                else ast.ImportFrom(node.module, found, 0)
+            )
+    return kept
+
+
+def imports_among(named: dict[str, list[str]], notebook: str) -> dict[str, list[ast.stmt]]:
+    """What each of a notebook's modules imports from the others. ExportError if in a ring."""
+    owner = {}
+    for name, body in named.items():
+        for node in ast.parse("\n".join(body)).body:
+            targets = [node.name] if hasattr(node, "name") else []
+            if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+                targets = [
+                    n.id
+                    for n in ast.walk(node)
+                    if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+                ]
+            owner |= dict.fromkeys(targets, name)
+    needs = {
+        name: {each for each in mentioned(body) if owner.get(each, name) != name}
+        for name, body in named.items()
+    }
+    for name, wanted in needs.items():
+        for other in {owner[each] for each in wanted}:
+            if any(owner[each] == name for each in needs[other]):
+                raise ExportError(
+                    f"{notebook}: {name} and {other} need each other; move a definition"
+                )
+    return {
+        name: [
+            ast.ImportFrom(f"minillama.{owner[each]}", [ast.alias(each)], 0)
+            for each in sorted(wanted)
+        ]
+        for name, wanted in needs.items()
+    }
 
 
 def docstring(cells, path: Path) -> str:
@@ -198,12 +279,11 @@ def build_all(notebooks: Path) -> dict[str, str]:
     """Module name -> text for every notebook in the folder that exports something."""
     modules, owner = {}, {}
     for path in sorted(notebooks.glob("*.ipynb")):
-        name, text = build_module(path)
-        if name in owner:
-            raise ExportError(
-                f"{path.name} and {owner[name]} both claim {name}; rename one default_exp"
-            )
-        if name is not None:
+        for name, text in build_modules(path).items():
+            if name in owner:
+                raise ExportError(
+                    f"{path.name} and {owner[name]} both claim {name}; rename one default_exp"
+                )
             modules[name], owner[name] = text, path.name
     if not modules:
         raise ExportError(f"no notebook in {notebooks} exports anything")

@@ -18,7 +18,7 @@ import torch
 
 from course.collect import Work, blank, collect
 from course.confine import Limits, Snapshot, confine
-from course.export import ROOT, ExportError, build_module, by_hand, file_of
+from course.export import ROOT, ExportError, build_modules, by_hand, file_of
 from course.run_tasks import Outcome, failed, run_task
 from course.screen import refused
 from course.tasks import Chapter, Task
@@ -156,11 +156,12 @@ def use_package_of(found: dict[str, Work], names: tuple[str, ...], folder: Path)
             cell.source = sources.get(cell.id, cell.source)
         nbformat.write(notebook, notebooks / chapter.path.name)
         try:
-            name, text = build_module(notebooks / chapter.path.name)
+            texts = build_modules(notebooks / chapter.path.name)
         except ExportError:  # the task's own outcome says why
-            name, text = chapter.module, 'raise ImportError("this module is no Python yet")\n'
-        if name and not by_hand(name):
-            file_of(package, name).write_text(text, encoding="utf-8")
+            texts = {chapter.module: 'raise ImportError("this module is no Python yet")\n'}
+        for name, text in texts.items():
+            if not by_hand(name):
+                file_of(package, name).write_text(text, encoding="utf-8")
     for name in [
         name
         for name in sys.modules

@@ -267,5 +267,5 @@ def chapter_order(chapter: Chapter) -> set[str]:
         for path in sorted(chapter.path.parent.glob("*.ipynb"))
         if path.name >= chapter.path.name
     ]
-    found = (re.search(r"default_exp ([\w.]+)", path.read_text(encoding="utf-8")) for path in later)
-    return {match[1] for match in found if match}
+    named = re.compile(r"#\| (?:default_exp|export) ([\w.]+)")
+    return {name for path in later for name in named.findall(path.read_text(encoding="utf-8"))}

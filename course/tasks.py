@@ -102,6 +102,9 @@ class Chapter:
         self.module = said.get("default_exp", path.stem)
         # that its tasks' names begin with
         self.name = said.get("tasks", self.module.rpartition(".")[2])
+        said = [pair for cell in self.cells for pair in DIRECTIVE.findall(cell.source)]
+        more = [value for word, value in said if word == "export" and value]
+        self.modules = list(dict.fromkeys([self.module, *more]))  # that the notebook writes
         self.place = {cell.id: place for place, cell in enumerate(self.cells)}
 
     def __getitem__(self, id: str) -> Cell:

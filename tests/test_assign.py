@@ -26,6 +26,7 @@ from course.tasks import Chapter
 
 
 CHAPTERS = {path.name: Chapter(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+WRITTEN = [name for chapter in CHAPTERS.values() for name in chapter.modules]
 ASK = """
 import json, sys
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_everything_is_still_missing_and_nothing_else_is_wrong(mine):
     others = {id: words for id, words in said.items() if "still missing" not in words}
     # whose stub is `pass`
     assert others == {"config-LlamaConfig": "heads that do not divide was accepted"}
-    modules = ", ".join(f"minillama.{chapter.module}" for chapter in CHAPTERS.values())
+    modules = ", ".join(f"minillama.{name}" for name in WRITTEN)
     done = python(mine, "-c", f"import {modules}; print(minillama.__file__)")
     assert done.returncode == 0 and done.stdout.strip() == str(
         mine / "minillama" / "__init__.py"
@@ -113,9 +114,9 @@ def test_with_the_solutions_put_back_everything_passes(mine):
     wrong, said = json.loads(done.stdout)
     assert wrong == [] and {id: words for id, words in said.items() if words != "passed"} == {}
     # the modules are the reference's, so the other chapters pass as in test_tasks.py
-    for chapter in CHAPTERS.values():
-        ours = file_of(ROOT / "minillama", chapter.module).read_bytes()
-        assert file_of(mine / "minillama", chapter.module).read_bytes() == ours
+    for name in WRITTEN:
+        ours = file_of(ROOT / "minillama", name).read_bytes()
+        assert file_of(mine / "minillama", name).read_bytes() == ours
 
 
 def solution_lines() -> set[str]:
@@ -168,16 +169,12 @@ def test_nothing_leaks(handed_out):
         if path.parent != tools and any(word in text for word in markers)
     ]
     modules = set(modules_in(handed_out / "minillama"))
-    assert all(map(by_hand, modules)) and not modules & {
-        chapter.module for chapter in CHAPTERS.values()
-    }
+    assert all(map(by_hand, modules)) and not modules & set(WRITTEN)
     # the only place where solutions are
     with zipfile.ZipFile(handed_out / "minillama" / ARCHIVE) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {
-            f"{chapter.module.replace('.', '/')}.py": file_of(
-                ROOT / "minillama", chapter.module
-            ).read_bytes()
-            for chapter in CHAPTERS.values()
+            f"{name.replace('.', '/')}.py": file_of(ROOT / "minillama", name).read_bytes()
+            for name in WRITTEN
         }
     assert not {"assign.py", "grade.py", "mutations.py"} & {path.name for path in files}
     assert not [
@@ -190,9 +187,7 @@ def test_without_finished_modules_no_file_holds_a_solution(withheld):
         path: path.read_text(encoding="utf-8", errors="replace") for path in withheld.rglob("*.py")
     }
     assert not (withheld / "minillama" / ARCHIVE).exists()
-    assert {
-        file_of(withheld / "minillama", chapter.module) for chapter in CHAPTERS.values()
-    } <= set(files)
+    assert {file_of(withheld / "minillama", name) for name in WRITTEN} <= set(files)
     secret = solution_lines()
     assert not [
         path.name for path, text in files.items() if secret & set(map(str.strip, text.split("\n")))

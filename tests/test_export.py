@@ -184,6 +184,30 @@ def test_a_fault_is_one_line_and_changes_nothing(course, capsys, cells, words, o
     assert course.files() == before
 
 
+def test_one_notebook_may_write_several_modules(course):
+    course.write(
+        "03_thing",
+        NAME + "\n#| export\nimport math\n\nimport torch\n\n\nHALF = 1 / 2",
+        "#| export room.other\ndef root(x):\n    return math.sqrt(x) * HALF",
+        DOUBLE,
+    )
+    assert course.run() == 0 and course.run("--check") == 0
+    files = course.files()
+    assert "import math" not in files["thing.py"] and "def double" in files["thing.py"]
+    assert "import torch" not in files["other.py"]
+    assert "import math\n\nfrom minillama.thing import HALF\n\n\ndef root" in files["other.py"]
+
+
+def test_modules_of_a_notebook_that_need_each_other_are_a_fault(course, capsys):
+    course.write(
+        "03_thing",
+        NAME + "\n#| export\ndef f():\n    return g()",
+        "#| export other\ndef g():\n    return f()",
+    )
+    assert course.run() == 2
+    assert "thing and other need each other" in capsys.readouterr().err
+
+
 def test_two_notebooks_cannot_claim_one_module(course, capsys):
     course.write("03_thing", NAME, DOUBLE)
     course.write("04_again", NAME, DOUBLE)
