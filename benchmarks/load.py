@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from minillama import Llama, LlamaConfig
-from minillama.checkpoints.tensors import HUGGING_FACE
+from minillama.checkpoints.names import HUGGING_FACE
 
 
 SHARD = 5_000_000_000
@@ -103,7 +103,7 @@ PEAK = """
 import resource, sys, time
 from pathlib import Path
 import torch, minillama
-from minillama.checkpoints.tensors import assemble
+from minillama.checkpoints.assemble import assemble
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

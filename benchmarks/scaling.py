@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from minillama import KVCache, Llama, LlamaConfig
-from minillama.distributed import parallel
+from minillama.distributed import fsdp, parallel
 from minillama.training import pretraining as training
 
 
@@ -88,7 +88,7 @@ def step(learner, mesh, rows: int) -> None:
     loss_of = lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1])  # noqa: E731
     if mesh:
         batch = tuple(part[mesh.get_local_rank() :: mesh.size()] for part in batch)
-        loss_of, weigh = parallel.packed_loss, parallel.all_targets
+        loss_of, weigh = fsdp.packed_loss, fsdp.all_targets
     training.train_step(model, loss_of, [batch], optimizer, settings, 1e-4, weigh)
 
 
@@ -97,7 +97,7 @@ def jobs(mesh) -> dict:
     torch.manual_seed(0)
     speaker, pupil, settings = Llama(CFG).eval(), Llama(CFG), training.Settings()
     if mesh:
-        speaker, pupil = parallel.parallelize(speaker, mesh), parallel.shard(pupil, mesh)
+        speaker, pupil = parallel.parallelize(speaker, mesh), fsdp.shard(pupil, mesh)
     learner = pupil, training.adamw(pupil, settings), settings
     calls = {"prompt": (prompt, speaker), "answer": (answer, speaker), "training": (step, learner)}
     return {task: partial(call, model, mesh) for task, (call, model) in calls.items()}

@@ -10,7 +10,7 @@ import warnings
 
 from minillama import __version__
 from minillama.checkpoints import hub
-from minillama.checkpoints.tensors import CheckpointError
+from minillama.checkpoints.files import CheckpointError
 from minillama.commands import chat, files, finetune, generate, plan, train
 
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from pathlib import Path
 
-from minillama.checkpoints.tensors import CheckpointError
+from minillama.checkpoints.files import CheckpointError
 from minillama.inference.loading import load
 
 

@@ -24,8 +24,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 from minillama import CheckpointError, KVCache, Llama, LlamaConfig, Tokenizer, cli, generate
 from minillama.checkpoints import hub
 from minillama.commands import ranks as ranks_command
-from minillama.distributed import parallel
-from minillama.distributed import planning as scaling
+from minillama.distributed import fsdp, parallel, worker
+from minillama.distributed.memory import piece
 from minillama.training import adapters, finetuning
 from minillama.training import pretraining as training
 
@@ -92,11 +92,11 @@ def inference(mesh, folder, cfg=CFG, repeat_kv=False) -> dict:
     shapes = {name: tuple(parallel.local(p).shape) for name, p in read.named_parameters()}
     with CommDebugMode() as counted, parallel.CollectiveCounter() as heard:
         cut(tokens)
-    seed = parallel.common_seed()
+    seed = worker.common_seed()
     return {
         "whole": off(cut(tokens), alone(tokens)), "in pieces": off(pieces, alone(tokens)),
         "read": off(read(tokens), alone(tokens)), "heads of the cache": cache.keys.shape[2],
-        "shapes": {n: s for n, s in shapes.items() if s != scaling.piece(cfg, n, mesh.size())},
+        "shapes": {n: s for n, s in shapes.items() if s != piece(cfg, n, mesh.size())},
         "ids": [list(generate(model, prompt, 12)) for model in (alone, cut, read)],
         "drawn": list(generate(cut, prompt, 12, temperature=1.0, seed=seed)),
         "counted": sorted(counted.get_comm_counts().values()), "heard": heard.seen,
@@ -129,7 +129,7 @@ def step_alone(model, optimizer, i, settings=SETTINGS):
     )
 
 
-def step(model, optimizer, mesh, i, settings=SETTINGS, loss_of=parallel.packed_loss):
+def step(model, optimizer, mesh, i, settings=SETTINGS, loss_of=fsdp.packed_loss):
     mine_now = [mine(batch, mesh) for batch in batches()]
     return training.train_step(
         model,
@@ -138,7 +138,7 @@ def step(model, optimizer, mesh, i, settings=SETTINGS, loss_of=parallel.packed_l
         optimizer,
         settings,
         training.learning_rate(i, settings),
-        parallel.all_targets,
+        fsdp.all_targets,
     )
 
 
@@ -150,7 +150,7 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
     loss, norm = step_alone(alone, training.adamw(alone, SETTINGS), 0)
     found = {"targets": [[training.count_targets(mine(b, mesh)) for b in batches()]]}
     for name in ("plain", "recomputed"):
-        model = parallel.shard(fresh(cfg), mesh)
+        model = fsdp.shard(fresh(cfg), mesh)
         model.activation_checkpointing = name == "recomputed"
         optimizer = training.adamw(model, SETTINGS)
         my_loss, my_norm = step(model, optimizer, mesh, 0)
@@ -164,15 +164,15 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
     held = sum(parallel.local(p).numel() for p in model.parameters())
     found["held"] = held / sum(p.numel() for p in model.parameters())
     state = folder / f"state-{'tied' if cfg.tied_embeddings else 'plain'}"
-    parallel.save(state, dict(model.named_parameters()), optimizer, 1)
+    fsdp.save(state, dict(model.named_parameters()), optimizer, 1)
     saved = whole(model)
     if mesh.get_local_rank() == 0:
         torch.save(saved, folder / f"{state.name}.pt")
     step(model, optimizer, mesh, 1)
     after = whole(model)  # what two steps give
-    again = parallel.shard(fresh(cfg), mesh)
+    again = fsdp.shard(fresh(cfg), mesh)
     other = training.adamw(again, SETTINGS)
-    found["steps"] = parallel.resume(state, dict(again.named_parameters()), other)
+    found["steps"] = fsdp.resume(state, dict(again.named_parameters()), other)
     found["restored"] = all(
         torch.equal(a, b) for a, b in zip(whole(again).values(), saved.values(), strict=True)
     )
@@ -181,12 +181,12 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
         torch.equal(a, b) for a, b in zip(whole(again).values(), after.values(), strict=True)
     )
     cut = parallel.parallelize(fresh(cfg), mesh)
-    parallel.resume(state, dict(cut.named_parameters()))
+    fsdp.resume(state, dict(cut.named_parameters()))
     found["as tensor ranks"] = all(
         torch.equal(a, b) for a, b in zip(whole(cut).values(), saved.values(), strict=True)
     )
-    wider = parallel.shard(fresh(LlamaConfig(**SIZES | {"ffn_dim": 192})), mesh)
-    found["another shape"] = refused(parallel.resume, state, dict(wider.named_parameters()))
+    wider = fsdp.shard(fresh(LlamaConfig(**SIZES | {"ffn_dim": 192})), mesh)
+    found["another shape"] = refused(fsdp.resume, state, dict(wider.named_parameters()))
     return found
 
 
@@ -202,17 +202,17 @@ def batch_at(i):
 
 def trained(mesh, folder, progress=False) -> list[dict]:
     """Six steps on all ranks; the rows of metrics."""
-    model = parallel.shard(fresh(), mesh)
+    model = fsdp.shard(fresh(), mesh)
 
     def validate(m):
         return training.token_loss(training.logits(m, *batches()[0][::2]), batches()[0][1])
 
-    return parallel.fit_sharded(
+    return fsdp.fit_sharded(
         model,
         batch_at,
         RUN,
         mesh,
-        parallel.SharedRun(folder, "theirs"),
+        fsdp.SharedRun(folder, "theirs"),
         validate=validate,
         progress=False,
         callbacks=[progress] if progress else [],
@@ -238,7 +238,7 @@ def training_run(mesh, folder) -> list[dict]:
     """Six steps; the first time, rank 1 says after five of them that it is ready to be killed, and
     waits.
     """
-    begun = parallel.states(folder / "run")
+    begun = fsdp.states(folder / "run")
 
     def wait(row):
         if row["step"] == 4 and not begun:
@@ -262,11 +262,11 @@ def adapter(mesh, folder) -> dict:
     """A step of LoRA with FSDP2 and of one process; the state that the ranks leave, and the adapter
     of the one.
     """
-    alone, model = with_adapter(), parallel.shard(with_adapter(), mesh)
+    alone, model = with_adapter(), fsdp.shard(with_adapter(), mesh)
     loss, norm = step_alone(alone, training.adamw(alone, SETTINGS), 0)
     optimizer = training.adamw(model, SETTINGS)
     my_loss, my_norm = step(model, optimizer, mesh, 0)
-    parallel.save(folder / "lora", training.trainable(model), optimizer, 1)
+    fsdp.save(folder / "lora", training.trainable(model), optimizer, 1)
     if mesh.get_local_rank() == 0:
         adapters.save_adapter(alone, folder / "adapter")
     frozen = {n: p for n, p in alone.named_parameters() if not p.requires_grad}
@@ -401,31 +401,29 @@ def two(mesh, folder) -> dict:
         "adapter": adapter(mesh, folder),
     }
     found |= {
-        "compiled": refused(
-            parallel.fit_sharded, fresh(), batch_at, replace(RUN, compiled=True), mesh
-        )
+        "compiled": refused(fsdp.fit_sharded, fresh(), batch_at, replace(RUN, compiled=True), mesh)
     }
     found |= {
         "other data": refused(
-            parallel.fit_sharded,
-            parallel.shard(fresh(), mesh),
+            fsdp.fit_sharded,
+            fsdp.shard(fresh(), mesh),
             batch_at,
             RUN,
             mesh,
-            parallel.SharedRun(folder / "whole"),
+            fsdp.SharedRun(folder / "whole"),
         )
     }
     (folder / "refusing" / "partial").parent.mkdir(exist_ok=True)
     (folder / "refusing" / "partial").touch()  # a file where a folder must be
-    again = parallel.shard(fresh(), mesh)
+    again = fsdp.shard(fresh(), mesh)
     found |= {
         "disk": refused(
-            parallel.fit_sharded,
+            fsdp.fit_sharded,
             again,
             batch_at,
             RUN,
             mesh,
-            parallel.SharedRun(folder / "refusing"),
+            fsdp.SharedRun(folder / "refusing"),
             progress=False,
         )
     }
@@ -437,10 +435,10 @@ def two(mesh, folder) -> dict:
 
 
 def four(mesh, folder) -> dict:
-    again = parallel.shard(fresh(), mesh)
+    again = fsdp.shard(fresh(), mesh)
     optimizer = training.adamw(again, SETTINGS)
     steps, weights = (
-        parallel.resume(folder / "state-plain", dict(again.named_parameters()), optimizer),
+        fsdp.resume(folder / "state-plain", dict(again.named_parameters()), optimizer),
         whole(again),
     )
     saved = torch.load(folder / "state-plain.pt", weights_only=True)

@@ -20,7 +20,7 @@ from course.cuda_on_cpu import HEADER, LAUNCH, compile_text
 from minillama.inference import decode_graph
 from minillama.inference.attention_backends import fused
 from minillama.inference.decode_graph import compile_apart
-from minillama.kernels import cuda
+from minillama.kernels import cuda, small
 from minillama.kernels.attention import kernel
 from minillama.kernels.tensor_cores import TENSOR_CORES
 
@@ -141,7 +141,7 @@ def gpu(monkeypatch, played=True, capability=(9, 0), place="cpu"):
     with monkeypatch.context() as patch:
         for name, value in pretended.items():
             patch.setattr(torch.cuda, name, value)
-        for operation in (cuda.norm, cuda.rope, cuda.swiglu, fused):
+        for operation in (small.norm, small.rope, small.swiglu, fused):
             patch.setitem(operation._backend_fns, "cpu", operation._backend_fns["cuda"])
         patch.setattr(torch.Tensor, "is_cuda", property(lambda x: True), raising=False)
         patch.setattr(decode_graph, "compile_apart", apart)
@@ -155,5 +155,5 @@ def gpu(monkeypatch, played=True, capability=(9, 0), place="cpu"):
 
 def forget() -> None:
     """Kernels that were loaded before are loaded anew."""
-    for each in (kernel, cuda.norm_kernel, cuda.rope_kernel, cuda.swiglu_kernel):
+    for each in (kernel, small.norm_kernel, small.rope_kernel, small.swiglu_kernel):
         each.cache_clear()

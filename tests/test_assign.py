@@ -463,7 +463,7 @@ def test_a_module_that_cannot_be_imported_stops_nothing(mine, check, own, words)
 
 
 def test_a_module_must_have_all_its_names():
-    assert check_work.importing("", CHAPTERS["02_rmsnorm.ipynb"]) == "lacks `RMSNorm`"
+    assert check_work.importing({"rmsnorm": ""}, CHAPTERS["02_rmsnorm.ipynb"]) == "lacks `RMSNorm`"
 
 
 ONE_PROCESS = """

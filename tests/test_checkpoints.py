@@ -11,15 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from minillama import CheckpointError, Llama, LlamaConfig, Tokenizer
+from minillama.checkpoints.assemble import Checkpoint, assemble
 from minillama.checkpoints.hugging_face import STORED
-from minillama.checkpoints.tensors import (
-    META,
-    NAMES,
-    Checkpoint,
-    assemble,
-    open_safetensors,
-    rename,
-)
+from minillama.checkpoints.names import META, NAMES, rename
+from minillama.checkpoints.tensors import open_safetensors
 from minillama.inference.loading import load
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import minillama
 from minillama import chat, cli, commands
 from minillama.checkpoints import hub
-from minillama.checkpoints.tensors import HUGGING_FACE
+from minillama.checkpoints.names import HUGGING_FACE
 from minillama.inference import loading
 from minillama.tokenizer import gpt2_bytes
 

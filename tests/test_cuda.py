@@ -20,11 +20,12 @@ import minillama
 from benchmarks import gpu as benchmark
 from course.cuda_on_cpu import compiler, play
 from minillama import LlamaConfig
-from minillama.checkpoints.tensors import Checkpoint, StoredTensor, assemble, skeleton
+from minillama.checkpoints.assemble import Checkpoint, assemble, skeleton
+from minillama.checkpoints.tensors import StoredTensor
 from minillama.inference.attention_backends import attend_flash, use_attention
 from minillama.inference.decode_graph import RecordedStep, through_block
 from minillama.kernels import attention as attention_kernels
-from minillama.kernels import cuda
+from minillama.kernels import cuda, small
 from minillama.kernels.attention import kernel, launches
 from minillama.kernels.cuda import CudaError, compile_cuda
 from minillama.kernels.tensor_cores import ATTENTION_KERNELS
@@ -38,17 +39,17 @@ def nvrtc_or_skip():
 
 
 def all_kernels(dtype, widths=(64, 128)):
-    small = [
-        cuda.swiglu_kernel(dtype),
-        cuda.norm_kernel(dtype),
-        *(cuda.rope_kernel(dtype, w) for w in widths),
+    first = [
+        small.swiglu_kernel(dtype),
+        small.norm_kernel(dtype),
+        *(small.rope_kernel(dtype, w) for w in widths),
     ]
     wide = [
         rung
         for rung in ATTENTION_KERNELS.values()
         if dtype != torch.float32 or not rung.only_16_bits
     ]
-    return small + [kernel(rung, dtype, w) for rung in wide for w in widths]
+    return first + [kernel(rung, dtype, w) for rung in wide for w in widths]
 
 
 @pytest.mark.parametrize("arch, widths", [("sm_80", [64]), ("sm_90", [64, 128]), ("sm_100", [128])])
@@ -123,24 +124,24 @@ def test_small_kernels_are_the_chapters(dtype):
         torch.randn(*shape, generator=g).to(dtype) for shape in ((3, 700), (3, 700), (700,))
     )
     out = torch.full_like(a, math.nan)
-    play(cuda.swiglu_kernel(dtype), (math.ceil(a.numel() / 256), 1, 1), a, b, out, a.numel())
-    torch.testing.assert_close(out, cuda.swiglu(a, b), atol=limit, rtol=0)
-    play(cuda.norm_kernel(dtype), (3, 1, 1), a, weight, out, 700, 1e-5)
-    torch.testing.assert_close(out, cuda.norm(a, weight, 1e-5), atol=limit, rtol=0)
+    play(small.swiglu_kernel(dtype), (math.ceil(a.numel() / 256), 1, 1), a, b, out, a.numel())
+    torch.testing.assert_close(out, small.swiglu(a, b), atol=limit, rtol=0)
+    play(small.norm_kernel(dtype), (3, 1, 1), a, weight, out, 700, 1e-5)
+    torch.testing.assert_close(out, small.norm(a, weight, 1e-5), atol=limit, rtol=0)
     x, (cos, sin) = (
         torch.randn(2, 5, 3, 64, generator=g).to(dtype).transpose(1, 2),
         torch.randn(2, 5, 32, generator=g),
     )
-    out = cuda.turned_like(x).fill_(math.nan)
-    play(cuda.rope_kernel(dtype, 64), (5, 3, 2), x, cos, sin, out, *x.stride()[:3], 3, 5, 32)
-    torch.testing.assert_close(out, cuda.rope(x, cos, sin), atol=limit, rtol=0)
+    out = small.turned_like(x).fill_(math.nan)
+    play(small.rope_kernel(dtype, 64), (5, 3, 2), x, cos, sin, out, *x.stride()[:3], 3, 5, 32)
+    torch.testing.assert_close(out, small.rope(x, cos, sin), atol=limit, rtol=0)
 
 
 def test_small_operations_are_good_citizens():
-    torch.library.opcheck(cuda.swiglu, (torch.randn(1, 1, 40), torch.randn(1, 1, 40)))
-    torch.library.opcheck(cuda.norm, (torch.randn(1, 3, 40), torch.randn(40), 1e-5))
+    torch.library.opcheck(small.swiglu, (torch.randn(1, 1, 40), torch.randn(1, 1, 40)))
+    torch.library.opcheck(small.norm, (torch.randn(1, 3, 40), torch.randn(40), 1e-5))
     torch.library.opcheck(
-        cuda.rope, (torch.randn(1, 3, 4, 16).transpose(1, 2), *torch.randn(2, 3, 8))
+        small.rope, (torch.randn(1, 3, 4, 16).transpose(1, 2), *torch.randn(2, 3, 8))
     )
 
 

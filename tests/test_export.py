@@ -304,12 +304,9 @@ def test_this_repository_s_modules_carry_no_trace_of_the_notebook(name):
 
 
 def notebook_of(name):
-    wanted = f"default_exp {name}\\n"
-    return next(
-        p.name
-        for p in (ROOT / "notebooks").glob("*.ipynb")
-        if wanted in p.read_text(encoding="utf-8")
-    )
+    wanted = (f"#| default_exp {name}\\n", f"#| export {name}\\n")
+    texts = {p.name: p.read_text(encoding="utf-8") for p in (ROOT / "notebooks").glob("*.ipynb")}
+    return next(each for each, text in texts.items() if any(word in text for word in wanted))
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)

@@ -19,8 +19,9 @@ from tiktoken.load import load_tiktoken_bpe
 from minillama import Llama, LlamaConfig, RopeScaling, Tokenizer
 from minillama.chat import encode_dialog
 from minillama.checkpoints import tensors as checkpoints
+from minillama.checkpoints.files import CheckpointError
 from minillama.checkpoints.gguf import GGML_TYPES, GGUFHeader, open_gguf
-from minillama.checkpoints.tensors import GGUF, HUGGING_FACE, CheckpointError
+from minillama.checkpoints.names import GGUF, HUGGING_FACE
 from minillama.inference.loading import load
 from minillama.tokenizer import LLAMA3_PATTERN, gpt2_bytes
 

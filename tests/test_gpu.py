@@ -24,7 +24,7 @@ import minillama
 from minillama.checkpoints import hub
 from minillama.inference.attention_backends import BACKENDS, fused
 from minillama.inference.decode_graph import GraphStep
-from minillama.kernels import cuda
+from minillama.kernels import cuda, small
 from minillama.kernels.attention import FEW, launches
 from minillama.kernels.cuda import CudaError
 from minillama.kernels.tensor_cores import ATTENTION_KERNELS
@@ -122,7 +122,7 @@ def test_small_kernels_are_what_the_processor_computes(dtype):
         torch.randn(2, 5, 3, 64, generator=g).to(dtype).transpose(1, 2),
     )
     cos, sin = torch.randn(2, 5, 32, generator=g)
-    calls = (cuda.swiglu, (a, b)), (cuda.norm, (a, weight, 1e-5)), (cuda.rope, (x, cos, sin))
+    calls = (small.swiglu, (a, b)), (small.norm, (a, weight, 1e-5)), (small.rope, (x, cos, sin))
     for operation, args in calls:
         there = [arg.cuda() if isinstance(arg, torch.Tensor) else arg for arg in args]
         torch.testing.assert_close(operation(*there).cpu(), operation(*args), **limit)

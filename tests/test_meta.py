@@ -20,7 +20,8 @@ from test_reference import maker
 
 from minillama import CheckpointError, Llama, LlamaConfig, RopeScaling, Tokenizer
 from minillama.checkpoints.meta import join, open_meta, save_meta
-from minillama.checkpoints.tensors import META, StoredTensor
+from minillama.checkpoints.names import META
+from minillama.checkpoints.tensors import StoredTensor
 from minillama.inference.loading import load
 
 

@@ -24,9 +24,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from minillama import LlamaConfig, cli, generate
 from minillama.checkpoints import hugging_face
-from minillama.checkpoints.tensors import skeleton
-from minillama.distributed import parallel
-from minillama.distributed import planning as scaling
+from minillama.checkpoints.assemble import skeleton
+from minillama.distributed import fsdp, memory, parallel
 from minillama.training import adapters, runs
 from minillama.training import pretraining as training
 
@@ -146,7 +145,7 @@ def test_four_ranks_share_two_kv_heads(four):
 
 
 def test_what_ranks_say_to_each_other_is_what_the_planner_says(two, four):
-    wanted = scaling.collectives(ranks.CFG, 20, number=4)
+    wanted = memory.collectives(ranks.CFG, 20, number=4)
     for found in (two[0]["inference"], four[0]["inference"]):
         assert {kind: tuple(seen) for kind, seen in found["heard"].items()} == wanted
         assert found["counted"] == sorted(count for count, _ in wanted.values())
@@ -256,7 +255,7 @@ def test_a_run_on_two_ranks_is_a_run(two):
 def test_a_run_that_loses_a_rank_goes_on_from_its_state(server, two, tmp_path):
     # a cut connection is noticed at once
     last_words(server, "training_run", tmp_path, signal.SIGKILL, 60)
-    assert [path.name for path in parallel.states(tmp_path / "run")] == ["00000004"]
+    assert [path.name for path in fsdp.states(tmp_path / "run")] == ["00000004"]
     (tmp_path / "meet-training_run").unlink()
     for rows in findings(server, "training_run", 2, tmp_path):
         assert numbers(rows) == numbers(two[0]["trained"][0])
@@ -276,7 +275,7 @@ def test_a_step_of_an_adapter_on_two_ranks_is_a_step(two, folder, tmp_path):
             and 0.4 < found["held"] < 0.6
         )
     model = ranks.with_adapter()
-    assert parallel.resume(folder / "lora", training.trainable(model)) == 1
+    assert fsdp.resume(folder / "lora", training.trainable(model)) == 1
     adapters.save_adapter(model, tmp_path / "adapter")
     ours, alone = (load_file(path / "adapter" / adapters.WEIGHTS) for path in (tmp_path, folder))
     fresh = {name: p.detach() for name, p in training.trainable(ranks.with_adapter()).items()}
@@ -402,13 +401,13 @@ def test_405b_over_many_ranks_is_as_planned(count):
     with pretended(count) as mesh:
         model = parallel.parallelize(skeleton(cfg, 1138).bfloat16(), mesh, repeat_kv=count > 8)
         held = {name: parallel.local(parameter) for name, parameter in model.named_parameters()}
-        assert {n: tuple(p.shape) for n, p in held.items()} == scaling.held(
-            cfg, scaling.Layout(count)
+        assert {n: tuple(p.shape) for n, p in held.items()} == memory.held(
+            cfg, memory.Layout(count)
         )
-        assert sum(p.nbytes for p in held.values()) == scaling.weight_bytes(
-            cfg, layout=scaling.Layout(count)
+        assert sum(p.nbytes for p in held.values()) == memory.weight_bytes(
+            cfg, layout=memory.Layout(count)
         )
-        few = scaling.collectives(cfg, 3)
+        few = memory.collectives(cfg, 3)
         if count == 16:
             with parallel.CollectiveCounter() as heard, torch.no_grad():
                 model(torch.zeros(1, 3, dtype=torch.int64, device="meta"))

@@ -13,35 +13,37 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minillama import KVCache, Llama, LlamaConfig, cli
 from minillama.attention import AttentionMask
-from minillama.distributed.planning import (
+from minillama.distributed.memory import (
     ACCELERATORS,
     NETWORK,
     USABLE,
     Job,
     Layout,
-    at_least,
     cache_bytes,
     collectives,
-    decode_seconds,
     fullest,
     held,
     indivisible,
-    layouts,
-    link_seconds,
     memory,
     obstacle,
     pass_bytes,
-    pass_seconds,
     piece,
-    plan,
-    prefill_seconds,
     saved_bytes,
     sharded_collectives,
     stages,
     stored_bytes,
     tensors,
-    train_step_seconds,
     weight_bytes,
+)
+from minillama.distributed.planning import (
+    at_least,
+    decode_seconds,
+    layouts,
+    link_seconds,
+    pass_seconds,
+    plan,
+    prefill_seconds,
+    train_step_seconds,
 )
 from minillama.inference import quantization
 from minillama.inference.attention_backends import BACKENDS, use_attention

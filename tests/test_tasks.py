@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from course import grade, points, tasks
 from course.run_tasks import run_task
 from course.slices import needed, statements
+from minillama.checkpoints import names
 from minillama.checkpoints import tensors as checkpoints
 
 
@@ -262,17 +263,13 @@ def test_what_was_only_given_is_not_to_be_changed(task):
 
 def test_a_task_leaves_nothing_behind(task):
     before, folder, kinds = torch.get_rng_state(), os.getcwd(), dict(checkpoints.KINDS)
-    find = checkpoints.rename
+    find = names.rename
     body = "torch.manual_seed(7); torch.set_grad_enabled(False); torch.set_default_dtype(torch.float64)\n    "
     body += "tensors.KINDS.clear(); tensors.rename = None; tensors.mine = 1\n    return x / 2"
     assert run_task(task, {"half": f"def half(x):\n    {body}"}).passed
     assert torch.equal(torch.get_rng_state(), before) and torch.is_grad_enabled()
     assert torch.get_default_dtype() == torch.float32 and os.getcwd() == folder
-    assert (
-        checkpoints.KINDS == kinds
-        and checkpoints.rename is find
-        and not hasattr(checkpoints, "mine")
-    )
+    assert checkpoints.KINDS == kinds and names.rename is find and not hasattr(checkpoints, "mine")
 
 
 def graded(chapter, kind: str) -> dict[str, dict]:

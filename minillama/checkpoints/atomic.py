@@ -8,7 +8,7 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from minillama.checkpoints.tensors import CheckpointError
+from minillama.checkpoints.files import CheckpointError
 
 
 FILES = re.compile(  # of a checkpoint, which a new one may replace

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from minillama.checkpoints.assemble import Checkpoint
+from minillama.checkpoints.files import CheckpointError
 from minillama.checkpoints.gguf import open_gguf
 from minillama.checkpoints.hugging_face import open_hugging_face
 from minillama.checkpoints.meta import open_meta
-from minillama.checkpoints.tensors import Checkpoint, CheckpointError
 
 
 FORMATS = (  # (whether a path is one, what opens it); the first that fits counts

@@ -12,21 +12,10 @@ from pathlib import Path
 import torch
 
 from minillama.chat_formats import set_chat_format
-from minillama.checkpoints.tensors import (
-    GGUF,
-    KINDS,
-    SIZES,
-    Checkpoint,
-    CheckpointError,
-    RawFile,
-    StoredTensor,
-    build_tokenizer,
-    lay_out,
-    padded,
-    reading,
-    rename,
-    sizes,
-)
+from minillama.checkpoints.assemble import Checkpoint, build_tokenizer
+from minillama.checkpoints.files import CheckpointError, RawFile, reading
+from minillama.checkpoints.names import GGUF, SIZES, rename, sizes
+from minillama.checkpoints.tensors import KINDS, StoredTensor, lay_out, padded
 from minillama.config import LlamaConfig, RopeScaling
 from minillama.rope import rope_frequencies
 from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, SMOLLM_SPLIT, Tokenizer

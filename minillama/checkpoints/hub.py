@@ -17,9 +17,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minillama.checkpoints import repository
+from minillama.checkpoints.assemble import progress_bar
+from minillama.checkpoints.files import CheckpointError
 from minillama.checkpoints.formats import open_checkpoint
 from minillama.checkpoints.repository import FetchError
-from minillama.checkpoints.tensors import CheckpointError, progress_bar
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,12 @@ from pathlib import Path
 
 import torch
 
+from minillama.checkpoints.assemble import Checkpoint
 from minillama.checkpoints.atomic import new_folder
+from minillama.checkpoints.files import CheckpointError, RawFile, inside, read_json, reading
+from minillama.checkpoints.names import META, rename
 from minillama.checkpoints.pth import open_pth
-from minillama.checkpoints.tensors import (
-    META,
-    Checkpoint,
-    CheckpointError,
-    RawFile,
-    StoredTensor,
-    inside,
-    n_bytes,
-    read_json,
-    reading,
-    rename,
-)
+from minillama.checkpoints.tensors import StoredTensor, n_bytes
 from minillama.config import LlamaConfig, RopeScaling
 from minillama.model import Llama
 from minillama.tokenizer import Tokenizer

@@ -11,15 +11,8 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from minillama.checkpoints.tensors import (
-    CheckpointError,
-    RawFile,
-    StoredTensor,
-    n_bytes,
-    read_bytes,
-    read_tensor,
-    reading,
-)
+from minillama.checkpoints.files import CheckpointError, RawFile, reading
+from minillama.checkpoints.tensors import StoredTensor, n_bytes, read_bytes, read_tensor
 
 
 @dataclass(frozen=True)

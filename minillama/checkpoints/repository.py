@@ -7,8 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from minillama.checkpoints.files import CheckpointError, read_json
 from minillama.checkpoints.hugging_face import hugging_face_config
-from minillama.checkpoints.tensors import CheckpointError, read_json
 
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")

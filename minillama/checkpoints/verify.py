@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from minillama.checkpoints import hub
+from minillama.checkpoints.assemble import assemble
+from minillama.checkpoints.files import CheckpointError
 from minillama.checkpoints.formats import open_checkpoint
-from minillama.checkpoints.tensors import CheckpointError, assemble
 from minillama.config import SIZES, LlamaConfig, RopeScaling
 from minillama.generation import generate
 from minillama.rope import rope_frequencies

@@ -10,7 +10,7 @@ from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from minillama import chat
-from minillama.checkpoints.tensors import CheckpointError
+from minillama.checkpoints.files import CheckpointError
 from minillama.commands.options import (
     TORCHRUN,
     add_model,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from minillama import chat
-from minillama.checkpoints.tensors import CheckpointError
+from minillama.checkpoints.files import CheckpointError
 from minillama.commands.options import (
     TORCHRUN,
     add_model,

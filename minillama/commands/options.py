@@ -5,7 +5,7 @@ from argparse import SUPPRESS
 import torch
 
 from minillama.chat_formats import format_of
-from minillama.checkpoints.tensors import CheckpointError
+from minillama.checkpoints.files import CheckpointError
 from minillama.generation import SamplingParams
 from minillama.inference import loading
 from minillama.inference.attention_backends import BACKENDS

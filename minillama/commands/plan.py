@@ -7,7 +7,8 @@ from argparse import RawDescriptionHelpFormatter
 
 from minillama.commands.options import add_renamed
 from minillama.config import LlamaConfig
-from minillama.distributed.planning import ACCELERATORS, USABLE, Job, plan
+from minillama.distributed.memory import ACCELERATORS, USABLE, Job
+from minillama.distributed.planning import plan
 
 
 HELP = """Which layouts of a model on so many cards fit, what each card holds, and how fast it can

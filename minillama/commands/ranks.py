@@ -11,8 +11,8 @@ from functools import partial
 import torch.distributed as dist
 
 from minillama.checkpoints import hub
-from minillama.checkpoints.tensors import CheckpointError
-from minillama.distributed import parallel
+from minillama.checkpoints.files import CheckpointError
+from minillama.distributed import parallel, worker
 from minillama.inference.attention_backends import use_attention
 
 
@@ -43,7 +43,7 @@ def stop(*_) -> None:
 
 def lead(args, mesh, group) -> int:
     """Rank 0's part: the command; however it ends, the others are told, unless by Ctrl-C."""
-    tell = partial(parallel.broadcast, group=group)
+    tell = partial(worker.broadcast, group=group)
     try:
         if not hasattr(args, "lead"):
             raise ValueError(
@@ -62,23 +62,23 @@ def load_leading(args, mesh, group):
     """(model, tokenizer) for rank 0 when all ranks have loaded; CheckpointError if one of them
     cannot.
     """
-    tell = partial(parallel.broadcast, group=group)
+    tell = partial(worker.broadcast, group=group)
     tell(("load",))
     found, errors = load_everywhere(args, mesh, group)
     for rank, error in errors.items():
         raise CheckpointError(f"rank {rank}: {error}" if rank else error)
-    return parallel.lead(found[0], tell), found[1]
+    return worker.lead(found[0], tell), found[1]
 
 
 def follow(args, mesh, group) -> int:
     """The part of the others: what rank 0's model does, if it comes to have one."""
-    hear = partial(parallel.broadcast, group=group)
+    hear = partial(worker.broadcast, group=group)
     if hear() == ("load",):
         found, errors = load_everywhere(args, mesh, group)
         if errors:
             hear()  # that this is the end
         else:
-            parallel.follow(found[0], hear)
+            worker.follow(found[0], hear)
     return 0
 
 

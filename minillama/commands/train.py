@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from minillama.checkpoints.assemble import progress_bar
 from minillama.checkpoints.hugging_face import save_hugging_face
-from minillama.checkpoints.tensors import progress_bar
 from minillama.commands.options import add_renamed, add_training_dtype, training_dtype
 from minillama.model import Llama
 from minillama.studies import stories

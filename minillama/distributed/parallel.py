@@ -3,10 +3,7 @@
 Written by notebooks/17a_parallel.ipynb: edit it there.
 """
 
-import json
 import os
-import random
-import shutil
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -17,36 +14,25 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.nn.functional as F
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from minillama.checkpoints.assemble import skeleton
+from minillama.checkpoints.files import CheckpointError
 from minillama.checkpoints.hugging_face import (
     heads_of,
     interleave,
     open_hugging_face,
     safetensors_folder,
 )
-from minillama.checkpoints.tensors import (
-    HUGGING_FACE,
-    SLICE,
-    CheckpointError,
-    StoredTensor,
-    n_bytes,
-    rename,
-    skeleton,
-)
+from minillama.checkpoints.names import HUGGING_FACE, rename
+from minillama.checkpoints.tensors import SLICE, StoredTensor, n_bytes
 from minillama.config import LlamaConfig
-from minillama.distributed.planning import indivisible
-from minillama.kv_cache import KVCache
+from minillama.distributed.memory import indivisible
 from minillama.model import Llama
-from minillama.training import pretraining as training
-from minillama.training.pretraining import IGNORE, Settings, count_targets, logits
-from minillama.training.runs import MOMENTS, Run, write_whole
 
 
 class ParallelError(ValueError):
@@ -225,51 +211,6 @@ def load(folder, mesh: DeviceMesh, dtype=torch.float32, repeat_kv: bool = False)
     return model.eval(), checkpoint.tokenizer
 
 
-def broadcast(message=None, group=None):
-    """What rank 0 says, on all ranks; the others' own message is not looked at."""
-    box = [message]
-    dist.broadcast_object_list(box, src=0, group=group)
-    return box[0]
-
-
-def common_seed(seed: int | None = None) -> int:
-    """The seed, or else one that is drawn once and the same on all ranks, so that they draw the
-    same tokens.
-    """
-    return broadcast(random.SystemRandom().randrange(2**48)) if seed is None else seed
-
-
-def lead(model: Llama, tell) -> Llama:
-    """Rank 0's model, in place: every pass that it makes behind a cache is told to the other ranks,
-    which `follow`.
-    """
-    ranks = getattr(model, "whole", model.cfg).n_heads // model.cfg.n_heads
-    model.attention_backend = replace(
-        model.attention_backend, name=f"{model.attention_backend.name} on {ranks} ranks"
-    )
-
-    def announce(model, args, kwargs):
-        tokens, cache = args
-        tell(("pass", tokens.tolist(), cache.length, cache.max_seq_len, kwargs["last"]))
-
-    model.register_forward_pre_hook(announce, with_kwargs=True)
-    return model
-
-
-@torch.no_grad()
-def follow(model: Llama, hear) -> None:
-    """Make the passes that rank 0's model makes, until it says that this is the end. hear() -> the
-    next message.
-    """
-    cache = None
-    while (message := hear())[0] != "end":
-        _, tokens, length, size, last = message
-        if length == 0:
-            cache = KVCache(model.cfg, len(tokens), size, model.dtype, model.device)
-        cache.truncate(length)
-        model(torch.tensor(tokens, device=model.device), cache, last=last)
-
-
 def sum_over_ranks(number: float) -> float:
     """The sum of all ranks' numbers."""
     total = torch.tensor(
@@ -277,156 +218,6 @@ def sum_over_ranks(number: float) -> float:
     )
     dist.all_reduce(total)
     return total.item()
-
-
-def shard(model: Llama, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> Llama:
-    """Leave each rank a slice of every parameter (FSDP2), in place: a group for each block, one for
-    the ends.
-
-    dtype: of the products, float32 by default; gradients are added up in float32.
-    """
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for module in (*model.blocks, model):
-        fully_shard(module, mesh=mesh, mp_policy=policy)
-    return model
-
-
-def all_targets(batch) -> int:
-    """How many targets all ranks' batches have: the `weigh` of a training step."""
-    return int(sum_over_ranks(count_targets(batch)))
-
-
-def packed_loss(model: Llama, batch) -> torch.Tensor:
-    """The loss of a rank's rows: its average over the ranks is the mean over all their targets."""
-    tokens, targets, documents = batch
-    found = logits(model, tokens, documents).flatten(0, 1)
-    share = dist.get_world_size() / max(all_targets(batch), 1)
-    return F.cross_entropy(found, targets.flatten(), ignore_index=IGNORE, reduction="sum") * share
-
-
-def parts(parameters: dict, optimizer=None) -> dict:
-    """What a state holds, to be filled in place: parameters by name, and AdamW's memory of them,
-    zeros at first.
-    """
-    state = {"parameters": {name: p.detach() for name, p in parameters.items()}}
-    if optimizer:
-        for p in parameters.values():
-            for key in MOMENTS:
-                fresh = torch.zeros((), device=p.device) if key == "step" else torch.zeros_like(p)
-                optimizer.state[p].setdefault(key, fresh)
-        state["moments"] = {name: dict(optimizer.state[p]) for name, p in parameters.items()}
-    return state
-
-
-def save(folder, parameters: dict, optimizer, steps: int, about: dict | None = None) -> None:
-    """Keep a state, every rank its own slices; an older one stays until this one is whole. OSError.
-
-    about: texts that a later `fit` compares with its own.
-    """
-    folder, first = Path(folder), dist.get_rank() == 0
-    new, unfinished = folder / f"{steps:08}", folder / "partial"
-    if first:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        # the last thing written is its index
-        dcp.save(parts(parameters, optimizer), checkpoint_id=unfinished)
-    except dcp.CheckpointException as error:
-        raise OSError(None, reason(error)) from None
-    if first:
-        write_whole(unfinished / "about.json", json.dumps(about or {}).encode())
-        shutil.rmtree(new, ignore_errors=True)
-        os.replace(unfinished, new)
-        for old in states(folder)[:-1]:
-            shutil.rmtree(old)
-    dist.barrier()
-
-
-def reason(error: dcp.CheckpointException) -> str:
-    """Why a state cannot be saved or read, in one line. If a rank is lost it is no reason, and goes
-    on to `ranks`.
-    """
-    if "gloo" in str(error):
-        raise error
-    return " ".join(str(next(iter(error.failures.values()))[0]).split())[:200]
-
-
-def states(folder) -> list[Path]:
-    """The folders of complete states, oldest first."""
-    return sorted(path for path in Path(folder).glob("[0-9]*") if (path / ".metadata").exists())
-
-
-def resume(folder, parameters: dict, optimizer=None) -> int:
-    """Fill parameters and optimizer from the newest state, however it was cut when it was saved;
-    its steps, or 0.
-
-    Read only what you saved: the index is a pickle (chapter 7d). ParallelError for a model of
-    another shape.
-    """
-    if not (found := states(folder)):
-        return 0
-    try:
-        dcp.load(parts(parameters, optimizer), checkpoint_id=found[-1])
-    except dcp.CheckpointException as error:
-        raise ParallelError(f"{found[-1]} does not fit this model: {reason(error)}") from None
-    return int(found[-1].name)
-
-
-class SharedRun(Run):
-    """A run of all ranks: each keeps its slices of the states, rank 0 the metrics."""
-
-    keeps_metrics = property(lambda self: dist.get_rank() == 0)
-
-    def restore(self, parameters: dict, optimizer) -> int:
-        """As `resume`. TrainingError if the state is another run's."""
-        if found := states(self.folder):
-            self.compare(json.loads((found[-1] / "about.json").read_text(encoding="utf-8")))
-        return resume(self.folder, parameters, optimizer)
-
-    def write(self, parameters: dict, optimizer, steps: int) -> None:
-        """As `save`."""
-        save(self.folder, parameters, optimizer, steps, self.about)
-
-    def note(self, row: dict) -> None:
-        """Add a row to the metrics, the same on all ranks."""
-        total = {name: sum_over_ranks(row[name]) for name in ("loss", "tokens_per_second")}
-        row.update(total, loss=total["loss"] / dist.get_world_size())
-        super().note(row)
-
-
-def fit_sharded(
-    model,
-    batch_at,
-    settings: Settings,
-    mesh: DeviceMesh,
-    run: SharedRun | None = None,
-    validate=None,
-    **more,
-) -> list[dict]:
-    """Chapter 13's `fit` of a model that `shard` has cut: batch_at(i) -> (tokens, targets,
-    documents) of all ranks.
-
-    The model stays cut. more: for that `fit`. Errors are its own, and those of `ranks`.
-    """
-    if settings.compiled:
-        raise ParallelError(
-            "steps on several ranks are not compiled: leave compiled out of the settings"
-        )
-    rank, count = mesh.get_local_rank(), mesh.size()
-
-    def validate_and_cut(model):
-        loss = validate(model)
-        # subtle: without a backward pass the ends stay gathered, and their next gradients would be
-        # lost
-        model.reshard()
-        return loss
-
-    mine = lambda i: tuple(part[rank::count] for part in batch_at(i))  # noqa: E731
-    more = {
-        "progress": rank == 0,
-        "validate": validate and validate_and_cut,
-        "weigh": all_targets,
-    } | more
-    return training.fit(model, packed_loss, mine, settings, run or SharedRun(), **more)
 
 
 KINDS = {"reduce_scatter": "reduce_scatter", "allreduce": "all_reduce", "all_reduce": "all_reduce",

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.subgraph_rewriter import replace_pattern
 
-import minillama.kernels.cuda as kernels
 from minillama.attention import AttentionMask
 from minillama.inference.compilation import CompileError
+from minillama.kernels import small
 from minillama.kv_cache import KVCache
 from minillama.model import Llama
 from minillama.rmsnorm import RMSNorm
@@ -89,15 +89,15 @@ def rules(dtype: torch.dtype, eps: float) -> dict:
     )
     norm = RMSNorm(2, eps).to(dtype).requires_grad_(False)
     return {
-        "norm": (graph_of(norm, x), lambda x, weight: kernels.norm(x, weight, eps), 2),
+        "norm": (graph_of(norm, x), lambda x, weight: small.norm(x, weight, eps), 2),
         "rope": (
             graph_of(apply_rope, x, cos, sin),
-            lambda x, cos, sin: kernels.rope(x, cos, sin),
+            lambda x, cos, sin: small.rope(x, cos, sin),
             2,
         ),
         "swiglu": (
             graph_of(swiglu_of_chapter_5, x, y),
-            lambda gate, up: kernels.swiglu(gate, up),
+            lambda gate, up: small.swiglu(gate, up),
             1,
         ),
     }
@@ -211,7 +211,7 @@ class GraphStep:
         try:
             with torch.no_grad():
                 # what no kernel can do without is missed here already
-                kernels.norm(weight, weight, model.cfg.norm_eps)
+                small.norm(weight, weight, model.cfg.norm_eps)
                 RecordedStep(model, self.block, cache)(
                     torch.zeros(1, 1, dtype=torch.int64, device=model.device), 0
                 )

@@ -11,9 +11,10 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from minillama.checkpoints.assemble import Checkpoint, assemble
+from minillama.checkpoints.files import CheckpointError
 from minillama.checkpoints.formats import open_checkpoint
 from minillama.checkpoints.hub import cache_dir, locate
-from minillama.checkpoints.tensors import Checkpoint, CheckpointError, assemble
 from minillama.inference import quantization
 from minillama.inference.attention_backends import use_attention, use_fastest_attention
 from minillama.inference.compilation import CompiledStep, CompileError

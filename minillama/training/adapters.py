@@ -14,17 +14,10 @@ import torch
 from torch import nn
 
 from minillama.checkpoints.atomic import new_folder
+from minillama.checkpoints.files import CheckpointError, inside, read_json, reading
 from minillama.checkpoints.hugging_face import heads_of, interleave, to_halves, write_safetensors
-from minillama.checkpoints.tensors import (
-    HUGGING_FACE,
-    CheckpointError,
-    StoredTensor,
-    inside,
-    open_safetensors,
-    read_json,
-    reading,
-    rename,
-)
+from minillama.checkpoints.names import HUGGING_FACE, rename
+from minillama.checkpoints.tensors import StoredTensor, open_safetensors
 from minillama.model import Llama
 from minillama.training.finetuning import TARGETS, adapted, add_lora, lora_layers
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillama.attention import AttentionMask, causal_mask
-from minillama.checkpoints.tensors import progress_bar
+from minillama.checkpoints.assemble import progress_bar
 from minillama.config import LlamaConfig
 from minillama.model import Llama
 from minillama.training.runs import Run, TrainingError

@@ -18,7 +18,7 @@ def context(sizes: dict, weights: dict, full: int):
     """Memory of weights and one row's cache against the length of the context, with cards of 80 GB
     as steps.
     """
-    from minillama.distributed.planning import cache_bytes
+    from minillama.distributed.memory import cache_bytes
 
     fig, ax = new(7.0, 3.3)
     tokens = np.linspace(0, full, 50)
