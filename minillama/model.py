@@ -51,11 +51,11 @@ class Llama(nn.Module):
     """The decoder: tokens (B, T) int64 -> logits (B, T, V) float32.
 
     With a cache, tokens continue what it holds: their positions start at cache.length, less the
-    row's padding. mask: what a query may see, if not what is usual: everything before it. last:
-    logits of the last positions alone. attention_backend: how all layers attend. decode_step: a
-    faster way for a single token, or None. activation_checkpointing: in training, keep only each
-    block's input and compute the rest again. ran: how many passes with a cache each backend or
-    decode step has done.
+    row's padding. mask: what a query may see, if not the usual (itself and all before it but
+    padding). last: logits of the last positions alone.
+    attention_backend: how all layers attend. decode_step: a faster way for a single token, or None.
+    activation_checkpointing: in training, keep only each block's input and compute the rest again.
+    ran: how many passes with a cache each backend or decode step has done.
     """
 
     def __init__(self, cfg: LlamaConfig):
@@ -83,7 +83,8 @@ class Llama(nn.Module):
         last: int | None = None,
     ):
         step = self.decode_step
-        if step is not None and cache is not None and tokens.shape == (1, 1) and step.takes(cache):
+        one = cache is not None and mask is None and tokens.shape == (1, 1)
+        if step is not None and one and step.takes(cache):
             x = step(tokens, cache)
         else:
             x = self.hidden(tokens, cache, mask)

@@ -64,7 +64,7 @@ def parts(parameters: dict, optimizer=None) -> dict:
 def save(folder, parameters: dict, optimizer, steps: int, about: dict | None = None) -> None:
     """Keep a state, every rank its own slices; an older one stays until this one is whole. OSError.
 
-    about: texts that a later `fit` compares with its own.
+    about: texts that a later run compares with its own.
     """
     folder, first = Path(folder), dist.get_rank() == 0
     new, unfinished = folder / f"{steps:08}", folder / "partial"

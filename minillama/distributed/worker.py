@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
+from minillama.distributed.parallel import ParallelError
 from minillama.kv_cache import KVCache
 from minillama.model import Llama
 
@@ -38,6 +39,10 @@ def lead(model: Llama, tell) -> Llama:
 
     def announce(model, args, kwargs):
         tokens, cache = args
+        if len(tokens) > 1:
+            raise ParallelError(
+                "ranks answer one prompt at a time: use generate, not generate_batch"
+            )
         tell(("pass", tokens.tolist(), cache.length, cache.max_seq_len, kwargs["last"]))
 
     model.register_forward_pre_hook(announce, with_kwargs=True)

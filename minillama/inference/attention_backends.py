@@ -60,8 +60,8 @@ def attend_in_blocks(q, k, v, mask: AttentionMask, size: int = 128) -> torch.Ten
 
 
 def attend_sdpa(q, k, v, mask: AttentionMask) -> torch.Tensor:
-    """Attention backend: PyTorch's scaled_dot_product_attention; causal attention in a fused kernel
-    or not at all.
+    """Attention backend: PyTorch's scaled_dot_product_attention; causal attention of a length
+    that is a number in a fused kernel or not at all.
 
     RuntimeError where there is none for this device, type and form; nothing slower takes its place.
     """

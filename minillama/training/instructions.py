@@ -194,4 +194,6 @@ def finetune(
     data = f"{dialogs.fingerprint()}, model {fingerprint(model.norm.weight)}, alpha {scales}"
     model, validate = use_attention(model, "sdpa"), lambda m: mean_answer_loss(m, held)
     run = Run(folder, data)
-    return fit(model, answer_loss, dialogs, settings, run, validate, count_targets, progress)
+    return fit(
+        model, answer_loss, dialogs, settings, run, validate, weigh=count_targets, progress=progress
+    )

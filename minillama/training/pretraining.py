@@ -99,8 +99,8 @@ class Settings:
 
     warmup, save_every, eval_every: in steps. min_lr_ratio: the last learning rate as a share of the
     peak. max_grad_norm: the largest norm of a gradient. gradient_accumulation_steps: batches per
-    step. dtype: of the products, "float32" or "bfloat16". activation_checkpointing: less memory, a
-    third more work.
+    step. dtype: of the products, "float32" or "bfloat16". compiled: the loss as one program.
+    activation_checkpointing: less memory, a third more work.
     """
 
     steps: int = 1000
