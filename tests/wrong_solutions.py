@@ -390,7 +390,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         (
             "zip(self.blocks, layers, strict",
             "zip(self.blocks, [layers[0]] * len(layers), strict",
-            "its own layer of the cache",
+            "handed its own part",
         ),
     ],
     "model-ex1": [
