@@ -37,9 +37,9 @@ test: .venv/test  ## ruff, exporter, pytest, then every notebook re-run and comp
 	$(BIN)/ruff format --check .
 	$(call STEP,3,the package is what the notebooks export)
 	$(BIN)/python -m course.export --check
-	$(call STEP,4,the tests: about 4 minutes on two quiet cores)
+	$(call STEP,4,the tests: about 6 minutes on two quiet cores)
 	$(BIN)/python -m pytest -p no:nbval $(TWO) --no-loadscope-reorder
-	$(call STEP,5,every notebook re-run and compared: about 5 minutes)
+	$(call STEP,5,every notebook re-run and compared: about 7 minutes)
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=120 notebooks $(TWO)
 	@s=$$(( $$(date +%s) - $$(cat .venv/started) )); printf '\nmake test: all five passed in %s min %s s\n' $$(( s / 60 )) $$(( s % 60 ))
 
