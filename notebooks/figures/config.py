@@ -321,11 +321,11 @@ def vectors(rows, tokens, neighbours):
     """Above: the first entries of the rows that a sentence picks. Below: nearest rows of some
     words.
     """
-    fig, axes = new(7.6, 4.6, rows=2, columns=1, height_ratios=[1.1, 1])
+    fig, axes = new(7.6, 5.0, rows=2, columns=1, height_ratios=[1.3, 1])
     limit = np.abs(rows).max()
     image = axes[0].imshow(rows, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     axes[0].set_yticks(
-        range(len(tokens)), [visible(t) for t in tokens], family="monospace", fontsize=7.5
+        range(len(tokens)), [visible(t) for t in tokens], family="monospace", fontsize=8
     )
     axes[0].set(title=f"(T, D): the first {rows.shape[1]} of D = 576 entries", xticks=[])
     axes[0].grid(False)
@@ -426,16 +426,17 @@ def lens(layers, top, probs, final, tokens):
             ax.text(
                 t + 0.5,
                 r + 0.5,
-                visible(token)[:11],
+                visible(token)[:9],
                 ha="center",
                 va="center",
-                fontsize=7.5,
+                fontsize=8.5,
                 family="monospace",
             )
     ax.set(xlim=(0, len(tokens)), ylim=(0, len(layers)))
     bare(ax)
     ax.set_yticks(
-        [r + 0.5 for r in range(len(layers))], [f"block {i}" if i else "embedding" for i in layers]
+        [r + 0.5 for r in range(len(layers))],
+        [f"{i} block" + "s" * (i > 1) if i else "embedding" for i in layers],
     )
     ax.set_xticks(
         [t + 0.5 for t in range(len(tokens))],
@@ -444,15 +445,17 @@ def lens(layers, top, probs, final, tokens):
         fontsize=8,
     )
     ax.set(
-        title="blue: already the final prediction; darker: more probable", xlabel="token read last"
+        title="likeliest next token after so many blocks; blue: already the final prediction; "
+        "darker: more probable",
+        xlabel="token read last",
     )
     show(
         fig,
         "A table of the likeliest next token at each of fifteen positions. After the embedding: "
         "the token itself. "
         "In the middle blocks: commas, full stops and spaces. Most final predictions, in blue, "
-        "appear from block 24 on; "
-        "' sun' only after block 30.",
+        "appear after 24 blocks; "
+        "' sun' only after all 30.",
     )
 
 
@@ -462,14 +465,17 @@ def rank(ranks, probs, word):
     left.semilogy(range(len(ranks)), ranks, "o-", markersize=3, color=COLOURS["L"])
     left.set(
         title=f"place of {visible(word)} among V tokens",
-        xlabel="block (0: embedding)",
+        xlabel="blocks applied",
         ylim=(3000, 0.8),
+        yticks=[1, 10, 100, 1000],
+        yticklabels=["1", "10", "100", "1,000"],
     )
+    left.minorticks_off()
     right.plot(range(len(probs)), probs, "o-", markersize=3, color=RIGHT)
-    right.set(title=f"probability of {visible(word)}", xlabel="block (0: embedding)")
+    right.set(title=f"probability of {visible(word)}", xlabel="blocks applied")
     show(
         fig,
-        f"{word.strip()} stays between places 400 and 1,200 until block 21, then climbs to place 1 "
+        f"{word.strip()} stays between places 400 and 1,200 for 21 blocks, then climbs to place 1 "
         f"in the last nine.",
     )
 
@@ -507,19 +513,19 @@ def surgery(drop, swap, lines):
         (axes[0], drop, "one block left out"),
         (axes[1], swap, "two neighbours exchanged"),
     ):
-        ax.bar(range(1, len(values) + 1), values, color=COLOURS["L"], alpha=0.75)
+        ax.bar(range(len(values)), values, color=COLOURS["L"], alpha=0.75)
         for (label, y), colour in zip(lines.items(), (RIGHT, NEUTRAL, WRONG), strict=True):
             ax.axhline(y, color=colour, linewidth=1.3, linestyle="--")
             if ax is axes[1]:
-                ax.text(31.3, y, label, color=colour, fontsize=8.5, va="center")
+                ax.text(30.3, y, label, color=colour, fontsize=8.5, va="center")
         ax.set(title=title, xlabel="block" if ax is axes[0] else "first block of the pair",
-               xlim=(0, 31), ylim=(0, 12.6))  # fmt: skip
+               xlim=(-1, 30), ylim=(0, 12.6))  # fmt: skip
     axes[0].set_ylabel("loss, nats per token")
     show(
         fig,
-        f"Left: without block 1 the loss is above that of guessing, without block 2 {drop[1]:.1f}; "
+        f"Left: without block 0 the loss is above that of guessing, without block 1 {drop[1]:.1f}; "
         f"most middle blocks cost little. "
-        f"Right: exchanging blocks 1 and 2 gives {swap[0]:.1f}; most middle pairs cost little.",
+        f"Right: exchanging blocks 0 and 1 gives {swap[0]:.1f}; most middle pairs cost little.",
     )
 
 
@@ -545,7 +551,7 @@ def settings(losses, reference, guess):
 
 def parameters(counts):
     """Where the parameters sit, as shares, one bar per size."""
-    fig, ax = new(7.8, 2.9)
+    fig, ax = new(7.8, 3.0)
     for y, parts in enumerate(counts.values()):
         total, left = sum(parts.values()), 0.0
         for part, number in parts.items():
@@ -555,9 +561,19 @@ def parameters(counts):
                 share,
                 left=left,
                 color=COLOURS[PARTS[part]],
-                label=part if y == 0 else None,
                 edgecolor="white",
+                height=0.62,
             )
+            if (y, part) in ((0, "embedding"), (0, "attention"), (0, "feed-forward"), (1, "head")):
+                ax.text(
+                    left + share / 2,
+                    y - 0.42,
+                    part,
+                    ha="center",
+                    va="bottom",
+                    color=COLOURS[PARTS[part]],
+                    weight="bold",
+                )
             if share > 0.04:
                 ax.text(
                     left + share / 2,
@@ -566,15 +582,14 @@ def parameters(counts):
                     ha="center",
                     va="center",
                     color="white",
-                    fontsize=8.5,
+                    fontsize=9,
                 )
             left += share
         ax.text(1.01, y, f"{total:,}", va="center", fontsize=8.5)
     ax.set_yticks(range(len(counts)), list(counts))
-    ax.set(xlim=(0, 1.24), xticks=[])
+    ax.set(xlim=(0, 1.28), xticks=[], ylim=(len(counts) - 0.5, -0.75))
     ax.grid(False)
-    ax.invert_yaxis()
-    fig.legend(*ax.get_legend_handles_labels(), ncols=5, loc="outside upper left")
+    ax.spines["bottom"].set_visible(False)
     said = "; ".join(
         name + " " + ", ".join(f"{p} {n / sum(parts.values()):.1%}" for p, n in parts.items())
         for name, parts in counts.items()
@@ -587,7 +602,7 @@ def decided(blocks, n_layers):
     fig, ax = new(6.6, 2.4)
     ax.hist(blocks, bins=np.arange(-0.5, n_layers + 1.5), color=COLOURS["L"])
     ax.set(
-        xlabel="block from which the likeliest token no longer changes",
+        xlabel="blocks after which the likeliest token no longer changes",
         ylabel="positions",
         xlim=(-1, n_layers + 1),
     )
