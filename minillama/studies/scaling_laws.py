@@ -1,4 +1,4 @@
-"""13b. Scaling laws: what a larger run would give, before it is paid for.
+"""13b. Scaling laws: what a larger run would give, before you pay for it.
 
 Written by notebooks/13b_scaling_laws.ipynb: edit it there.
 """
@@ -39,11 +39,10 @@ class Law:
 
 
 class World:
-    """Facts: each pair of symbols has an answer, a third one. Few facts are told often, most are
-    told seldom.
+    """Facts: each pair of symbols has an answer, a third one. A few facts are frequent, most are rare.
 
-    The fact of rank r is told with a chance in proportion to r**-zipf. wrong: how often any symbol
-    is said instead.
+    The fact of rank r is stated with probability in proportion to r**-zipf; a share of `wrong` of the
+    statements has a random symbol instead of the answer.
     """
 
     def __init__(self, symbols: int = 128, zipf: float = 1.5, wrong: float = 0.05, seed: int = 0):
@@ -54,11 +53,11 @@ class World:
         self.chances = rank.double() ** -zipf / (rank.double() ** -zipf).sum()
 
     def pairs(self, fact: torch.Tensor) -> torch.Tensor:
-        """The two symbols that ask for a fact: (n,) -> (n, 2)"""
+        """The two symbols that identify a fact: (n,) -> (n, 2)"""
         return torch.stack([fact // self.symbols, fact % self.symbols], dim=1)
 
     def batch(self, i: int, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """The i-th n tellings: pairs (n, 2) and what is said to be their answers (n,)"""
+        """The i-th n statements: pairs (n, 2) and their supposed answers (n,)"""
         g = torch.Generator().manual_seed(1_000_000 * seed + i)
         fact = torch.multinomial(self.chances, n, replacement=True, generator=g)
         slips = torch.rand(n, generator=g) < self.wrong
@@ -67,15 +66,13 @@ class World:
         )
 
     def entropy(self) -> float:
-        """Nats that even who knows every fact loses at each."""
+        """The loss of a perfect model, in nats per statement."""
         slip = self.wrong / self.symbols  # one particular wrong answer
         right = 1 - self.wrong + slip
         return -right * math.log(right) - (self.symbols - 1) * slip * math.log(slip)
 
     def loss(self, model: Llama) -> float:
-        """What the model loses at a fact, on average over all that could be told: exact, nothing is
-        sampled.
-        """
+        """The model's mean loss over all facts, weighted by probability: exact, nothing is sampled."""
         with torch.no_grad():
             log_p = model(self.pairs(torch.arange(self.symbols**2)))[:, 1].log_softmax(-1).double()
         known = log_p.gather(1, self.answers[:, None])[:, 0]
@@ -110,14 +107,14 @@ BATCH = 256  # facts a step, two tokens each
 
 
 def answer_loss(model: Llama, batch) -> torch.Tensor:
-    """Mean cross-entropy at the second symbol of each pair, where the answer is due."""
+    """Mean cross-entropy at the second symbol of each pair, where the answer is predicted."""
     pairs, answers = batch
     return torch.nn.functional.cross_entropy(model(pairs)[:, 1], answers)
 
 
 def measure(world: World, dim: int, steps: int, seed: int = 0, progress=False) -> dict:
-    """Train a model of that width, every telling seen once: its weights N, tokens D, loss, and
-    losses on the way.
+    """Train a model of that width, every statement seen once: its weights N, tokens D, loss, and
+    intermediate losses.
     """
     cfg = sized(dim)
     settings = Settings(
@@ -145,11 +142,26 @@ def measure(world: World, dim: int, steps: int, seed: int = 0, progress=False) -
     )
 
 
-def fit_law(N, D, loss, irreducible: bool = True, delta: float = 1e-3) -> Law:
-    """The law closest to measured losses, by Huber's measure of the differences of logarithms (n,)
-    float64 each.
+def descend(badness, start: torch.Tensor, steps: int = 500) -> torch.Tensor:
+    """The parameters that minimise badness, starting from start, after at most that many steps."""
+    p = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([p], max_iter=steps, tolerance_grad=1e-12, tolerance_change=1e-14,
+                                  line_search_fn="strong_wolfe")  # fmt: skip
 
-    irreducible: False leaves E out. delta: where the measure turns from squares to absolute values.
+    def closure():
+        optimizer.zero_grad()
+        value = badness(p) * 1e4
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return p.detach()
+
+
+def fit_law(N, D, loss, irreducible: bool = True, delta: float = 1e-3) -> Law:
+    """The law closest to measured losses (n,), by the Huber loss of the differences of logarithms.
+
+    irreducible: False leaves E out. delta: where the Huber loss turns from squares to lines.
     """
     n, d, y = (torch.as_tensor(values, dtype=torch.float64).log() for values in (N, D, loss))
     # subtle: centred, or the constants and the exponents pull at each other
@@ -175,19 +187,3 @@ def fit_law(N, D, loss, irreducible: bool = True, delta: float = 1e-3) -> Law:
     a, b = a.exp(), b.exp()
     E = e.exp().item() if irreducible else 0.0
     return Law(E, (A + a * n0).exp().item(), a.item(), (B + b * d0).exp().item(), b.item())
-
-
-def descend(badness, start: torch.Tensor, steps: int = 500) -> torch.Tensor:
-    """The parameters near start at which badness is least, after at most that many steps."""
-    p = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([p], max_iter=steps, tolerance_grad=1e-12, tolerance_change=1e-14,
-                                  line_search_fn="strong_wolfe")  # fmt: skip
-
-    def closure():
-        optimizer.zero_grad()
-        value = badness(p) * 1e4
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    return p.detach()
