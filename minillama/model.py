@@ -72,6 +72,23 @@ class Llama(nn.Module):
         self.activation_checkpointing = False
         self.ran = Counter()
 
+    @classmethod
+    def from_scratch(cls, cfg: LlamaConfig, seed: int) -> "Llama":
+        """A model with the first weights of a training run, the same for the same seed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = cls(cfg)
+            model.init_weights()
+        return model
+
+    def init_weights(self) -> None:
+        """Matrices of small random numbers, smaller where a layer writes to the residual stream."""
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                writes = name.endswith(("wo.weight", "down.weight"))
+                depth = 2 * self.cfg.n_layers  # layers that write, one after another
+                nn.init.normal_(weight, std=0.02 / depth**0.5 if writes else 0.02)
+
     device = property(lambda self: self.norm.weight.device)
     dtype = property(lambda self: self.norm.weight.dtype)
 

@@ -2,6 +2,8 @@
 see.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import SCALED, random_ids, tiny_pair
@@ -109,3 +111,23 @@ def test_gradients_reach_every_parameter(debug_model):
     gradients = {name: parameter.grad for name, parameter in debug_model.named_parameters()}
     debug_model.zero_grad(set_to_none=True)
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("tied", [False, True])
+def test_first_weights_are_those_of_every_run_so_far(tied, seed):
+    """Bit for bit as chapter 13a drew them before this was the model's own: old runs can be made
+    again.
+    """
+    cfg = replace(minillama.LlamaConfig.named("debug"), n_layers=3, tied_embeddings=tied)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        old = minillama.Llama(cfg)
+        for name, weight in old.named_parameters():
+            if weight.ndim == 2:
+                writes = name.endswith(("wo.weight", "down.weight"))
+                torch.nn.init.normal_(weight, std=0.02 / 6**0.5 if writes else 0.02)
+    before = torch.random.get_rng_state()
+    new = minillama.Llama.from_scratch(cfg, seed).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(new[name], weight) for name, weight in old.state_dict().items())
