@@ -32,7 +32,7 @@ COPIED += [
     "tests/without_triton.py",
 ]
 TOOLS = """__init__ check check_work collect cuda_on_cpu export finished run_tasks slices stubs
-tasks waiting""".split()
+tasks waiting whole""".split()
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "cache", ".ipynb_checkpoints")
 RAISES = "raises-exception"  # JupyterLab's Run All goes on behind a cell with this tag
 # in each room's __init__.py, above its imports

@@ -6,7 +6,6 @@ Fetches the real weights and vocabularies that a notebook names. Stores no timin
 version; refuses outputs that name a folder of this machine.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
+from course.whole import write_whole
 from minillama.checkpoints import hub
 
 
@@ -53,9 +53,7 @@ def execute(path: Path) -> None:
     outputs = str([cell.get("outputs") for cell in notebook.cells])
     if found := FOLDER.search(outputs):
         raise ValueError(f"an output names a folder of this machine: {found[0]}")
-    temporary = path.with_suffix(".tmp")
-    nbformat.write(notebook, temporary)
-    os.replace(temporary, path)
+    write_whole({path: nbformat.writes(notebook) + "\n"})
 
 
 def main(paths: list[str]) -> int:

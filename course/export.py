@@ -10,12 +10,13 @@ there. `#| tasks NAME` names its tasks, if not as the module.
 
 import argparse
 import ast
-import os
 import re
 import sys
 from pathlib import Path
 
 import nbformat
+
+from course.whole import write_whole
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,7 +151,7 @@ def build_modules(path: Path, sources: dict[str, str] | None = None) -> dict[str
 
     sources: cell id -> text in place of the cell's own; whether it is exported is the notebook's to
     say. Imports go where their names are used; names of a module that another of the same notebook
-    uses are imported there.
+    uses, or lists in its `__all__`, are imported there.
     """
     try:
         cells = nbformat.read(path, as_version=4).cells
@@ -201,11 +202,15 @@ def put_together(first: str, imports: list[ast.stmt], bodies: list[str]) -> str:
 
 
 def mentioned(bodies: list[str]) -> set[str]:
-    """The names that a module's text uses, without those that a definition binds for itself."""
+    """The names that a module's text uses or lists in its `__all__`, without those that a
+    definition binds for itself.
+    """
     found = set()
     for statement in ast.parse("\n".join(bodies)).body:
         nodes = list(ast.walk(statement))
         names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        if "__all__" in names:
+            names = {node.value for node in nodes if isinstance(node, ast.Constant)}
         if isinstance(statement, ast.FunctionDef):
             names -= {node.arg for node in nodes if isinstance(node, ast.arg)}
             names -= {
@@ -233,7 +238,7 @@ def used(imports: list[ast.stmt], bodies: list[str]) -> list[ast.stmt]:
 
 def imports_among(named: dict[str, list[str]], notebook: str) -> dict[str, list[ast.stmt]]:
     """What each of a notebook's modules imports from the others. ExportError if in a ring."""
-    owner = {}
+    owner, own = {}, {name: set() for name in named}
     for name, body in named.items():
         for node in ast.parse("\n".join(body)).body:
             targets = [node.name] if hasattr(node, "name") else []
@@ -244,8 +249,9 @@ def imports_among(named: dict[str, list[str]], notebook: str) -> dict[str, list[
                     if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
                 ]
             owner |= dict.fromkeys(targets, name)
+            own[name] |= set(targets)
     needs = {
-        name: {each for each in mentioned(body) if owner.get(each, name) != name}
+        name: {each for each in mentioned(body) - own[name] if each in owner}
         for name, body in named.items()
     }
     for name, wanted in needs.items():
@@ -291,19 +297,8 @@ def build_all(notebooks: Path) -> dict[str, str]:
 
 
 def write_all(modules: dict[str, str], package: Path) -> None:
-    """Write every module under a temporary name, then rename them: all or, if the disk is full,
-    none.
-    """
-    temporary = {name: file_of(package, name).with_suffix(".tmp") for name in modules}
-    try:
-        for name, text in modules.items():
-            temporary[name].parent.mkdir(exist_ok=True)
-            temporary[name].write_text(text, encoding="utf-8", newline="\n")
-        for name, path in temporary.items():
-            os.replace(path, file_of(package, name))
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+    """Write every module: all or, if the disk is full, none."""
+    write_whole({file_of(package, name): text for name, text in modules.items()})
 
 
 def problems(modules: dict[str, str], package: Path) -> list[str]:

@@ -33,6 +33,7 @@ from course.export import ROOT, ExportError
 from course.grade_one import grade_one
 from course.submissions import Submission, find_submissions
 from course.tasks import Chapter, Task
+from course.whole import write_whole
 
 
 LONGEST = 1 << 20  # bytes of one message from a student's process
@@ -237,12 +238,10 @@ def grade_all(
             result = future.result()
             results.append(result)
             name = report.file_name(result["student"])
-            report.write(
-                out / "students" / f"{name}.json",
-                json.dumps(result, indent=1, ensure_ascii=False) + "\n",
-            )
-            report.write(
-                out / "feedback" / f"{name}.md", report.feedback(result, settings.chapters)
+            page = report.feedback(result, settings.chapters)
+            text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+            write_whole(
+                {out / "students" / f"{name}.json": text, out / "feedback" / f"{name}.md": page}
             )
             report.write_all(results, settings.chapters, out)
     report.write_all(results, settings.chapters, out)

@@ -10,13 +10,13 @@ from there but nbgrader, so a notebook is never numbered by hand: `make export` 
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from course.export import ROOT
 from course.stubs import blocks
 from course.tasks import Chapter
+from course.whole import write_whole
 
 
 WORDS, LINES = 150, 10  # read in a minute, of prose and of code
@@ -66,9 +66,7 @@ def write(chapter: Chapter) -> bool:
     text = numbered(chapter)
     if text == chapter.path.read_text(encoding="utf-8"):
         return False
-    temporary = chapter.path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, chapter.path)
+    write_whole({chapter.path: text})
     return True
 
 

@@ -5,11 +5,11 @@ import hashlib
 import html
 import io
 import json
-import os
 import re
 from pathlib import Path
 
 from course.tasks import Chapter
+from course.whole import write_whole
 
 
 def file_name(student: str) -> str:
@@ -18,14 +18,6 @@ def file_name(student: str) -> str:
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", safe)
     plain = safe == student and not reserved and len(safe) < 80 and safe == safe.lower()
     return safe if plain else f"{safe[:60]}-{hashlib.sha256(student.encode()).hexdigest()[:8]}"
-
-
-def write(path: Path, text: str) -> None:
-    """A whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
 
 
 def total(result: dict) -> int:
@@ -87,5 +79,5 @@ def scores(results: list[dict], chapters: list[Chapter]) -> str:
 def write_all(results: list[dict], chapters: list[Chapter], out: Path) -> None:
     """scores.json and scores.csv."""
     results = sorted(results, key=lambda result: result["student"])
-    write(out / "scores.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    write(out / "scores.csv", scores(results, chapters))
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    write_whole({out / "scores.json": text, out / "scores.csv": scores(results, chapters)})

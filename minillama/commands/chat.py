@@ -5,11 +5,11 @@ import json
 import os
 import select
 import sys
-import tempfile
 from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from minillama import chat
+from minillama.checkpoints.atomic import write_whole
 from minillama.checkpoints.files import CheckpointError
 from minillama.commands.options import (
     TORCHRUN,
@@ -188,14 +188,7 @@ def run_command(line: str, messages: list[dict], tokenizer, tools: dict) -> list
 def save_chat(path: Path, messages: list[dict]) -> list[dict]:
     """Write the conversation as JSON, whole or not at all; returns it."""
     text = json.dumps(messages, ensure_ascii=False, indent=1) + "\n"
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with open(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    write_whole(path, text.encode("utf-8", errors="replace"))
     print(f"[{len(messages)} messages saved to {path}]", file=sys.stderr)
     return messages
 

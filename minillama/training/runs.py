@@ -5,13 +5,12 @@ happened.
 import csv
 import hashlib
 import io
-import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from minillama.checkpoints.atomic import flush
+from minillama.checkpoints.atomic import write_whole
 
 
 class TrainingError(ValueError):
@@ -25,18 +24,6 @@ def fingerprint(*tensors: torch.Tensor) -> str:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Put a file there whole or not at all: a kill, or a full disk, leaves the old one. OSError."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        flush(partial)
-        os.replace(partial, path)
-        flush(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 RENAMED = {  # settings, as states call them that were written before
