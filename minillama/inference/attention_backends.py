@@ -51,11 +51,8 @@ def attend_in_blocks(q, k, v, mask: AttentionMask, size: int = 128) -> torch.Ten
     for start in range(0, T, size):
         stop = min(start + size, T)
         seen = S - T + stop  # the last query stands at the last key
-        parts.append(
-            attend(
-                q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], table[..., start:stop, :seen]
-            )
-        )
+        allowed = table[..., start:stop, :seen]
+        parts.append(attend(q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], allowed))
     return torch.cat(parts, dim=2)
 
 
@@ -73,9 +70,8 @@ def attend_sdpa(q, k, v, mask: AttentionMask) -> torch.Tensor:
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION], set_priority=True):
         if T in (1, S):
             return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, **grouped)
-        # its own way to say that the last query meets the last key; importing it takes long
         if q.is_cuda:
-            from torch.nn.attention.bias import causal_lower_right
+            from torch.nn.attention.bias import causal_lower_right  # importing it takes long
 
             return F.scaled_dot_product_attention(q, k, v, causal_lower_right(T, S), **grouped)
         return F.scaled_dot_product_attention(q, k, v, mask.table(S), **grouped)

@@ -7,9 +7,7 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 
 
 def beliefs(curves, scores, tile, truth):
-    """What two versions of an online softmax believe the answer to be, below them the scores they
-    see.
-    """
+    """The answer so far of two versions of an online softmax; below, the scores they see."""
     fig, (top, low) = new(7.2, 3.8, rows=2, sharex=True, height_ratios=[2, 1])
     places = tile * (1 + np.arange(len(next(iter(curves.values())))))
     for (name, values), colour in zip(curves.items(), (RIGHT, WRONG), strict=True):
@@ -33,8 +31,10 @@ def beliefs(curves, scores, tile, truth):
 
 
 def tiles(problems):
-    """Which tiles of scores are made: hidden pairs grey, tiles never made white."""
-    fig, axes = new(7.2, 3.0, columns=len(problems), width_ratios=[1.35, 1])
+    """Which tiles of scores are computed: hidden pairs grey, skipped tiles white."""
+    fig, axes = new(7.2, 3.2, columns=len(problems), width_ratios=[1.35, 1])
+    key = "blue: seen      grey: hidden, computed with its tile      white: skipped"
+    fig.suptitle(key, fontsize=10)
     for ax, (T, S, tile) in zip(axes, problems, strict=True):
         length = 11 if S > T else S
         for t in range(T):
@@ -65,7 +65,7 @@ def tiles(problems):
         fig,
         "Two grids of queries and keys cut into tiles of four. Blue pairs are seen, grey ones are "
         "hidden but computed because "
-        "their tile is, white tiles are never made. In the grid of 5 queries behind 11 keys the "
+        "their tile is, white tiles are skipped. In the grid of 5 queries and 11 keys the "
         "diagonal ends at key 11, lower "
         "right; in the prompt of 16 the six tiles above the diagonal are white.",
     )
@@ -76,7 +76,7 @@ def roofline(work, copy, product, measured=None):
     ones as dots.
     """
     fig, ax = new(7.2, 3.9)
-    machine = "one H200, data"
+    machine = "NVIDIA H200, data sheet"
     if measured:
         copy, product = (
             measured["ceilings"]["copy_bytes_per_s"],
@@ -86,15 +86,16 @@ def roofline(work, copy, product, measured=None):
     x = np.geomspace(1, 20_000, 200)
     ax.loglog(x, np.minimum(x * copy, product) / 1e12, color="#222222", linewidth=1.5)
     memory = f"memory: {copy / 1e12:.1f} TB/s"
-    ax.text(12, 12 * 1.35 * copy / 1e12, memory, rotation=32, rotation_mode="anchor", fontsize=8)
+    slope = {"rotation": 32, "rotation_mode": "anchor"}
+    ax.text(8, 8 * 1.3 * copy / 1e12, memory, fontsize=9, **slope)
     arithmetic = f"arithmetic: {product / 1e12:.0f} TFLOP/s ({machine})"
-    ax.text(19_000, product / 1e12 * 1.15, arithmetic, ha="right", fontsize=8)
+    ax.text(19_000, product / 1e12 * 1.45, arithmetic, ha="right", fontsize=9)
     ax.axvline(product / copy, color=NEUTRAL, linewidth=0.8, linestyle=":")
     ax.text(
         product / copy * 1.05,
         1.2,
-        f"{product / copy:.0f} operations a byte",
-        fontsize=8,
+        f"{product / copy:.0f} operations per byte",
+        fontsize=9,
         color="#555555",
     )
     places = {
@@ -130,11 +131,11 @@ def roofline(work, copy, product, measured=None):
         ax.plot(
             row["flops"] / row["bytes"], row["flops"] / row["seconds"] / 1e12, ".", color="#555555"
         )
-    ax.set(xlabel="operations per byte", ylabel="TFLOP a second", xlim=(1, 20_000), ylim=(1, 3000))
+    ax.set(xlabel="operations per byte", ylabel="TFLOP/s", xlim=(1, 20_000), ylim=(1, 3000))
     show(
         fig,
         "A roofline on logarithmic axes: a slope for memory that meets a flat line for arithmetic "
-        "at 181 operations a byte. "
+        f"at {product / copy:.0f} operations per byte. "
         "Computed rings: a prompt with the table on the slope at 63, fused on the flat part at "
         "3,277; a step with the table "
         "and fused on the slope together, near 4.",
