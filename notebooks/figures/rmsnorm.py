@@ -24,24 +24,28 @@ def stream_growth(real, toy):
     """
     fig, (left, right) = new(7.4, 2.9, columns=2)
     for (label, values), colour in zip(real.items(), (NEUTRAL, COLOURS["L"]), strict=True):
-        left.semilogy(range(len(values)), values, "o-", color=colour, markersize=3, label=label)
+        left.semilogy(range(len(values)), values, "o-", color=colour, markersize=3)
+        above = label == "first token"
+        left.text(14, 1300 if above else 1.6, label, color="#666666" if above else colour)
     left.set(
         title="SmolLM2-135M, real weights",
-        xlabel="block (0: embedding)",
+        xlabel="blocks applied",
         ylabel="RMS of the stream",
+        ylim=(0.05, 4000),
     )
-    left.legend()
     for label, values, colour in (
         ("without a norm", toy["without"], WRONG),
         ("with RMSNorm", toy["with"], RIGHT),
     ):
-        right.semilogy(range(1, len(values) + 1), values, color=colour, label=label)
-    right.set(title="Toy stack: x + W x, 40 times", xlabel="layer")
-    right.legend()
+        right.semilogy(range(1, len(values) + 1), values, color=colour)
+        right.text(
+            24, values[23] * (40 if colour == WRONG else 1.8), label, color=colour, ha="center"
+        )
+    right.set(title="Toy stack: x + M x, 40 times", xlabel="layers applied")
     show(
         fig,
         "Left: ordinary tokens grow from 0.1 to 30 over 30 blocks; the first token jumps to 946 in "
-        "block 12 and stays. "
+        "block 11 and stays. "
         "Right: without a norm the toy stack grows exponentially to a million, with one it stays "
         "below ten.",
     )
@@ -52,12 +56,13 @@ def circle(before, after):
     fig, ax = new(5, 3.6)
     for start, end in zip(before, after, strict=True):
         ax.annotate("", end, start, arrowprops={"arrowstyle": "-", "color": "#dddddd"})
-    ax.scatter(*before.T, s=14, color=NEUTRAL, label="x")
-    ax.scatter(*after.T, s=14, color=RIGHT, label="x / RMS(x)")
+    ax.scatter(*before.T, s=14, color=NEUTRAL)
+    ax.scatter(*after.T, s=14, color=RIGHT)
+    ax.text(-3.6, 6.1, "x", color="#666666")
+    ax.text(0.95, -1.75, "x / RMS(x)", color=RIGHT)
     angle = np.linspace(0, 2 * np.pi, 200)
     ax.plot(np.sqrt(2) * np.cos(angle), np.sqrt(2) * np.sin(angle), color=RIGHT, linewidth=0.7)
     ax.set(aspect="equal", title="D = 2: along their rays to radius $\\sqrt{2}$")
-    ax.legend(loc="lower right")
     show(
         fig,
         "Grey points move along rays from the origin onto a circle of radius square root of two.",
@@ -68,17 +73,17 @@ def eps_places(scales, curves):
     """RMS of the output against the RMS of the input for several places of eps."""
     fig, ax = new(6.4, 3)
     styles = {
-        "inside the root": (RIGHT, "-"),
-        "outside the root": (WRONG, "-"),
-        "no eps": (NEUTRAL, "--"),
+        "inside the root": (RIGHT, "-", 8e-3, 0.55),
+        "outside the root": (WRONG, "-", 1.4e-5, 0.42),
+        "no eps": (NEUTRAL, "--", 2e-7, 1.03),
     }
     for label, values in curves.items():
-        colour, line = styles[label]
-        ax.semilogx(scales, values, line, color=colour, label=label)
+        colour, line, x, y = styles[label]
+        ax.semilogx(scales, values, line, color=colour)
+        ax.text(x, y, label, color="#666666" if colour == NEUTRAL else colour)
     ax.axvline(1e-5**0.5, color="#cccccc", linewidth=1)
     ax.text(1e-5**0.5 * 1.1, 0.05, "$\\sqrt{eps}$", color="#888888")
-    ax.set(xlabel="RMS of the input", ylabel="RMS of the output")
-    ax.legend()
+    ax.set(xlabel="RMS of the input", ylabel="RMS of the output", ylim=(-0.05, 1.13))
     show(
         fig,
         "Inside the root, inputs below 0.003 fade; outside, inputs a hundred times smaller still "
@@ -90,14 +95,18 @@ def precision(magnitudes, errors):
     """Relative error against float64 for ways of computing the norm in 16 bits."""
     fig, ax = new(6.4, 3)
     colours = {
-        "float16 throughout": WRONG,
-        "bfloat16 throughout": COLOURS["K"],
-        "float32 inside, 16 bits outside": RIGHT,
+        "float16 throughout": (WRONG, 0.45, "#b04a00"),
+        "bfloat16 throughout": (COLOURS["K"], 6.5e-3, "#a04d7c"),
+        "float32 inside, 16 bits outside": (RIGHT, 2.9e-4, RIGHT),
     }
     for label, values in errors.items():
-        ax.loglog(magnitudes, values, "o-", markersize=3, color=colours[label], label=label)
+        colour, y, ink = colours[label]
+        ax.loglog(magnitudes, values, "o-", markersize=3, color=colour)
+        right = colour == WRONG
+        ax.text(
+            magnitudes[-1] if right else 0.3, y, label, color=ink, ha="right" if right else "left"
+        )
     ax.set(xlabel="RMS of the input", ylabel="largest relative error")
-    ax.legend()
     show(
         fig,
         "Error over input size: float16 fails completely from an RMS of 64 on, float32 inside "
@@ -123,8 +132,8 @@ def gains(weights):
 
 
 def fold(original, folded):
-    """Two matrices side by side: W, and W with the norm's weight multiplied into its columns."""
+    """Two matrices side by side: M, and M with the norm's weight multiplied into its columns."""
     fig, (left, right) = new(7, 2, columns=2)
-    numbers(left, original, title="W (3, 4)", colour=COLOURS["D"])
-    numbers(right, folded, title="W, columns times w", colour=COLOURS["D"])
+    numbers(left, original, title="M (3, 4)", colour=COLOURS["D"])
+    numbers(right, folded, title="M, columns times w", colour=COLOURS["D"])
     show(fig, "A 3 by 4 matrix and the same matrix with column j multiplied by weight j.")
