@@ -30,7 +30,8 @@ HAND_WRITTEN = {
     "training.runs",
 }
 HAND_WRITTEN |= {
-    f"checkpoints.{name}" for name in ("atomic", "formats", "hub", "repository", "verify")
+    f"checkpoints.{name}"
+    for name in "atomic formats hub repository verify verify_checks verify_references".split()
 }
 DIRECTIVE = re.compile(r"^#\| *(\w+) *(.*?) *$\n?", re.MULTILINE)
 MARKER = re.compile(r" *# (BEGIN|END) (SOLUTION|HIDDEN TESTS)")

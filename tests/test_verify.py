@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from minillama import Llama, LlamaConfig, cli
 from minillama.checkpoints import hub, verify
+from minillama.checkpoints import verify_checks as checks
+from minillama.checkpoints import verify_references as references
 from minillama.checkpoints.tensors import StoredTensor
 
 
@@ -42,11 +44,13 @@ def test_a_sound_folder(tmp_path, capsys, dtype):
 
 def test_a_known_shape_with_other_settings(folder, capsys, monkeypatch):
     cfg = hub.open_checkpoint(folder).cfg
-    monkeypatch.setitem(verify.KNOWN, "tiny", cfg)
+    monkeypatch.setitem(checks.REFERENCE_CONFIGS, "tiny", cfg)
     assert cli.main(["verify", str(folder)]) == 0
     assert lines(capsys)["known as"] == "ok tiny".replace(" ", "      ")
     monkeypatch.setitem(
-        verify.KNOWN, "tiny", dataclasses.replace(cfg, rope_theta=10_000.0, norm_eps=1e-6)
+        checks.REFERENCE_CONFIGS,
+        "tiny",
+        dataclasses.replace(cfg, rope_theta=10_000.0, norm_eps=1e-6),
     )
     assert cli.main(["verify", str(folder)]) == 1
     assert lines(capsys)["known as"].endswith(
@@ -106,7 +110,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, capsys):
 
 
 def test_without_transformers(folder, capsys, monkeypatch):
-    monkeypatch.setattr(verify.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(references.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["verify", str(folder)]) == 0
     assert "not installed" in lines(capsys)["transformers"]
 
@@ -114,7 +118,7 @@ def test_without_transformers(folder, capsys, monkeypatch):
 class Specials:
     """As much of a tokenizer as the check of Llama 3's control tokens looks at."""
 
-    vocab_size, specials, stop_ids = 128_256, verify.LLAMA_3_SPECIALS, (128001, 128008, 128009)
+    vocab_size, specials, stop_ids = 128_256, checks.LLAMA_3_SPECIALS, (128001, 128008, 128009)
 
     def encode(self, text):
         return text
@@ -123,12 +127,12 @@ class Specials:
 
 
 def test_special_tokens(capsys):
-    report, tokenizer = verify.Report(), Specials()
-    verify.check_tokenizer(report, tokenizer)
+    report, tokenizer = checks.Report(), Specials()
+    checks.check_tokenizer(report, tokenizer)
     assert not report.failed
-    tokenizer.specials = verify.LLAMA_3_SPECIALS | {"<|eot_id|>": 128008}
+    tokenizer.specials = checks.LLAMA_3_SPECIALS | {"<|eot_id|>": 128008}
     tokenizer.stop_ids = (128001,)
-    verify.check_tokenizer(report, tokenizer)
+    checks.check_tokenizer(report, tokenizer)
     assert report.failed == 2
 
 
@@ -144,11 +148,11 @@ def test_known_answer(monkeypatch, capsys, strict, failed):
         def decode(self, ids):
             return "".join(ids)
 
-    report, answers = verify.Report(), iter([verify.KNOWN_ANSWER + " that", " No."])
-    monkeypatch.setattr(verify, "generate", lambda *_, **__: [next(answers)])
-    verify.check_known_answer(report, None, Text(), strict)
+    report, answers = checks.Report(), iter([checks.KNOWN_ANSWER + " that", " No."])
+    monkeypatch.setattr(checks, "generate", lambda *_, **__: [next(answers)])
+    checks.check_known_answer(report, None, Text(), strict)
     assert report.failed == 0 and lines(capsys).keys() == {"end"}  # one line
-    verify.check_known_answer(report, None, Text(), strict)
+    checks.check_known_answer(report, None, Text(), strict)
     assert report.failed == failed
 
 
@@ -158,16 +162,16 @@ def test_the_real_weights_beside_meta(ours, smollm2_path, monkeypatch, capsys, f
     """A final norm that is off by a thousandth is noticed."""
     norm = ours[0].norm
     monkeypatch.setitem(norm._parameters, "weight", torch.nn.Parameter(factor * norm.weight.data))
-    report = verify.Report()
-    verify.check_sizes(report, ours[0].cfg)
+    report = checks.Report()
+    checks.check_sizes(report, ours[0].cfg)
     assert report.failed == 0
-    verify.compare_with_meta(report, ours[0])
+    references.compare_with_meta(report, ours[0])
     assert report.failed == code
 
 
 def test_without_golden_values(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(verify, "GOLDEN", tmp_path / "meta_smollm2.npz")
-    verify.compare_with_meta(verify.Report(), None)
+    monkeypatch.setattr(references, "GOLDEN", tmp_path / "meta_smollm2.npz")
+    references.compare_with_meta(checks.Report(), None)
     assert "checkout" in capsys.readouterr().out
 
 
@@ -182,8 +186,8 @@ def test_the_known_sizes_are_metas():
     """Parameters as Meta's model cards give them: 1.24 and 3.21 billion."""
     with torch.device("meta"):
         counts = {
-            name: sum(p.numel() for p in Llama(verify.KNOWN[name]).parameters())
+            name: sum(p.numel() for p in Llama(checks.REFERENCE_CONFIGS[name]).parameters())
             for name in ("llama-3.2-1b", "llama-3.2-3b")
         }
     assert counts == {"llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824}
-    assert isinstance(verify.KNOWN["llama-3-8b"], LlamaConfig)
+    assert isinstance(checks.REFERENCE_CONFIGS["llama-3-8b"], LlamaConfig)
