@@ -29,7 +29,7 @@ import minillama
 from minillama.attention import AttentionMask
 from minillama.inference.attention_backends import BACKENDS, use_attention
 from minillama.inference.decode_graph import GraphStep, RecordedStep, through_block
-from minillama.kernels.attention import FEW, run_kernel
+from minillama.kernels.attention import MAX_SPLIT_ROWS, run_kernel
 from minillama.kernels.tensor_cores import ATTENTION_KERNELS
 
 
@@ -149,7 +149,7 @@ def attention_ways(T: int, S: int, device: str) -> dict[str, Callable]:
         ways["flash, length on the device"] = on_device("sdpa")
     ways["cudnn"] = cudnn
     for name, rung in ATTENTION_KERNELS.items():
-        if name != "combine" and (rung.rows or T * HEADS // KV_HEADS <= FEW):
+        if name != "combine" and (rung.rows or T * HEADS // KV_HEADS <= MAX_SPLIT_ROWS):
             ways[name] = lambda q, k, v, n, rung=rung: run_kernel(rung, q, k, v, n)
     return ways
 

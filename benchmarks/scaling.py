@@ -31,7 +31,9 @@ from tqdm import tqdm
 
 from minillama import KVCache, Llama, LlamaConfig
 from minillama.distributed import fsdp, parallel
-from minillama.training import pretraining as training
+from minillama.training.loss import count_targets, token_loss
+from minillama.training.optimizer import Settings, adamw, train_step
+from minillama.training.packing import packed_logits, shift
 
 
 CFG = LlamaConfig(
@@ -84,21 +86,21 @@ def step(learner, mesh, rows: int) -> None:
     """A step as `fit` makes it, on this rank's share of the rows."""
     model, optimizer, settings = learner
     tokens = ids(rows, ROW + 1)
-    batch, weigh = training.shift(tokens, torch.zeros_like(tokens)), training.count_targets
-    loss_of = lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1])  # noqa: E731
+    batch, weigh = shift(tokens, torch.zeros_like(tokens)), count_targets
+    loss_of = lambda m, b: token_loss(packed_logits(m, b[0], b[2]), b[1])  # noqa: E731
     if mesh:
         batch = tuple(part[mesh.get_local_rank() :: mesh.size()] for part in batch)
         loss_of, weigh = fsdp.packed_loss, fsdp.all_targets
-    training.train_step(model, loss_of, [batch], optimizer, settings, 1e-4, weigh)
+    train_step(model, loss_of, [batch], optimizer, settings, 1e-4, weigh)
 
 
 def jobs(mesh) -> dict:
     """Task -> what does it on so many rows."""
     torch.manual_seed(0)
-    speaker, pupil, settings = Llama(CFG).eval(), Llama(CFG), training.Settings()
+    speaker, pupil, settings = Llama(CFG).eval(), Llama(CFG), Settings()
     if mesh:
         speaker, pupil = parallel.parallelize(speaker, mesh), fsdp.shard(pupil, mesh)
-    learner = pupil, training.adamw(pupil, settings), settings
+    learner = pupil, adamw(pupil, settings), settings
     calls = {"prompt": (prompt, speaker), "answer": (answer, speaker), "training": (step, learner)}
     return {task: partial(call, model, mesh) for task, (call, model) in calls.items()}
 

@@ -51,27 +51,28 @@ def ids(rows: int, vocab_size: int) -> torch.Tensor:
 
 def scratch_ours(rows: int, attention: str):
     """A step as `fit` makes it with the settings of `minillama train`, which attends in blocks."""
-    from minillama import LlamaConfig
+    from minillama import Llama, LlamaConfig
     from minillama.inference.attention_backends import use_attention
-    from minillama.studies import stories
-    from minillama.training import pretraining as training
+    from minillama.studies import story_model
+    from minillama.training.loop import compile_loss
 
-    model = stories.initial(LlamaConfig(**SHAPE, tied_embeddings=True, max_seq_len=2048), 0)
+    model = Llama.from_scratch(LlamaConfig(**SHAPE, tied_embeddings=True, max_seq_len=2048), 0)
     use_attention(model, attention)
     return our_step(
-        model, training.compiled(stories.batch_loss), rows, SHAPE["vocab_size"], stories.SETTINGS
+        model, compile_loss(story_model.batch_loss), rows, SHAPE["vocab_size"], story_model.SETTINGS
     )
 
 
 def our_step(model, loss_of, rows, vocab_size, settings):
-    from minillama.training import pretraining as training
+    from minillama.training.optimizer import adamw, train_step
+    from minillama.training.packing import shift
 
     tokens = ids(rows, vocab_size)
     batch, optimizer = (
-        training.shift(tokens, torch.zeros_like(tokens)),
-        training.adamw(model, settings),
+        shift(tokens, torch.zeros_like(tokens)),
+        adamw(model, settings),
     )
-    return lambda: training.train_step(model, loss_of, [batch], optimizer, settings, 1e-4)
+    return lambda: train_step(model, loss_of, [batch], optimizer, settings, 1e-4)
 
 
 def scratch_theirs(rows: int, attention: str, dtype: str):
@@ -113,14 +114,14 @@ def their_step(model, call, rows, vocab_size, autocast):
 def lora_ours(rows: int):
     import minillama
     from minillama.inference.attention_backends import use_attention
-    from minillama.studies import stories
+    from minillama.studies import story_model
     from minillama.training import finetuning
-    from minillama.training import pretraining as training
+    from minillama.training.optimizer import Settings
 
     model, tokenizer = minillama.load(NAME, dtype=torch.bfloat16)
     model = finetuning.add_lora(use_attention(model, "sdpa"), rank=8, alpha=16)
-    settings = training.Settings(dtype="bfloat16")
-    return our_step(model, stories.batch_loss, rows, model.cfg.vocab_size, settings)
+    settings = Settings(dtype="bfloat16")
+    return our_step(model, story_model.batch_loss, rows, model.cfg.vocab_size, settings)
 
 
 def lora_theirs(rows: int, attention: str):

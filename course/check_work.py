@@ -17,7 +17,7 @@ import sys
 import types
 from pathlib import Path
 
-from course.collect import Work, collect
+from course.collect import Work, collect, with_own
 from course.export import ROOT, ExportError, build_modules, file_of, write_all
 from course.finished import ARCHIVE
 from course.tasks import Chapter
@@ -28,10 +28,9 @@ ASSIGNED, PROGRESS = "course/assigned", ".progress.json"
 
 def modules_of(chapter: Chapter, work: Work) -> dict[str, str]:
     """A chapter's modules with what the student wrote, own definitions first. ExportError."""
-    sources, exported = dict(work.sources), [id for id in chapter.solutions if chapter.exports(id)]
-    if exported and work.extra:
-        sources[exported[0]] = f"{work.extra}\n\n\n{sources[exported[0]]}"
-    return build_modules(chapter.path, sources)
+    return build_modules(
+        chapter.path, with_own(chapter, work.sources, work.extra, chapter.solutions)
+    )
 
 
 def export(root: Path) -> list[str]:

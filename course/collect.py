@@ -160,8 +160,42 @@ def own_definitions(cells: list[Found], chapter: Chapter) -> str:
         for node in body:
             names = bound(node)
             if isinstance(node, kinds) and names and not names & taken:
-                kept.append(ast.get_source_segment(cell.source, node) or ast.unparse(node))
+                kept.append(text_of(cell.source, node))
     return "\n\n\n".join(kept)
+
+
+def text_of(source: str, node: ast.stmt) -> str:
+    """A statement as it is written, decorators included."""
+    if above := getattr(node, "decorator_list", []):
+        return "\n".join(source.splitlines()[above[0].lineno - 1 : node.end_lineno])
+    return ast.get_source_segment(source, node) or ast.unparse(node)
+
+
+def with_own(chapter: Chapter, sources: dict[str, str], extra: str, at) -> dict[str, str]:
+    """Solution cells with a student's own definitions before them.
+
+    In each module that uses them they stand before the first of the cells `at`; those that no
+    module uses stand before the first of all.
+    """
+    own = [(bound(node), text_of(extra, node)) for node in ast.parse(extra).body]
+    first, picked = {}, {}
+    for id in at:
+        if module := chapter.exports(id):
+            first.setdefault(module, id)
+    for module in first:
+        cells = [cell for cell in chapter.cells if chapter.exports(cell.id) == module]
+        texts, picked[module] = [sources.get(cell.id, cell.source) for cell in cells], set()
+        while texts:
+            words = set(re.findall(r"\w+", "\n".join(texts)))
+            new = {n for n, (names, _) in enumerate(own) if names & words} - picked[module]
+            picked[module], texts = picked[module] | new, [own[n][1] for n in new]
+    if first:
+        unused = set(range(len(own))).difference(*picked.values())
+        picked[next(iter(first))] |= unused
+    return sources | {
+        id: "\n\n\n".join([*(own[n][1] for n in sorted(picked[module])), sources[id]])
+        for module, id in first.items()
+    }
 
 
 def bound(node: ast.stmt) -> set[str]:

@@ -1,5 +1,5 @@
-// What a CUDA kernel needs of its machine, played by a processor: the threads of a block are fibers that run one after
-// the other, in an order drawn from a seed, each until it has to wait for others. Copies "later" happen as late as they may.
+// What a CUDA kernel needs of the hardware, emulated on the CPU: the threads of a block are fibers that run one after
+// the other, in an order drawn from a seed, each until it has to wait for others. Asynchronous copies arrive as late as they may.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -79,7 +79,7 @@ static void store(float *to, float x) { *to = x; }
 template <typename N> void store(N *to, float x) { *to = narrow(N{}, x); }
 
 template <typename N> float part(unsigned two, int i) { return to_float(N{(unsigned short)(two >> 16 * i)}); }
-template <typename N> void multiply(float *c, const unsigned *a, unsigned b0, unsigned b1) {
+template <typename N> void mma(float *c, const unsigned *a, unsigned b0, unsigned b1) {
     Meeting &m = meetings[current / 32];
     int lane = current % 32;
     memcpy(m.in[lane], a, 16);
@@ -96,7 +96,7 @@ template <typename N> void multiply(float *c, const unsigned *a, unsigned b0, un
     }
     __syncwarp();
 }
-static void fetch_any(unsigned *b, const uint4 *row, bool turned) {
+static void load_any_matrix(unsigned *b, const uint4 *row, bool transposed) {
     Meeting &m = meetings[current / 32];
     int lane = current % 32;
     m.row[lane] = row;
@@ -106,7 +106,7 @@ static void fetch_any(unsigned *b, const uint4 *row, bool turned) {
         unsigned short two[2];
         for (int e = 0; e < 2; e++) {
             int r = lane / 4, c = lane % 4 * 2 + e;
-            if (turned) std::swap(r, c);
+            if (transposed) std::swap(r, c);
             two[e] = ((const unsigned short *)m.row[8 * i + r])[c];
         }
         got[i] = two[0] | (unsigned)two[1] << 16;
@@ -114,15 +114,15 @@ static void fetch_any(unsigned *b, const uint4 *row, bool turned) {
     __syncwarp();
     memcpy(b, got, 16);
 }
-static void fetch(unsigned *b, const uint4 *row) { fetch_any(b, row, false); }
-static void fetch_turned(unsigned *b, const uint4 *row) { fetch_any(b, row, true); }
+static void load_matrix(unsigned *b, const uint4 *row) { load_any_matrix(b, row, false); }
+static void load_matrix_transposed(unsigned *b, const uint4 *row) { load_any_matrix(b, row, true); }
 
-static void copy_later(uint4 *to, const uint4 *from, bool wanted) {
+static void copy_async(uint4 *to, const uint4 *from, bool wanted) {
     if ((uintptr_t)from % 16 || (uintptr_t)to % 16) fault = 2;
     fibers[current].groups.back().push_back({to, from, wanted});
 }
-static void end_of_group() { fibers[current].groups.emplace_back(); }
-template <int LEFT> void wait_for_groups() {
+static void commit_group() { fibers[current].groups.emplace_back(); }
+template <int LEFT> void wait_groups() {
     auto &groups = fibers[current].groups;
     while ((int)groups.size() - 1 > LEFT) {
         for (Copy &c : groups.front()) *c.to = c.wanted ? *c.from : uint4{0, 0, 0, 0};

@@ -1,8 +1,8 @@
-"""Run a CUDA kernel without a GPU: its own C++ text, compiled by g++, its threads played one after
-the other.
+"""Run a CUDA kernel without a GPU: its own C++ text, compiled by g++, its threads emulated one
+after the other.
 
-What the threads say to the hardware (shuffles, barriers, tensor cores, copies that arrive later) is
-played by cuda_on_cpu.h. The order in which threads run is drawn from a seed and copies arrive as
+What the threads ask of the hardware (shuffles, barriers, tensor cores, asynchronous copies) is
+emulated by cuda_on_cpu.h. The order in which threads run is drawn from a seed and copies arrive as
 late as they may, so a missing barrier shows as a wrong answer. It says nothing about speed.
 """
 
@@ -67,7 +67,7 @@ def compile_text(text: str):
 
 def play(kernel: Kernel, grid: tuple[int, int, int], *values, seed=0) -> None:
     """As kernel.launch, on tensors of the CPU; AssertionError for what no GPU would forgive."""
-    launch = compile_text(kernel.source(machine=HEADER.read_text(encoding="utf-8")) + LAUNCH)
+    launch = compile_text(kernel.source(preamble=HEADER.read_text(encoding="utf-8")) + LAUNCH)
     problem = kernel.problem(*(v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values))
     fault = launch(ctypes.byref(problem), *grid, kernel.threads, seed)
     assert not fault, FAULTS[fault]

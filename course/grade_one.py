@@ -13,10 +13,9 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-import nbformat
 import torch
 
-from course.collect import Work, blank, collect
+from course.collect import Work, blank, collect, with_own
 from course.confine import Limits, Snapshot, confine
 from course.export import ROOT, ExportError, build_modules, by_hand, file_of
 from course.run_tasks import Outcome, failed, run_task
@@ -141,24 +140,19 @@ def use_package_of(found: dict[str, Work], names: tuple[str, ...], folder: Path)
     """Put a package in place of the reference's whose modules hold the student's solutions; refused
     ones stay stubs.
     """
-    package, notebooks = folder / "student" / "minillama", folder / "student" / "notebooks"
+    package = folder / "student" / "minillama"
     shutil.copytree(
         ROOT / "minillama",
         package,
         ignore=shutil.ignore_patterns("__pycache__"),
         dirs_exist_ok=True,
     )
-    notebooks.mkdir(exist_ok=True)
     for chapter in chapters(names):
-        sources = solved(chapter, found[chapter.path.name])
-        notebook = nbformat.read(chapter.path, as_version=4)
-        for cell in notebook.cells:
-            cell.source = sources.get(cell.id, cell.source)
-        nbformat.write(notebook, notebooks / chapter.path.name)
         try:
-            texts = build_modules(notebooks / chapter.path.name)
+            texts = build_modules(chapter.path, solved(chapter, found[chapter.path.name]))
         except ExportError:  # the task's own outcome says why
-            texts = {chapter.module: 'raise ImportError("this module is no Python yet")\n'}
+            no = 'raise ImportError("this module is no Python yet")\n'
+            texts = dict.fromkeys(chapter.modules, no)
         for name, text in texts.items():
             if not by_hand(name):
                 file_of(package, name).write_text(text, encoding="utf-8")
@@ -177,11 +171,10 @@ def use_package_of(found: dict[str, Work], names: tuple[str, ...], folder: Path)
 
 def solved(chapter: Chapter, work: Work) -> dict[str, str]:
     """A chapter's solution cells as the student's package gets them."""
-    sources, first = {}, True
+    sources, theirs = {}, []
     for task in chapter.tasks:
         bad = refusal(task, work)
         for id in task.solutions:
             sources[id] = blank(chapter, id) if bad else work.sources[id]
-            if first and work.extra and not bad and "#| export" in chapter[id].source:
-                sources[id], first = f"#| export\n{work.extra}\n\n\n{sources[id]}", False
-    return sources
+            theirs += [id] if not bad and not work.untouched(chapter, id) else []
+    return with_own(chapter, sources, work.extra, theirs)

@@ -141,8 +141,10 @@ class Chapter:
         """The tasks that write the module."""
         return [task for task in self.tasks if any(self.exports(id) for id in task.solutions)]
 
-    def exports(self, id: str) -> bool:
-        return ("export", "") in DIRECTIVE.findall(self[id].source)
+    def exports(self, id: str) -> str | None:
+        """The module that a cell goes into, None if it stays in the notebook."""
+        said = dict(DIRECTIVE.findall(self[id].source))
+        return said["export"] or self.module if "export" in said else None
 
     @cached_property
     def waiting(self) -> frozenset[str]:

@@ -7,7 +7,7 @@ from minillama import chat
 from minillama.attention import Attention
 from minillama.checkpoints import hub
 from minillama.checkpoints.files import CheckpointError
-from minillama.checkpoints.hugging_face import save_hugging_face as save
+from minillama.checkpoints.hugging_face_writer import save_hugging_face as save
 from minillama.config import LlamaConfig, RopeScaling
 from minillama.feedforward import FeedForward
 from minillama.generation import Statistics, generate, generate_batch, sample

@@ -3,19 +3,35 @@
 Written by notebooks/10_chat.ipynb: edit it there.
 """
 
-import contextlib
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
 
 from minillama.chat_formats import format_of, turn_ends
+from minillama.interpreter import LIMITED, PythonInterpreter
+from minillama.strict_json import unique
 from minillama.tokenizer import Tokenizer
+from minillama.tool_calls import (
+    ASK,
+    BUILTIN,
+    CALL,
+    FUNCTION,
+    INSIDE,
+    JSON,
+    NAMES,
+    OBJECT,
+    QUERY,
+    calls_among_words,
+    parse,
+    parse_one,
+    render,
+)
+
+
+# what the module offers; the other files of this chapter hold some of it
+__all__ = ["encode_dialog", "encode_llama3", "encode_chatml", "role_of", "ROLES", "fit"]
+__all__ += ["system_prompt", "parse_assistant", "run_tool", "run_dialog"]
+__all__ += ["BUILTIN", "render", "parse", "parse_one", "calls_among_words", "JSON", "unique"]
+__all__ += ["NAMES", "ASK", "QUERY", "FUNCTION", "OBJECT", "CALL", "INSIDE"]
+__all__ += ["PythonInterpreter", "LIMITED"]
 
 
 ROLES = {
@@ -25,7 +41,6 @@ ROLES = {
     "ipython": "ipython",
     "tool": "ipython",
 }
-BUILTIN = ("brave_search", "wolfram_alpha", "photogen")  # tools that take a query
 
 
 def encode_dialog(tokenizer: Tokenizer, messages: list[dict], form="json") -> list[int]:
@@ -147,130 +162,6 @@ def system_prompt(text="", builtin=(), functions=(), interpreter=False, form="js
     return "\n\n".join(part for part in [*parts, text] if part)
 
 
-NAMES = "|".join(BUILTIN)
-ASK = rf"(?:{NAMES}|code_interpreter)\.call\("
-QUERY = re.compile(  # quotes and all
-    rf'((?:{NAMES})\.call\(query|code_interpreter\.call\(code)="(.*?)"\)(?=[\s;]*(?:\Z|{ASK}))',
-    re.DOTALL,
-)
-FUNCTION = re.compile(r"<function=(.+?)>\s*(?=\{)")
-OBJECT = r"\{\s*[\"'](?:type|name|parameters|arguments)[\"']\s*:"
-CALL = re.compile(rf"\s*(?:{OBJECT}|<function=|{ASK})")
-
-
-def render(call: dict, form="json") -> str:
-    """The text of a tool call as Llama 3.1 writes it, so that parse(render(call)) == [call].
-
-    call: {"name": ..., "arguments": {...}}. form: "json" or "function_tag", for functions that are
-    not built in. ValueError if no text reads back as this call.
-    """
-    if form not in ("json", "function_tag"):
-        raise ValueError(f'the form of a call is "json" or "function_tag", not {form!r}')
-    if "error" in call:
-        return call["text"]
-    name, arguments = call.get("name"), call.get("arguments")
-    try:
-        texts = [json.dumps({"type": "function", "name": name, "parameters": arguments})]
-        if form == "function_tag":
-            texts.insert(0, f"<function={name}>{json.dumps(arguments)}</function>")
-        if name in BUILTIN and [*arguments] == ["query"]:
-            texts.insert(0, f'{name}.call(query="{arguments["query"]}")')
-        if name == "code_interpreter" and [*arguments] == ["code"]:
-            texts.insert(0, str(arguments["code"]))
-        for text in texts:
-            if parse(text.encode("utf-8", "replace").decode()) == [
-                {"name": name, "arguments": arguments}
-            ]:
-                return text
-    except (TypeError, ValueError, RecursionError):
-        pass
-    raise ValueError(f"no text reads back as this call: {call!r}"[:300])
-
-
-def parse(text: str) -> list[dict]:
-    """The calls that a text after <|python_tag|> holds, [{"name", "arguments"}, ...]; what is no
-    call is code.
-
-    Several calls may follow each other, with white space or ; between them. Where one is malformed,
-    the last item is {"error": what is wrong, "text": the rest}: nothing is guessed.
-    """
-    if not CALL.match(text):
-        return [{"name": "code_interpreter", "arguments": {"code": text}}]
-    calls, rest = [], text
-    while rest := rest.lstrip("; \t\r\n"):
-        try:
-            call, end = parse_one(rest)
-        except (ValueError, RecursionError) as error:
-            return [*calls, {"error": f"malformed call: {error}", "text": rest}]
-        calls.append(call)
-        rest = rest[end:]
-    return calls
-
-
-def parse_one(text: str) -> tuple[dict, int]:
-    """The call at the start of the text and where it ends; ValueError says what is wrong with
-    it.
-    """
-    if query := QUERY.match(text):
-        name, _, argument = query[1].partition(".call(")
-        return {"name": name, "arguments": {argument: query[2]}}, query.end()
-    tag = FUNCTION.match(text)
-    if not tag and not text.startswith("{"):
-        raise ValueError(
-            'expected {"name": ..., "parameters": {...}}, <function=NAME>{...}</function> or a '
-            "query"
-        )
-    value, end = JSON.raw_decode(text, tag.end() if tag else 0)
-    json.dumps(value, allow_nan=False)
-    if tag:
-        if not text.startswith("</function>", end) and text[end:].strip():
-            raise ValueError("</function> is missing after the arguments")
-        value, end = {"name": tag[1], "parameters": value}, min(end + len("</function>"), len(text))
-    name, given = (
-        value.get("name"),
-        [value[key] for key in ("parameters", "arguments") if key in value],
-    )
-    if not isinstance(name, str) or len(given) != 1 or not isinstance(given[0], dict):
-        raise ValueError(
-            'a call needs a "name", which is a string, and "parameters", which are an object'
-        )
-    return {"name": name, "arguments": given[0]}, end
-
-
-def unique(pairs: list[tuple]) -> dict:
-    """An object of JSON; ValueError if a key occurs twice."""
-    if len(value := dict(pairs)) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return value
-
-
-JSON = json.JSONDecoder(object_pairs_hook=unique)
-
-
-def calls_among_words(text: str) -> tuple[str, list[dict]]:
-    """(words, calls) of a text without <|python_tag|>; a malformed call is an error and stays among
-    the words.
-    """
-    words, calls, found = "", [], CALL.match(text)
-    while found := found or INSIDE.search(text):
-        before, rest = text[: found.start()], text[found.start() :].lstrip("; \t\r\n")
-        try:
-            call, end = parse_one(rest)
-        except (ValueError, RecursionError) as error:
-            # an object within words that is none of a call's
-            if before.strip() and rest.startswith("{"):
-                break
-            return words + text, [*calls, {"error": f"malformed call: {error}", "text": ""}]
-        words, calls, text = words + before, [*calls, call], rest[end:]
-        text = text if text.strip("; \t\r\n") else ""
-        found = CALL.match(text.lstrip("; \t\r\n"))
-    return words + text, calls
-
-
-# an object within another is data
-INSIDE = re.compile(rf'^<function=|(?<!":)(?<!": ){OBJECT}', re.MULTILINE)
-
-
 def parse_assistant(tokenizer: Tokenizer, ids, tools=True) -> dict:
     """The message that generated ids make: {"role", "content", "calls", "tag", "end"}.
 
@@ -328,80 +219,3 @@ def run_dialog(
         if not results:
             break
     return messages
-
-
-class PythonInterpreter:
-    """A tool that runs Python code in a process of its own and returns what it printed.
-
-    This is no sandbox: the code can read, change and send away whatever you can. What is limited is
-    time, output and, where the system can (not on Windows), memory, so that an endless loop does no
-    harm. Use it on code you would run.
-    """
-
-    def __init__(self, seconds=5.0, characters=4_000, megabytes=512):
-        self.seconds, self.characters, self.megabytes = seconds, characters, megabytes
-
-    def __call__(self, code: str) -> str:
-        """Run the code; its output, cut at the limit, and a last line that says how it ended unless
-        it ended well.
-        """
-        with (
-            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-            open(f"{folder}/out", "w+b") as out,
-        ):
-            Path(folder, "code.py").write_text(code, encoding="utf-8", errors="replace")
-            command = [
-                sys.executable,
-                "-I",
-                "-u",
-                "-X",
-                "utf8",
-                "-c",
-                LIMITED,
-                str(self.megabytes * 1_000_000),
-            ]
-            # no secrets
-            env = {
-                name: value for name in ("PATH", "SYSTEMROOT") if (value := os.environ.get(name))
-            }
-            streams = dict(stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
-            process = subprocess.Popen(
-                command, cwd=folder, env=env, start_new_session=True, **streams
-            )
-            try:
-                note = self.wait(process, out)
-            finally:
-                # end it and, but for Windows, whatever it has started
-                with contextlib.suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL) if hasattr(
-                        os, "killpg"
-                    ) else process.kill()
-                process.wait()
-            out.seek(0)
-            text = out.read(4 * self.characters + 1).decode("utf-8", "replace")
-        if len(text) > self.characters:
-            text, note = text[: self.characters], note or "[the rest of the output was cut]"
-        return "\n".join(part for part in (text.rstrip("\n"), note) if part)
-
-    def wait(self, process, out) -> str:
-        """Wait until the process ends or reaches a limit; a note on the end, "" if it ended
-        well.
-        """
-        deadline = time.monotonic() + self.seconds
-        while process.poll() is None:
-            if time.monotonic() > deadline:
-                return f"[stopped after {self.seconds:g} s]"
-            if os.fstat(out.fileno()).st_size > 4 * self.characters:
-                return "[stopped: too much output]"
-            time.sleep(0.01)
-        return f"[exit status {process.returncode}]" if process.returncode else ""
-
-
-LIMITED = """import sys
-try:
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
-except (ImportError, ValueError, OSError):
-    pass
-exec(compile(open("code.py", encoding="utf-8").read(), "code.py", "exec"), {"__name__": "__main__"})
-"""

@@ -25,14 +25,17 @@ from minillama import CheckpointError, KVCache, Llama, LlamaConfig, Tokenizer, c
 from minillama.checkpoints import hub
 from minillama.commands import ranks as ranks_command
 from minillama.distributed import fsdp, parallel, worker
-from minillama.distributed.memory import piece
+from minillama.distributed.layout import shard_shape
 from minillama.training import adapters, finetuning
-from minillama.training import pretraining as training
+from minillama.training.loop import fit
+from minillama.training.loss import count_targets, token_loss
+from minillama.training.optimizer import Settings, adamw, learning_rate, train_step, trainable
+from minillama.training.packing import pack, packed_logits, shift
 
 
 SIZES = dict(dim=64, n_layers=2, n_heads=8, n_kv_heads=2, head_dim=8, ffn_dim=96, vocab_size=128)
 CFG = LlamaConfig(**SIZES)
-SETTINGS = training.Settings(steps=4, warmup=0, peak_lr=1e-2, max_grad_norm=0.5)
+SETTINGS = Settings(steps=4, warmup=0, peak_lr=1e-2, max_grad_norm=0.5)
 
 
 def fresh(cfg=CFG) -> Llama:
@@ -54,9 +57,7 @@ def batches():
         [int(x) for x in ids(count=length)[0]]
         for length in (9, 30, 3, 2, 2, 17, 40, 2, 2, 2, 2, 31)
     ]
-    return [
-        training.shift(*(part[i : i + 4] for part in training.pack(documents, 16))) for i in (0, 4)
-    ]
+    return [shift(*(part[i : i + 4] for part in pack(documents, 16))) for i in (0, 4)]
 
 
 def mine(batch, mesh):
@@ -96,7 +97,7 @@ def inference(mesh, folder, cfg=CFG, repeat_kv=False) -> dict:
     return {
         "whole": off(cut(tokens), alone(tokens)), "in pieces": off(pieces, alone(tokens)),
         "read": off(read(tokens), alone(tokens)), "heads of the cache": cache.keys.shape[2],
-        "shapes": {n: s for n, s in shapes.items() if s != piece(cfg, n, mesh.size())},
+        "shapes": {n: s for n, s in shapes.items() if s != shard_shape(cfg, n, mesh.size())},
         "ids": [list(generate(model, prompt, 12)) for model in (alone, cut, read)],
         "drawn": list(generate(cut, prompt, 12, temperature=1.0, seed=seed)),
         "counted": sorted(counted.get_comm_counts().values()), "heard": heard.seen,
@@ -108,7 +109,7 @@ def gradients(mesh) -> float:
     """How far tensor parallel gradients, cut and whole ones, are from a single process's."""
     alone, cut = fresh(), parallel.parallelize(fresh(), mesh)
     for model in (alone, cut):
-        training.token_loss(model(ids()[:, :-1]), ids()[:, 1:]).backward()
+        token_loss(model(ids()[:, :-1]), ids()[:, 1:]).backward()
     expected = {name: parameter.grad for name, parameter in alone.named_parameters()}
     found = {
         n: p.grad.full_tensor() if isinstance(p, DTensor) else p.grad
@@ -118,26 +119,26 @@ def gradients(mesh) -> float:
 
 
 def step_alone(model, optimizer, i, settings=SETTINGS):
-    return training.train_step(
+    return train_step(
         model,
-        lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1]),
+        lambda m, b: token_loss(packed_logits(m, b[0], b[2]), b[1]),
         batches(),
         optimizer,
         settings,
-        training.learning_rate(i, settings),
-        training.count_targets,
+        learning_rate(i, settings),
+        count_targets,
     )
 
 
 def step(model, optimizer, mesh, i, settings=SETTINGS, loss_of=fsdp.packed_loss):
     mine_now = [mine(batch, mesh) for batch in batches()]
-    return training.train_step(
+    return train_step(
         model,
         loss_of,
         mine_now,
         optimizer,
         settings,
-        training.learning_rate(i, settings),
+        learning_rate(i, settings),
         fsdp.all_targets,
     )
 
@@ -147,12 +148,12 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
     layouts.
     """
     alone = fresh(cfg)
-    loss, norm = step_alone(alone, training.adamw(alone, SETTINGS), 0)
-    found = {"targets": [[training.count_targets(mine(b, mesh)) for b in batches()]]}
+    loss, norm = step_alone(alone, adamw(alone, SETTINGS), 0)
+    found = {"targets": [[count_targets(mine(b, mesh)) for b in batches()]]}
     for name in ("plain", "recomputed"):
         model = fsdp.shard(fresh(cfg), mesh)
         model.activation_checkpointing = name == "recomputed"
-        optimizer = training.adamw(model, SETTINGS)
+        optimizer = adamw(model, SETTINGS)
         my_loss, my_norm = step(model, optimizer, mesh, 0)
         found[name] = {
             "loss": abs(parallel.sum_over_ranks(my_loss) / mesh.size() - loss),
@@ -171,7 +172,7 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
     step(model, optimizer, mesh, 1)
     after = whole(model)  # what two steps give
     again = fsdp.shard(fresh(cfg), mesh)
-    other = training.adamw(again, SETTINGS)
+    other = adamw(again, SETTINGS)
     found["steps"] = fsdp.resume(state, dict(again.named_parameters()), other)
     found["restored"] = all(
         torch.equal(a, b) for a, b in zip(whole(again).values(), saved.values(), strict=True)
@@ -190,7 +191,7 @@ def sharded(mesh, folder, cfg=CFG) -> dict:
     return found
 
 
-RUN = training.Settings(
+RUN = Settings(
     steps=6, warmup=2, peak_lr=1e-2, gradient_accumulation_steps=2, save_every=2, eval_every=3
 )
 
@@ -205,7 +206,7 @@ def trained(mesh, folder, progress=False) -> list[dict]:
     model = fsdp.shard(fresh(), mesh)
 
     def validate(m):
-        return training.token_loss(training.logits(m, *batches()[0][::2]), batches()[0][1])
+        return token_loss(packed_logits(m, *batches()[0][::2]), batches()[0][1])
 
     return fsdp.fit_sharded(
         model,
@@ -221,16 +222,16 @@ def trained(mesh, folder, progress=False) -> list[dict]:
 
 def trained_alone() -> list[dict]:
     """The same six steps in one process."""
-    loss = lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1])  # noqa: E731
+    loss = lambda m, b: token_loss(packed_logits(m, b[0], b[2]), b[1])  # noqa: E731
     validate = lambda m: loss(m, batches()[0])  # noqa: E731
-    return training.fit(
+    return fit(
         fresh(),
         loss,
         batch_at,
         RUN,
         validate=validate,
         progress=False,
-        weigh=training.count_targets,
+        weigh=count_targets,
     )
 
 
@@ -263,10 +264,10 @@ def adapter(mesh, folder) -> dict:
     of the one.
     """
     alone, model = with_adapter(), fsdp.shard(with_adapter(), mesh)
-    loss, norm = step_alone(alone, training.adamw(alone, SETTINGS), 0)
-    optimizer = training.adamw(model, SETTINGS)
+    loss, norm = step_alone(alone, adamw(alone, SETTINGS), 0)
+    optimizer = adamw(model, SETTINGS)
     my_loss, my_norm = step(model, optimizer, mesh, 0)
-    fsdp.save(folder / "lora", training.trainable(model), optimizer, 1)
+    fsdp.save(folder / "lora", trainable(model), optimizer, 1)
     if mesh.get_local_rank() == 0:
         adapters.save_adapter(alone, folder / "adapter")
     frozen = {n: p for n, p in alone.named_parameters() if not p.requires_grad}
@@ -436,7 +437,7 @@ def two(mesh, folder) -> dict:
 
 def four(mesh, folder) -> dict:
     again = fsdp.shard(fresh(), mesh)
-    optimizer = training.adamw(again, SETTINGS)
+    optimizer = adamw(again, SETTINGS)
     steps, weights = (
         fsdp.resume(folder / "state-plain", dict(again.named_parameters()), optimizer),
         whole(again),

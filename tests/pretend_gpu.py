@@ -22,7 +22,7 @@ from minillama.inference.attention_backends import fused
 from minillama.inference.decode_graph import compile_apart
 from minillama.kernels import cuda, small
 from minillama.kernels.attention import kernel
-from minillama.kernels.tensor_cores import TENSOR_CORES
+from minillama.kernels.mma import MMA_PREAMBLE
 
 
 # bytes of shared memory: what a launch may have unasked, and at most on an A10
@@ -59,7 +59,7 @@ class Driver:
         assert shared <= self.room.get(function.value, SMALLEST)
         self.launched.append(text.rpartition("{ ")[2].partition("(p)")[0])
         if self.played:
-            body = text.removeprefix(cuda.NUMBERS).removeprefix(TENSOR_CORES)
+            body = text.removeprefix(cuda.NUMBERS).removeprefix(MMA_PREAMBLE)
             launch = compile_text(HEADER.read_text(encoding="utf-8") + body + LAUNCH)
             assert launch(ctypes.c_void_p(args[0]), x, y, z, threads, 0) == 0
 

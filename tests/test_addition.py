@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minillama.model import Llama
 from minillama.studies import addition
 from minillama.studies.addition import (
     END,
@@ -25,8 +26,7 @@ from minillama.studies.addition import (
     question,
     steps,
 )
-from minillama.studies.stories import initial
-from minillama.training.pretraining import IGNORE
+from minillama.training.loss import IGNORE
 
 
 STUDIES = Path(__file__).resolve().parent.parent / "data" / "studies"
@@ -118,7 +118,7 @@ def test_a_batch_depends_on_its_number_and_the_seed_alone():
 
 def test_solving_is_the_likeliest_token_again_and_again():
     """Beside a loop over whole texts, without a cache and without a batch."""
-    model = initial(addition.CONFIG, seed=5)
+    model = Llama.from_scratch(addition.CONFIG, seed=5)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(6 if weight.ndim == 2 else 1)

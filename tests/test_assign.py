@@ -16,7 +16,7 @@ import nbformat
 import pytest
 
 from course import assign, check_work
-from course.collect import blank, collect
+from course.collect import Work, blank, collect, with_own
 from course.export import ROOT, by_hand, file_of, modules_in
 from course.finished import ARCHIVE
 from course.run_tasks import scene, undisturbed
@@ -707,3 +707,44 @@ def test_own_definitions_come_along_but_take_nobody_s_name(damaged):
         work.extra
         == "SCALE = 2\n\n\ndef helper():\n    return SCALE\n\n\ndef turn_back(x):\n    return x"
     )
+
+
+def test_own_definitions_keep_their_decorators(damaged):
+    own = "from functools import cache\n\n\n@cache\ndef helper():\n    return 2"
+
+    def add(cells, by_id):
+        cells.insert(1, {"cell_type": "code", "id": "new", "metadata": {}, "source": own})
+
+    assert damaged(add).extra == own
+
+
+def test_own_definitions_go_into_the_modules_that_use_them():
+    """A helper for sampling beside one for generation, which imports sampling; and one for both."""
+    chapter = CHAPTERS["09_generation.ipynb"]
+    cell = {name: id for task in chapter.definitions for id in task.solutions
+            for name in chapter.names(id)}  # fmt: skip
+    sources = dict(chapter.solutions)
+    for name, call in {
+        "sample": "softly()",
+        "generate": "loudly()",
+        "next_logits": "both()",
+    }.items():
+        sources[cell[name]] += f"\n\n\nOF_{name} = lambda: {call}"
+    sources[cell["distribution"]] += "\n\n\nEITHER = lambda: both()"
+    own = {
+        "softly": "def softly():\n    return sample",
+        "loudly": "def loudly():\n    return generate",
+        "both": "def both():\n    return 1",
+        "idle": "def idle():\n    return 0",
+    }
+    work = Work(sources, "\n\n\n".join(own.values()))
+    texts = check_work.modules_of(chapter, work)
+    holds = {name: [m for m, text in texts.items() if text_ in text] for name, text_ in own.items()}
+    assert holds == {
+        "softly": ["sampling"],
+        "loudly": ["generation"],
+        "both": ["generation", "sampling"],
+        "idle": ["sampling"],
+    }
+    assert check_work.importing(texts, chapter) == ""
+    assert with_own(chapter, sources, "", chapter.solutions) == sources

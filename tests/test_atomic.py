@@ -17,7 +17,7 @@ import minillama
 from minillama import CheckpointError, Llama, LlamaConfig
 from minillama.checkpoints import atomic
 from minillama.checkpoints.atomic import new_folder
-from minillama.checkpoints.hugging_face import save_hugging_face
+from minillama.checkpoints.hugging_face_writer import save_hugging_face
 
 
 def write(folder, text, names=("config.json", "model.safetensors")):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from minillama import CheckpointError, Llama, LlamaConfig, Tokenizer
 from minillama.checkpoints.assemble import Checkpoint, assemble
-from minillama.checkpoints.hugging_face import STORED
+from minillama.checkpoints.hugging_face_writer import STORED
 from minillama.checkpoints.names import META, NAMES, rename
 from minillama.checkpoints.tensors import open_safetensors
 from minillama.inference.loading import load

@@ -17,14 +17,9 @@ from torch import nn
 
 import minillama
 from minillama import KVCache, LlamaConfig
-from minillama.inference import compilation
-from minillama.inference.compilation import (
-    CompiledStep,
-    CompileError,
-    Together,
-    attend_one,
-    join_layers,
-)
+from minillama.inference import block_step, compilation
+from minillama.inference.block_step import ConcatLinear, attend_one, join_layers
+from minillama.inference.compilation import CompiledStep, CompileError
 from minillama.inference.quantization import Int4Linear, Int8Linear, model_bytes, to_levels
 
 
@@ -100,7 +95,8 @@ def test_layers_side_by_side_give_the_same_from_the_same_bytes(kind, rows):
         torch.cat([layer(x) for layer in layers], -1), want, atol=1e-5, rtol=0
     )
     storages = [
-        t.untyped_storage() for t in compilation.tensors(nn.ModuleList([*layers, whole])).values()
+        t.untyped_storage()
+        for t in block_step.named_weights(nn.ModuleList([*layers, whole])).values()
     ]
     assert (
         sum({each.data_ptr(): each.nbytes() for each in storages}.values())
@@ -126,7 +122,9 @@ def test_layers_that_do_not_fit(layers):
 
 def test_layers_of_two_groups_stay_apart():
     weight = normal(64, 64)
-    assert type(join_layers([Int4Linear(*to_levels(weight, 4, g)) for g in (32, 64)])) is Together
+    assert (
+        type(join_layers([Int4Linear(*to_levels(weight, 4, g)) for g in (32, 64)])) is ConcatLinear
+    )
 
 
 @pytest.fixture(scope="module", params=["a block", "all blocks"])
@@ -211,7 +209,7 @@ def test_what_is_compiled_is_not_compiled_again(pair, monkeypatch):
 
 def test_another_form_has_another_name(pair):
     _, model, _ = pair
-    steps = compilation.BlockSteps(model.cfg, [compilation.BlockStep(model.blocks[0])])
+    steps = block_step.BlockSteps(model.cfg, [block_step.BlockStep(model.blocks[0])])
     name = compilation.package_name(steps, torch.float32)
     assert (
         name
@@ -232,7 +230,7 @@ def small() -> minillama.Llama:
 
 def test_a_damaged_package_is_made_anew(tmp_path, monkeypatch):
     model, built = small(), []
-    steps = compilation.BlockSteps(model.cfg, [compilation.BlockStep(model.blocks[0])])
+    steps = block_step.BlockSteps(model.cfg, [block_step.BlockStep(model.blocks[0])])
     path = tmp_path / compilation.package_name(steps, torch.float32)
     path.write_bytes(b"half a package")
     monkeypatch.setattr(compilation, "build", lambda *args: built.append(args))

@@ -198,6 +198,33 @@ def test_one_notebook_may_write_several_modules(course):
     assert "import math\n\nfrom minillama.thing import HALF\n\n\ndef root" in files["other.py"]
 
 
+def test_a_module_offers_names_of_another_of_its_notebook(course):
+    course.write(
+        "03_thing",
+        NAME + '\n#| export\nimport math\n\n\n__all__ = ["double"]\n__all__ += ["half", "math"]',
+        "#| export other\ndef half(x):\n    return x / 2",
+        DOUBLE,
+    )
+    assert course.run() == 0 and course.run("--check") == 0
+    files = course.files()
+    assert "import math\n\nfrom minillama.other import half\n\n\n__all__" in files["thing.py"]
+    assert "import" not in files["other.py"]
+
+
+def test_modules_of_a_notebook_may_each_have_a_definition_of_their_own(course):
+    """As those have that were written with a student's helper in front of both."""
+    helper = "def helper(x):\n    return x\n\n\n"
+    course.write(
+        "03_thing",
+        f"{NAME}\n#| export\n{helper}def f(x):\n    return helper(x)",
+        f"#| export other\n{helper}def g(x):\n    return helper(x) + f(x)",
+    )
+    assert course.run() == 0
+    files = course.files()
+    assert "import" not in files["thing.py"]
+    assert "from minillama.thing import f\n" in files["other.py"]
+
+
 def test_modules_of_a_notebook_that_need_each_other_are_a_fault(course, capsys):
     course.write(
         "03_thing",

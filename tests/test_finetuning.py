@@ -15,7 +15,6 @@ from torch import nn
 
 import minillama
 from minillama.inference.quantization import Int4Linear, Int8Linear, quantize, quantized
-from minillama.training import pretraining as training
 from minillama.training.finetuning import (
     TARGETS,
     Frozen,
@@ -25,6 +24,10 @@ from minillama.training.finetuning import (
     merge_lora,
     without_lora,
 )
+from minillama.training.loop import fit
+from minillama.training.loss import token_loss
+from minillama.training.optimizer import Settings, trainable
+from minillama.training.packing import packed_logits
 
 
 def normal(*shape, seed=0):
@@ -61,7 +64,7 @@ def test_at_the_start_nothing_is_changed(model, form):
         with torch.no_grad():
             assert torch.equal(before(ids), after(ids))
     assert len(lora_layers(after)) == 7 * model.cfg.n_layers
-    names = training.trainable(after)
+    names = trainable(after)
     assert {name.rpartition(".")[2] for name in names} == {"a", "b"} and len(
         names
     ) == 14 * model.cfg.n_layers
@@ -156,9 +159,9 @@ def test_nothing_of_a_quantized_layer_is_kept_for_the_way_back():
 
 def gradients(model, ids):
     documents = torch.zeros_like(ids)
-    loss = training.token_loss(training.logits(model, ids, documents)[:, :-1], ids[:, 1:])
+    loss = token_loss(packed_logits(model, ids, documents)[:, :-1], ids[:, 1:])
     loss.backward()
-    return {name: parameter.grad for name, parameter in training.trainable(model).items()}
+    return {name: parameter.grad for name, parameter in trainable(model).items()}
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -199,18 +202,18 @@ def test_training_changes_the_adapter_alone(model):
     ids = random_ids(33)
     batch = ids[:, :-1], ids[:, 1:], torch.zeros(1, 32, dtype=torch.long)
     before = {name: value.clone() for name, value in changed.state_dict().items()}
-    rows = training.fit(
+    rows = fit(
         changed,
-        lambda m, b: training.token_loss(training.logits(m, b[0], b[2]), b[1]),
+        lambda m, b: token_loss(packed_logits(m, b[0], b[2]), b[1]),
         lambda i: batch,
-        training.Settings(steps=20, peak_lr=1e-2, warmup=2),
+        Settings(steps=20, peak_lr=1e-2, warmup=2),
         progress=False,
     )
     assert rows[-1]["loss"] < rows[0]["loss"] - 1
     moved = {
         name for name, value in changed.state_dict().items() if not torch.equal(value, before[name])
     }
-    assert moved == set(training.trainable(changed))
+    assert moved == set(trainable(changed))
 
 
 def test_gradients_are_pefts(tmp_path):
@@ -237,7 +240,7 @@ def test_gradients_are_pefts(tmp_path):
     gradients(ours, ids)
     for mine, other in pairs:
         torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-4)
-    assert sum(p.requires_grad for p in theirs.parameters()) == len(training.trainable(ours))
+    assert sum(p.requires_grad for p in theirs.parameters()) == len(trainable(ours))
 
 
 def test_any_model_of_load_but_a_compiled_one(tmp_path):
@@ -250,7 +253,7 @@ def test_any_model_of_load_but_a_compiled_one(tmp_path):
         with without_lora(chosen):
             assert torch.equal(chosen(random_ids(6)), before)
     chosen(random_ids(20)).sum().backward()
-    assert all(parameter.grad.any() for parameter in training.trainable(chosen).values())
+    assert all(parameter.grad.any() for parameter in trainable(chosen).values())
 
 
 @pytest.mark.parametrize(

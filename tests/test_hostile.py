@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillama import CheckpointError
-from minillama.checkpoints.hugging_face import save_hugging_face
-from minillama.checkpoints.meta import save_meta
+from minillama.checkpoints.hugging_face_writer import save_hugging_face
+from minillama.checkpoints.meta_writer import save_meta
 from minillama.inference.loading import load
 
 

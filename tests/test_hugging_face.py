@@ -33,9 +33,9 @@ from test_tokenizer import TEXTS
 
 from minillama import CheckpointError, Llama, LlamaConfig, RopeScaling, Tokenizer, chat
 from minillama.chat_formats import CHAT_TEMPLATES
-from minillama.checkpoints.hugging_face import same_bytes, save_hugging_face, shards
 from minillama.checkpoints.hugging_face_tokenizer import merges_of
-from minillama.checkpoints.tensors import StoredTensor
+from minillama.checkpoints.hugging_face_writer import save_hugging_face, shards
+from minillama.checkpoints.tensors import StoredTensor, same_bytes
 from minillama.inference.loading import load
 from minillama.tokenizer import GPT2_SPLIT, LLAMA3_PATTERN, SMOLLM_SPLIT, train_bpe
 

@@ -30,7 +30,6 @@ from minillama.commands import finetune as command
 from minillama.inference.attention_backends import use_attention
 from minillama.tokenizer import train_bpe
 from minillama.training import jsonl
-from minillama.training import pretraining as training
 from minillama.training.adapters import load_adapter
 from minillama.training.finetuning import add_lora
 from minillama.training.instructions import (
@@ -42,7 +41,9 @@ from minillama.training.instructions import (
     mean_answer_loss,
     pack_whole,
 )
-from minillama.training.pretraining import IGNORE, Settings, count_targets
+from minillama.training.loss import IGNORE, count_targets, token_loss
+from minillama.training.optimizer import Settings, trainable
+from minillama.training.packing import packed_logits
 from minillama.training.runs import TrainingError, read_metrics
 
 
@@ -278,14 +279,14 @@ def test_looking_only_where_something_is_asked_changes_no_gradient(tmp_path):
     _, model = tiny_pair(tmp_path)
     add_lora(model)
     batch = Dialogs(some(), 20, batch=3)(0)
-    for parameter in training.trainable(model).values():
+    for parameter in trainable(model).values():
         parameter.data.add_(0.01)
     gradients = []
     for loss in (
         answer_loss(model, batch),
-        training.token_loss(training.logits(model, batch[0], batch[2]), batch[1]),
+        token_loss(packed_logits(model, batch[0], batch[2]), batch[1]),
     ):
-        gradients.append(torch.autograd.grad(loss, list(training.trainable(model).values())))
+        gradients.append(torch.autograd.grad(loss, list(trainable(model).values())))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
@@ -319,7 +320,7 @@ BAD = {  # a line of a file, what is said about it
     '{"messages": [{"role": "user"}]}': 'line 2: message 1 is no {"role": ..., "content": text}',
     '{"messages": [{"role": "user", "content": null}]}': "line 2: message 1 is no",
     '{"messages": ["x"]}': "line 2: message 1 is no",
-    '{"messages": [{"role": "user", "content": "x", "content": "y"}]}': "line 2: a key occurs twice",
+    '{"messages": [{"role": "user", "content": "x", "content": "y"}]}': "line 2: a key is repeated",
     '{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}': "line 2: message 1 has 'weight', which",
     '{"messages": [{"role": "assistant", "content": "\\ud800"}]}': "line 2: message 1 holds half a character",
     '{"messages": [{"role": "assistant", "content": "", "calls": [5]}]}': "line 2: the calls of message 1 are no list",
@@ -681,7 +682,7 @@ def test_the_committed_adapter_is_what_the_study_says(smollm2_path, capsys):
     test, _ = jsonl.read_jsonl(ROOT / "data" / "studies" / "orders_test.jsonl", dialog)
     model, tokenizer = minillama.load(smollm2_path)
     load_adapter(model, ROOT / "data" / "studies" / "adapter")
-    assert sum(p.numel() for p in training.trainable(model).values()) == noted["parameters"]
+    assert sum(p.numel() for p in trainable(model).values()) == noted["parameters"]
     for kind, messages in (("pairs", test[0]), ("new", test[20])):
         ids = encode_dialog(tokenizer, messages[:1])
         text = tokenizer.decode(

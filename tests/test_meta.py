@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from test_reference import maker
 
 from minillama import CheckpointError, Llama, LlamaConfig, RopeScaling, Tokenizer
-from minillama.checkpoints.meta import join, open_meta, save_meta
+from minillama.checkpoints.meta import join, open_meta
+from minillama.checkpoints.meta_writer import save_meta
 from minillama.checkpoints.names import META
 from minillama.checkpoints.tensors import StoredTensor
 from minillama.inference.loading import load

@@ -36,7 +36,8 @@ ROOMS = {
 }
 FRONT = {"__init__", "__main__", "cli"}  # what a user calls: they reach into the rooms
 # In the core, in the order of the data's way; a module may import only what stands before it.
-CORE = "config tokenizer chat_formats chat rmsnorm rope attention kv_cache feedforward model generation".split()
+CORE = """config strict_json bpe tokenizer chat_formats tool_calls interpreter chat rmsnorm rope
+attention kv_cache feedforward model sampling generation""".split()
 
 
 @functools.cache

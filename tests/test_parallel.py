@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from minillama import LlamaConfig, cli, generate
-from minillama.checkpoints import hugging_face
 from minillama.checkpoints.assemble import skeleton
-from minillama.distributed import fsdp, memory, parallel
+from minillama.checkpoints.hugging_face_writer import save_hugging_face
+from minillama.distributed import fsdp, layout, memory, parallel
 from minillama.training import adapters, runs
-from minillama.training import pretraining as training
+from minillama.training.optimizer import trainable
 
 
 HERE = Path(__file__).resolve().parent
@@ -96,12 +96,10 @@ def findings(server, task: str, count: int, folder: Path) -> list[dict]:
 def folder(tmp_path_factory) -> Path:
     """Folders as Hugging Face has them: the tiny model, a tied one, and one of 160 MB."""
     folder = tmp_path_factory.mktemp("parallel")
-    hugging_face.save_hugging_face(ranks.fresh(), None, folder / "model")
+    save_hugging_face(ranks.fresh(), None, folder / "model")
     tied = LlamaConfig(**ranks.SIZES, tied_embeddings=True)
-    hugging_face.save_hugging_face(ranks.fresh(tied), None, folder / "tied")
-    hugging_face.save_hugging_face(
-        ranks.fresh(ranks.CHAT), ranks.bytes_tokenizer(), folder / "chat"
-    )
+    save_hugging_face(ranks.fresh(tied), None, folder / "tied")
+    save_hugging_face(ranks.fresh(ranks.CHAT), ranks.bytes_tokenizer(), folder / "chat")
     sizes = dict(
         dim=1024, n_layers=3, n_heads=16, n_kv_heads=2, head_dim=64, ffn_dim=2816, vocab_size=4096
     )
@@ -109,7 +107,7 @@ def folder(tmp_path_factory) -> Path:
     torch.nn.utils.vector_to_parameters(
         torch.zeros(sum(p.numel() for p in large.parameters())), large.parameters()
     )
-    hugging_face.save_hugging_face(large, None, folder / "large")
+    save_hugging_face(large, None, folder / "large")
     return folder
 
 
@@ -145,7 +143,7 @@ def test_four_ranks_share_two_kv_heads(four):
 
 
 def test_what_ranks_say_to_each_other_is_what_the_planner_says(two, four):
-    wanted = memory.collectives(ranks.CFG, 20, number=4)
+    wanted = layout.collectives(ranks.CFG, 20, number=4)
     for found in (two[0]["inference"], four[0]["inference"]):
         assert {kind: tuple(seen) for kind, seen in found["heard"].items()} == wanted
         assert found["counted"] == sorted(count for count, _ in wanted.values())
@@ -275,11 +273,11 @@ def test_a_step_of_an_adapter_on_two_ranks_is_a_step(two, folder, tmp_path):
             and 0.4 < found["held"] < 0.6
         )
     model = ranks.with_adapter()
-    assert fsdp.resume(folder / "lora", training.trainable(model)) == 1
+    assert fsdp.resume(folder / "lora", trainable(model)) == 1
     adapters.save_adapter(model, tmp_path / "adapter")
     ours, alone = (load_file(path / "adapter" / adapters.WEIGHTS) for path in (tmp_path, folder))
-    fresh = {name: p.detach() for name, p in training.trainable(ranks.with_adapter()).items()}
-    moved = [(p - fresh[name]).abs().max() for name, p in training.trainable(model).items()]
+    fresh = {name: p.detach() for name, p in trainable(ranks.with_adapter()).items()}
+    moved = [(p - fresh[name]).abs().max() for name, p in trainable(model).items()]
     assert ours.keys() == alone.keys() and min(moved) > 1e-3
     assert max((ours[name] - alone[name]).abs().max() for name in ours) < 1e-4
     assert len(list((folder / "lora" / "00000001").glob("*.distcp"))) == 2
@@ -372,7 +370,7 @@ def test_smollm2_on_three_ranks(server, ours, tmp_path):
     ids = torch.tensor([tokenizer.encode("The ferry left at six, as it did every morning.")])
     with torch.inference_mode():
         torch.save({"ids": ids, "logits": model(ids)}, tmp_path / "asked.pt")
-    hugging_face.save_hugging_face(model, tokenizer, tmp_path / "smollm2")
+    save_hugging_face(model, tokenizer, tmp_path / "smollm2")
     for found in findings(server, "three", 3, tmp_path):
         assert found["off"] < 2e-4 and found["ids"] == list(generate(model, ids[0].tolist(), 12))
     print("off by", found["off"])
@@ -401,13 +399,13 @@ def test_405b_over_many_ranks_is_as_planned(count):
     with pretended(count) as mesh:
         model = parallel.parallelize(skeleton(cfg, 1138).bfloat16(), mesh, repeat_kv=count > 8)
         held = {name: parallel.local(parameter) for name, parameter in model.named_parameters()}
-        assert {n: tuple(p.shape) for n, p in held.items()} == memory.held(
-            cfg, memory.Layout(count)
+        assert {n: tuple(p.shape) for n, p in held.items()} == layout.shard_shapes(
+            cfg, layout.Layout(count)
         )
         assert sum(p.nbytes for p in held.values()) == memory.weight_bytes(
-            cfg, layout=memory.Layout(count)
+            cfg, layout=layout.Layout(count)
         )
-        few = memory.collectives(cfg, 3)
+        few = layout.collectives(cfg, 3)
         if count == 16:
             with parallel.CollectiveCounter() as heard, torch.no_grad():
                 model(torch.zeros(1, 3, dtype=torch.int64, device="meta"))

@@ -19,6 +19,8 @@ from minillama import Tokenizer
 from minillama.chat import encode_dialog
 from minillama.tokenizer import train_bpe
 from minillama.training.finetuning import add_lora, lora_layers
+from minillama.training.loss import IGNORE
+from minillama.training.optimizer import Settings, trainable
 from minillama.training.preferences import (
     Pairs,
     answer_log_probs,
@@ -32,7 +34,6 @@ from minillama.training.preferences import (
     read_pairs,
     rewards,
 )
-from minillama.training.pretraining import IGNORE, Settings, trainable
 from minillama.training.runs import TrainingError
 
 

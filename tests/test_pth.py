@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillama import CheckpointError, Llama, LlamaConfig
-from minillama.checkpoints.meta import save_meta
+from minillama.checkpoints.meta_writer import save_meta
 from minillama.checkpoints.pth import DESCRIPTION, STEPS, open_pth, run_pickle
 
 

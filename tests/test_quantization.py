@@ -89,8 +89,8 @@ def test_eight_bits(count):
     layer, x = Int8Linear(weight), normal(count, 96, seed=1)
     assert (
         layer.weight.float() - weight
-    ).abs().max() <= 0.51 * layer.step.float().max() + 2**-8 * weight.abs().max()
-    exact = x.bfloat16().double() @ (layer.levels.double() * layer.step.double().unsqueeze(1)).T
+    ).abs().max() <= 0.51 * layer.scale.float().max() + 2**-8 * weight.abs().max()
+    exact = x.bfloat16().double() @ (layer.levels.double() * layer.scale.double().unsqueeze(1)).T
     assert (layer(x) - exact).abs().max() <= exact.abs().max() * (
         2**-8 if count <= quantization.FEW else 2**-6
     )
@@ -104,7 +104,9 @@ def test_eight_bits_of_any_width(width):
     layer = Int8Linear(normal(7, width))
     for count in (1, 2, quantization.FEW, 40):
         x = normal(count, width, seed=count)
-        exact = x.bfloat16().double() @ (layer.levels.double() * layer.step.double().unsqueeze(1)).T
+        exact = (
+            x.bfloat16().double() @ (layer.levels.double() * layer.scale.double().unsqueeze(1)).T
+        )
         assert (layer(x) - exact).abs().max() <= exact.abs().max() * 2**-6
 
 

@@ -13,33 +13,37 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minillama import KVCache, Llama, LlamaConfig, cli
 from minillama.attention import AttentionMask
-from minillama.distributed.memory import (
+from minillama.distributed.accelerators import (
     ACCELERATORS,
-    NETWORK,
+    NETWORK_BANDWIDTH,
     USABLE,
-    Job,
+)
+from minillama.distributed.layout import (
     Layout,
-    cache_bytes,
     collectives,
-    fullest,
-    held,
     indivisible,
-    memory,
-    obstacle,
-    pass_bytes,
-    piece,
-    saved_bytes,
+    shard_shape,
+    shard_shapes,
     sharded_collectives,
     stages,
+    weight_shapes,
+)
+from minillama.distributed.memory import (
+    Job,
+    cache_bytes,
+    largest_stage_memory,
+    pass_bytes,
+    rank_memory,
+    saved_bytes,
     stored_bytes,
-    tensors,
     weight_bytes,
+    why_infeasible,
 )
 from minillama.distributed.planning import (
-    at_least,
     decode_seconds,
     layouts,
     link_seconds,
+    lower_bound,
     pass_seconds,
     plan,
     prefill_seconds,
@@ -49,7 +53,7 @@ from minillama.inference import quantization
 from minillama.inference.attention_backends import BACKENDS, use_attention
 from minillama.model import Block
 from minillama.rope import rope_table
-from minillama.training import pretraining as training
+from minillama.training.optimizer import Settings, adamw
 
 
 BIG = LlamaConfig.named("llama-3.1-405b")
@@ -67,12 +71,12 @@ def test_tensors_are_those_of_the_model(name):
     with torch.device("meta"):
         model = Llama(cfg)
     state = {key: tuple(value.shape) for key, value in model.named_parameters()}  # a tied head once
-    assert list(state.items()) == list(tensors(cfg).items())
+    assert list(state.items()) == list(weight_shapes(cfg).items())
 
 
 def test_published_counts():
     counts = [
-        sum(map(prod, tensors(LlamaConfig.named(f"llama-3.1-{n}")).values()))
+        sum(map(prod, weight_shapes(LlamaConfig.named(f"llama-3.1-{n}")).values()))
         for n in ("8b", "70b", "405b")
     ]
     assert counts == [8_030_261_248, 70_553_706_496, 405_853_388_800]
@@ -84,7 +88,7 @@ def test_published_counts():
         516_096,
     ]
     # Meta's 16 files
-    assert sum(map(prod, tensors(replace(BIG, n_kv_heads=16)).values())) == 410_081_247_232
+    assert sum(map(prod, weight_shapes(replace(BIG, n_kv_heads=16)).values())) == 410_081_247_232
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -160,7 +164,7 @@ def test_a_block_keeps_what_it_keeps(dtype, ranks):
 
 def test_training_keeps_sixteen_bytes_a_weight():
     model = Llama(SMALL)
-    optimizer = training.adamw(model, training.Settings())
+    optimizer = adamw(model, Settings())
     model(torch.zeros(1, 8, dtype=torch.int64)).sum().backward()
     optimizer.step()
     state = [t for p in model.parameters() for t in optimizer.state[p].values() if t.numel() > 1]
@@ -169,7 +173,7 @@ def test_training_keeps_sixteen_bytes_a_weight():
         "gradients": sum(p.grad.untyped_storage().nbytes() for p in model.parameters()),
         "optimizer": sum(t.untyped_storage().nbytes() for t in state),
     }
-    planned = fullest(SMALL, Layout(), Job(1, 64, train=True))
+    planned = largest_stage_memory(SMALL, Layout(), Job(1, 64, train=True))
     assert {name: planned[name] for name in sizes} == sizes
 
 
@@ -182,7 +186,7 @@ def test_pieces_work_together(ranks=2):
     for rank in range(ranks):
         part, state = Block(RANK), {}
         for name, whole in block.state_dict().items():
-            shape = piece(SMALL, f"blocks.0.{name}", ranks)
+            shape = shard_shape(SMALL, f"blocks.0.{name}", ranks)
             along = next((d for d in range(whole.dim()) if shape[d] != whole.shape[d]), None)
             state[name] = whole if along is None else whole.chunk(ranks, along)[rank]
             assert tuple(state[name].shape) == shape
@@ -199,11 +203,11 @@ def test_all_ranks_hold_all_numbers(ranks):
     each.
     """
     copies = max(ranks // BIG.n_kv_heads, 1)
-    for name, shape in tensors(BIG).items():
+    for name, shape in weight_shapes(BIG).items():
         times = (
             ranks if "norm" in name else copies if name.endswith(("wk.weight", "wv.weight")) else 1
         )
-        assert ranks * prod(piece(BIG, name, ranks)) == times * prod(shape), name
+        assert ranks * prod(shard_shape(BIG, name, ranks)) == times * prod(shape), name
 
 
 @pytest.mark.parametrize(
@@ -220,8 +224,11 @@ def test_stages_share_all_layers_evenly(layers, pipeline):
 @pytest.mark.parametrize("tied", [False, True])
 def test_stages_hold_everything_once_but_a_tied_matrix(tied):
     cfg = replace(SMALL, tied_embeddings=tied)
-    names = [name for stage in range(3) for name in held(cfg, Layout(1, 3), stage)]
-    assert sorted(set(names)) == sorted(tensors(cfg)) and len(names) == len(tensors(cfg)) + tied
+    names = [name for stage in range(3) for name in shard_shapes(cfg, Layout(1, 3), stage)]
+    assert (
+        sorted(set(names)) == sorted(weight_shapes(cfg))
+        and len(names) == len(weight_shapes(cfg)) + tied
+    )
 
 
 @pytest.mark.parametrize(
@@ -280,7 +287,7 @@ def test_a_training_step_waits_for_links():
     )
     moved = sum(size for _, size in sharded_collectives(BIG).values()) * 63 / 64
     assert train_step_seconds(BIG, H100, Layout(1, 1, 64), Job(64, 1, train=True)) == pytest.approx(
-        moved / NETWORK
+        moved / NETWORK_BANDWIDTH
     )
 
 
@@ -321,7 +328,7 @@ def sent_in_a_ring(ranks):
 @pytest.mark.parametrize("ranks", [2, 8, 16])
 def test_an_all_reduce_sends_what_a_ring_sends(ranks):
     sent, right = sent_in_a_ring(ranks)
-    speed, delay = (H100.link, 10e-6) if ranks <= 8 else (NETWORK, 30e-6)
+    speed, delay = (H100.link, 10e-6) if ranks <= 8 else (NETWORK_BANDWIDTH, 30e-6)
     bytes_ = 253 * 4 * 16_384 * 2
     assert right and link_seconds(BIG, H100, Layout(ranks), 4) == pytest.approx(
         sent * bytes_ / speed + 253 * delay
@@ -351,7 +358,7 @@ def test_prompts_flow_through_the_stages_as_in_a_simulated_pipeline(stages_, row
     units = min(rows, stages_) * 2
     group = rows // min(rows, stages_)
     work = pass_seconds(cfg, free_link, Layout(1, stages_), job, group, 1024)
-    unit = (at_least(work) - work["links"]) / 2 / stages_  # a piece of a group at a stage
+    unit = (lower_bound(work) - work["links"]) / 2 / stages_  # a piece of a group at a stage
     free = [0.0] * stages_
     for _ in range(units):
         done = 0.0
@@ -368,7 +375,7 @@ def test_every_row_gets_a_token_each_time():
     """
     job = Job(8, 8192)
     seconds, rate = decode_seconds(BIG, H100, Layout(8, 2, 2), job)
-    assert seconds == at_least(pass_seconds(BIG, H100, Layout(8, 2, 2), job, 2, 1))
+    assert seconds == lower_bound(pass_seconds(BIG, H100, Layout(8, 2, 2), job, 2, 1))
     assert rate * seconds == pytest.approx(8)
 
 
@@ -390,7 +397,7 @@ def test_rows_under_way_are_those_of_a_simulated_schedule(pipeline, rows):
             most[stage] = max(most[stage], forward[stage] - backward[stage])
     cfg = replace(SMALL, n_layers=2 * pipeline)
     for stage in range(pipeline):
-        kept = memory(
+        kept = rank_memory(
             cfg,
             Layout(1, pipeline),
             Job(rows, 16, train=True, activation_checkpointing=False),
@@ -409,9 +416,9 @@ def test_a_stage_does_not_make_a_token_faster_and_a_rank_does():
 
 
 def test_metas_layouts_fit_and_the_others_do_not():
-    assert "GB of 72.0" in obstacle(BIG, H100, Layout(8), Job(1, 8192))
-    assert obstacle(BIG, H100, Layout(8, 2), Job(1, 8192)) is None
-    assert obstacle(BIG, H100, Layout(8), Job(1, 8192, "fp8")) is None
+    assert "GB of 72.0" in why_infeasible(BIG, H100, Layout(8), Job(1, 8192))
+    assert why_infeasible(BIG, H100, Layout(8, 2), Job(1, 8192)) is None
+    assert why_infeasible(BIG, H100, Layout(8), Job(1, 8192, "fp8")) is None
 
 
 @pytest.mark.parametrize("gpus", [1, 6, 16, 24])
@@ -446,8 +453,8 @@ def test_stored_bytes_of_a_piece_are_a_share_of_the_whole():
     name = "blocks.1.feed_forward.down.weight"
     for form in ("bfloat16", "int4"):
         whole, part = (
-            stored_bytes(BIG, name, tensors(BIG)[name], form),
-            stored_bytes(BIG, name, piece(BIG, name, 16), form),
+            stored_bytes(BIG, name, weight_shapes(BIG)[name], form),
+            stored_bytes(BIG, name, shard_shape(BIG, name, 16), form),
         )
         assert 16 * part == whole
 

@@ -14,8 +14,9 @@ import minillama
 from minillama import cli
 from minillama.generation import generate_batch
 from minillama.inference.attention_backends import use_attention
-from minillama.studies import stories
-from minillama.training.pretraining import fit
+from minillama.model import Llama
+from minillama.studies import stories, story_model
+from minillama.training.loop import fit
 from minillama.training.runs import read_metrics
 
 
@@ -37,12 +38,12 @@ def test_the_command_makes_it(tiny):
     bfloat16 on a processor that has only the former, hence 1e-3.
     """
     texts = [stories.story(number) for number in range(60_000)]
-    tokenizer = stories.story_tokenizer(texts)
+    tokenizer = story_model.story_tokenizer(texts)
     assert tokenizer.vocab == tiny[1].vocab and tokenizer.specials == tiny[1].specials
-    rows = stories.Rows(stories.encode_all(tokenizer, texts))
-    model = use_attention(stories.initial(stories.CONFIG, seed=0), "blocks")
+    rows = story_model.Rows(story_model.encode_all(tokenizer, texts))
+    model = use_attention(Llama.from_scratch(story_model.CONFIG, seed=0), "blocks")
     assert model.cfg == tiny[0].cfg
-    plan = replace(stories.SETTINGS, compiled=False, dtype="float32")
+    plan = replace(story_model.SETTINGS, compiled=False, dtype="float32")
 
     class Enough(Exception):
         pass
@@ -55,7 +56,7 @@ def test_the_command_makes_it(tiny):
             raise Enough
 
     with pytest.raises(Enough):
-        fit(model, stories.batch_loss, rows, plan, progress=False, callbacks=[look])
+        fit(model, story_model.batch_loss, rows, plan, progress=False, callbacks=[look])
     kept = read_metrics(FOLDER / "metrics.csv")
     assert len(kept) == plan.steps and kept[-1]["step"] == plan.steps - 1
     for now, then in zip(seen, kept, strict=False):
@@ -68,7 +69,7 @@ def test_it_knows_what_its_curve_says(reference, tiny):
     weights are rounded.
     """
     held = [stories.story(number, validation=True) for number in range(500)]
-    rows, total, count = stories.Rows(stories.encode_all(tiny[1], held)), 0.0, 0
+    rows, total, count = story_model.Rows(story_model.encode_all(tiny[1], held)), 0.0, 0
     used = len(rows.rows) // rows.batch * rows.batch
     order = torch.randperm(len(rows.rows), generator=torch.Generator().manual_seed(0))[:used]
     for row, numbers in zip(rows.rows[order], rows.documents[order], strict=True):
@@ -155,7 +156,7 @@ def test_the_command_on_ones_own_text(tmp_path, capsys):
     assert run(capsys, tmp_path / "more", *words, *more)[0] == 0
     assert (
         read_metrics(tmp_path / "more" / "metrics.csv")[-1]["lr"]
-        == 3 * 0.001 / stories.SETTINGS.warmup
+        == 3 * 0.001 / story_model.SETTINGS.warmup
     )
     code, _, err = run(capsys, tmp_path / "run", *words, "--seed", 1)
     assert code == 2 and "holds a run with seed 0, and now it is 1" in err and err.count("\n") == 1

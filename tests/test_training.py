@@ -22,18 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import minillama
 from minillama import LlamaConfig
 from minillama.attention import AttentionMask
+from minillama.checkpoints import atomic
 from minillama.inference.attention_backends import attend_in_blocks, use_attention
-from minillama.training import pretraining as training
 from minillama.training import runs
-from minillama.training.pretraining import (
-    IGNORE,
-    Settings,
-    adamw,
-    document_mask,
-    document_positions,
-    fit,
-    shift,
-)  # fmt: skip
+from minillama.training.flops import flops_per_token
+from minillama.training.loop import fit
+from minillama.training.loss import IGNORE, count_targets, token_loss
+from minillama.training.optimizer import Settings, adamw, learning_rate, train_step
+from minillama.training.packing import document_mask, document_positions, pack, packed_logits, shift
 from minillama.training.runs import Run, TrainingError, fingerprint, read_metrics
 
 
@@ -43,7 +39,7 @@ def one_document(ids):
 
 def loss_of(model, batch):
     tokens, targets, documents = batch
-    return training.token_loss(training.logits(model, tokens, documents), targets)
+    return token_loss(packed_logits(model, tokens, documents), targets)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -55,8 +51,8 @@ def test_gradients_are_transformers(tmp_path, attention, recompute):
     ids = random_ids(60).view(3, 20)
     want = reference(ids, labels=ids).loss
     want.backward()
-    logits = training.logits(model, ids, one_document(ids))
-    got = training.token_loss(logits[:, :-1], ids[:, 1:])
+    logits = packed_logits(model, ids, one_document(ids))
+    got = token_loss(logits[:, :-1], ids[:, 1:])
     got.backward()
     assert abs(got.item() - want.item()) < 1e-6
     theirs = {name: p.grad for name, p in reference.named_parameters()}
@@ -123,7 +119,7 @@ def test_packed_documents_are_what_they_are_alone(tmp_path):
     parts = [random_ids(n, seed=n)[0] for n in (7, 12, 5)]
     numbers = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])[None]
     with torch.no_grad():
-        got = training.logits(model, torch.cat(parts)[None], numbers)[0]
+        got = packed_logits(model, torch.cat(parts)[None], numbers)[0]
         want = torch.cat([reference(part[None]).logits[0] for part in parts])
     assert (got - want).abs().max() < 1e-5
 
@@ -150,9 +146,9 @@ def test_every_id_but_the_first_is_a_target_once(sizes, length):
     ids = [id for document in documents for id in document]
     if len(ids) <= length:
         with pytest.raises(ValueError, match="do not fill a row"):
-            training.pack(documents, length)
+            pack(documents, length)
         return
-    rows, numbers = training.pack(documents, length)
+    rows, numbers = pack(documents, length)
     tokens, targets, _ = shift(rows, numbers)
     assert tokens.flatten().tolist() == ids[: tokens.numel()]
     expected = [b if a // 100 == b // 100 else IGNORE for a, b in zip(ids, ids[1:], strict=False)]
@@ -164,7 +160,7 @@ def test_the_loss_is_the_mean_over_what_counts():
     targets = torch.tensor([[3, IGNORE, 5], [IGNORE, IGNORE, 10]])
     chances = logits.double().softmax(-1)
     want = -(chances[0, 0, 3].log() + chances[0, 2, 5].log() + chances[1, 2, 10].log()) / 3
-    assert training.token_loss(logits, targets).item() == pytest.approx(want.item(), abs=1e-6)
+    assert token_loss(logits, targets).item() == pytest.approx(want.item(), abs=1e-6)
 
 
 def small(seed=0, **changes) -> minillama.Llama:
@@ -206,7 +202,7 @@ def test_accumulated_batches_are_one_large_batch():
     large = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
     plan, models = Settings(max_grad_norm=0.3), [small(), small()]
     for model, these in zip(models, ([large], batches), strict=True):
-        loss, norm = training.train_step(model, loss_of, these, adamw(model, plan), plan, 1e-2)
+        loss, norm = train_step(model, loss_of, these, adamw(model, plan), plan, 1e-2)
         assert norm > 0.3
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=0)
@@ -219,21 +215,16 @@ def test_batches_of_unequal_counts_are_one_large_batch_if_they_are_weighed(few):
     large = (tokens, targets, documents)
     pieces = [tuple(part[:2] for part in large), tuple(part[2:] for part in large)]
     plan, weights = Settings(max_grad_norm=0.3), []
-    for these, weigh in (([large], None), (pieces, training.count_targets)):
+    for these, weigh in (([large], None), (pieces, count_targets)):
         model = small()
-        weights.append(
-            training.train_step(model, loss_of, these, adamw(model, plan), plan, 1e-2, weigh)
-        )
+        weights.append(train_step(model, loss_of, these, adamw(model, plan), plan, 1e-2, weigh))
         weights[-1] = (*weights[-1], torch.cat([p.flatten() for p in model.parameters()]))
     (loss, norm, one), (loss2, norm2, two) = weights
     assert loss2 == pytest.approx(loss, rel=1e-6) and norm2 == pytest.approx(norm, rel=1e-5)
     torch.testing.assert_close(one, two, atol=2e-6, rtol=0)
     if few:  # the mean of two means is another one
         assert (
-            abs(
-                training.train_step(small(), loss_of, pieces, adamw(model, plan), plan, 1e-2)[0]
-                - loss
-            )
+            abs(train_step(small(), loss_of, pieces, adamw(model, plan), plan, 1e-2)[0] - loss)
             > 1e-3
         )
 
@@ -252,7 +243,7 @@ def test_a_step_is_adamw_by_its_formula():
             )
         )
         norm = math.sqrt(sum(g.double().pow(2).sum().item() for g in gradients.values()))
-        _, said = training.train_step(model, loss_of, [batch_at(t)], optimizer, plan, lr)
+        _, said = train_step(model, loss_of, [batch_at(t)], optimizer, plan, lr)
         assert said == pytest.approx(norm, rel=1e-5)
         for name, (weight, m, v) in state.items():
             g = gradients[name].double() * min(1, 0.5 / (norm + 1e-6))
@@ -268,7 +259,7 @@ def test_a_step_is_adamw_by_its_formula():
 
 def test_learning_rates_by_hand():
     plan = Settings(steps=101, peak_lr=1.0, warmup=4, min_lr_ratio=0.2)
-    rates = [training.learning_rate(step, plan) for step in range(101)]
+    rates = [learning_rate(step, plan) for step in range(101)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[52] == pytest.approx(0.6) and rates[100] == pytest.approx(0.2)  # half way, the end
     assert rates[28] == pytest.approx(0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2)  # an eighth of a circle
@@ -278,14 +269,14 @@ def test_learning_rates_by_hand():
 def test_flops_by_hand():
     cfg = LlamaConfig.named("llama-3.1-8b")
     weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 4096 * 128256
-    assert training.flops_per_token(cfg, 8192) == 6 * weights + 12 * 32 * 4096 * 8192
+    assert flops_per_token(cfg, 8192) == 6 * weights + 12 * 32 * 4096 * 8192
 
 
 def test_flops_are_what_pytorch_counts():
     model, ids = small(), torch.arange(20).view(1, 20)
     with FlopCounterMode(display=False) as counter:
         loss_of(model, (ids, ids, one_document(ids))).backward()
-    assert counter.get_total_flops() == 20 * training.flops_per_token(model.cfg, 20)
+    assert counter.get_total_flops() == 20 * flops_per_token(model.cfg, 20)
 
 
 @pytest.mark.parametrize(
@@ -472,14 +463,14 @@ def test_a_full_disk_keeps_the_older_state(tmp_path, monkeypatch):
 
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "state.pt"
-    runs.write_whole(path, b"old")
+    atomic.write_whole(path, b"old")
 
     def broken(*_):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(runs, "flush", broken)
+    monkeypatch.setattr(atomic, "flush", broken)
     with pytest.raises(OSError, match="full"):
-        runs.write_whole(path, b"new and longer")
+        atomic.write_whole(path, b"new and longer")
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
@@ -533,4 +524,4 @@ def test_a_fingerprint_sees_content_shape_and_type():
 def test_cross_entropy_here_is_pytorchs_only_by_name():
     """bfloat16 logits are measured in float32."""
     logits, targets = torch.randn(1, 4, 9).bfloat16(), torch.tensor([[1, 2, 3, 4]])
-    assert training.token_loss(logits, targets) == F.cross_entropy(logits[0].float(), targets[0])
+    assert token_loss(logits, targets) == F.cross_entropy(logits[0].float(), targets[0])

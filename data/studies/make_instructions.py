@@ -22,7 +22,7 @@ from minillama.training.adapters import save_adapter
 from minillama.training.finetuning import add_lora
 from minillama.training.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
 from minillama.training.jsonl import read_jsonl
-from minillama.training.pretraining import Settings, trainable
+from minillama.training.optimizer import Settings, trainable
 
 
 HERE = Path(__file__).resolve().parent

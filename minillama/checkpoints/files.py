@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from minillama.strict_json import unique
+
 
 # bytes of a header or of a JSON file; the largest that Llama 3.1 comes with has about 17 million
 LIMIT = 32_000_000
@@ -78,12 +80,6 @@ def parse_json(data: bytes, name: str) -> dict:
     """A JSON object, refusing what most parsers let pass: a repeated key, of which the last would
     win.
     """
-
-    def unique(pairs):
-        if len(pairs) != len(dict(pairs)):
-            raise ValueError("a key is repeated")
-        return dict(pairs)
-
     with reading(f"the JSON of {name}"):
         # Llama 3's tokenizer has about 970,000 commas
         if data.count(b",") > 1_200_000 or data.count(b"{") > 100_000:

@@ -165,14 +165,6 @@ def chat_template(folder: Path, settings: dict) -> str | None:
     return named.get("default", next(iter(named.values()), None))
 
 
-def control_ids(tokenizer: Tokenizer | None) -> dict:
-    """First token and those at which to stop, the usual one first."""
-    if tokenizer is None:
-        return {"bos_token_id": None, "eos_token_id": None}
-    stop = sorted(tokenizer.stop_ids, key=lambda id: (id != tokenizer.eos_id, id))
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": stop or None}
-
-
 def merges_of(tokenizer: Tokenizer) -> list[tuple[bytes, bytes]]:
     """The pairs that may be joined, first learned first; worked out where, as at Meta, only tokens
     have ranks.

@@ -3,108 +3,17 @@
 Written by notebooks/07b_meta.ipynb: edit it there.
 """
 
-import base64
-import json
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from minillama.checkpoints.assemble import Checkpoint
-from minillama.checkpoints.atomic import new_folder
 from minillama.checkpoints.files import CheckpointError, RawFile, inside, read_json, reading
+from minillama.checkpoints.meta_shards import cut_along, join, kv_heads, read_without_copies
 from minillama.checkpoints.names import META, rename
 from minillama.checkpoints.pth import open_pth
-from minillama.checkpoints.tensors import StoredTensor, n_bytes
+from minillama.checkpoints.tensors import StoredTensor, same_bytes
 from minillama.config import LlamaConfig, RopeScaling
-from minillama.model import Llama
 from minillama.tokenizer import Tokenizer
-
-
-def cut_along(name: str, shape: tuple[int, ...], dim: int) -> int | None:
-    """The dimension along which Meta cuts a tensor for several ranks; None for one that every rank
-    has whole.
-
-    name: minillama's; shape: of the tensor or of one rank's piece; dim: the width of the stream.
-    """
-    if "norm" in name:
-        return None
-    if name == "embedding.weight":
-        return 0 if shape[-1] == dim else 1  # Llama 3: by tokens; before, by the vector's entries
-    return 1 if name.endswith(("wo.weight", "down.weight")) else 0
-
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def join(name: str, pieces: list[StoredTensor], along: int | None) -> StoredTensor:
-    """The tensor whose pieces lie in one file each; CheckpointError for pieces that cannot belong
-    together.
-    """
-    shape = list(pieces[0].shape)
-    if any(piece.shape != pieces[0].shape or piece.kind != pieces[0].kind for piece in pieces):
-        raise CheckpointError(f"the files' pieces of {name} differ in shape or type")
-    if len(pieces) == 1:
-        return pieces[0]
-    if along is None:
-        return StoredTensor(pieces[0].shape, partial(read_equal, name, pieces))
-    if len(shape) != 2:
-        raise CheckpointError(
-            f"{name} has shape {pieces[0].shape}, which cannot be a piece of a matrix"
-        )
-    shape[along] *= len(pieces)
-    return StoredTensor(tuple(shape), partial(read_joined, pieces, tuple(shape), along))
-
-
-def read_joined(pieces: list[StoredTensor], shape: tuple[int, ...], along: int) -> torch.Tensor:
-    """The whole matrix, with no more than one piece beside it in memory."""
-    whole = torch.empty(shape, dtype=DTYPES[pieces[0].kind])
-    for stored, place in zip(pieces, whole.chunk(len(pieces), along), strict=True):
-        place.copy_(stored.read())
-    return whole
-
-
-def read_equal(name: str, pieces: list[StoredTensor]) -> torch.Tensor:
-    """A tensor that every rank has whole; CheckpointError if they do not have the same."""
-    first = pieces[0].read()
-    if not all(same_bits(first, piece.read()) for piece in pieces[1:]):
-        raise CheckpointError(f"{name} is not the same in every file: do they come from one model?")
-    return first
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal to the last bit, NaN too."""
-    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
-
-
-def read_without_copies(
-    name: str, stored: StoredTensor, head_dim: int, copies: int
-) -> torch.Tensor:
-    """Rows of wk or wv, each kv head once where the files have it `copies` times; CheckpointError
-    if those differ.
-    """
-    heads = stored.read().view(-1, copies, head_dim, stored.shape[1])
-    once = heads[:, :1]
-    if not same_bits(heads, once.expand_as(heads)):
-        raise CheckpointError(
-            f"{name} should have each kv head {copies} times, but the copies are not equal"
-        )
-    return once.reshape(-1, stored.shape[1])
-
-
-def kv_heads(wk: StoredTensor, head_dim: int, n_kv_heads: int, n_ranks: int) -> tuple[int, int]:
-    """(kv heads of the model, how many times the files have each), from the first block's wk."""
-    stored, rest = divmod(wk.shape[0], head_dim)
-    if stored > n_kv_heads and stored % n_kv_heads == 0 and not rest:
-        return n_kv_heads, stored // n_kv_heads
-    if stored != n_kv_heads or n_ranks != stored or n_ranks == 1 or rest:
-        return n_kv_heads, 1
-    heads = wk.read().view(stored, -1)
-    for copies in range(stored, 1, -1):
-        groups = heads.view(-1, copies, heads.shape[1]) if stored % copies == 0 else None
-        if groups is not None and same_bits(groups, groups[:, :1].expand_as(groups)):
-            return stored // copies, copies
-    return n_kv_heads, 1
 
 
 PARAMS = {  # the keys that may be missing, and what Meta's code assumes then
@@ -196,28 +105,14 @@ def rank_files(folder: Path) -> list[Path]:
     return [inside(folder, name) for name in expected]
 
 
-def is_tied(rank: dict[str, StoredTensor]) -> bool:
-    """Whether a file's output has the bytes of its embedding, read a little at a time until they
-    differ.
-    """
-    first, second = rank.get("tok_embeddings.weight"), rank.get("output.weight")
-    if not (first and second) or (first.shape, first.kind) != (second.shape, second.kind):
-        return False
-    size, block = n_bytes(first.shape, first.kind), 2**22
-    return all(
-        torch.equal(first.raw(at, at + block), second.raw(at, at + block))
-        for at in range(0, size, block)
-    )
-
-
 def open_ranks(paths: list[Path], dim: int) -> dict[str, StoredTensor]:
     """The tensors of all files together, under minillama's names, joined; no head if it repeats the
     embedding.
     """
     ranks, tensors = [open_pth(path) for path in paths], {}
     for path, rank in zip(paths, ranks, strict=True):
-        if is_tied(rank):
-            del rank["output.weight"]
+        if same_bytes(rank.get("output.weight"), rank.get("tok_embeddings.weight")):
+            del rank["output.weight"]  # the model is tied
         if wrong := sorted(rank.keys() ^ ranks[0].keys()):
             raise CheckpointError(f"{wrong[0]!r} is only in one of {paths[0].name} and {path.name}")
     for theirs in ranks[0]:
@@ -264,77 +159,3 @@ def open_meta(folder: Path) -> Checkpoint:
         params, tensors["embedding.weight"].shape[0], kv, tied="head.weight" not in tensors
     )
     return Checkpoint(cfg, tensors, meta_tokenizer(folder))
-
-
-def params_of(cfg: LlamaConfig, ranks: int) -> dict:
-    """What params.json says about a model; CheckpointError for one that Meta's code cannot build,
-    or cut like this.
-    """
-    scaling, kv = cfg.rope_scaling, max(ranks, cfg.n_kv_heads)
-    if cfg.head_dim * cfg.n_heads != cfg.dim or scaling and scaling != RopeScaling(scaling.factor):
-        raise CheckpointError(
-            "Meta's layout cannot say this head_dim or rope_scaling; a Hugging Face folder can"
-        )
-    if ranks < 1 or any(n % ranks for n in (cfg.dim, cfg.n_heads, cfg.ffn_dim, cfg.vocab_size, kv)):
-        raise CheckpointError(f"the sizes of this model do not divide into {ranks} equal parts")
-    if kv % cfg.n_kv_heads:
-        raise CheckpointError(
-            f"{cfg.n_kv_heads} kv heads cannot be stored equally often in {ranks} files"
-        )
-    names = ("dim", "n_layers", "n_heads", "vocab_size", "norm_eps", "rope_theta")
-    params = {name: getattr(cfg, name) for name in names} | {
-        "n_kv_heads": kv,
-        "multiple_of": cfg.ffn_dim,
-    }
-    params["ffn_dim_multiplier"] = min(1.0, cfg.ffn_dim / int(2 * 4 * cfg.dim / 3))
-    params["use_scaled_rope"] = scaling is not None
-    return params | ({"rope_scaling_factor": scaling.factor} if scaling else {})
-
-
-def piece_of(
-    name: str, weight: torch.Tensor, rank: int, ranks: int, cfg: LlamaConfig
-) -> torch.Tensor:
-    """What one rank stores of a tensor, in a storage of its own size."""
-    along = cut_along(name, tuple(weight.shape), cfg.dim)
-    if name.endswith(("wk.weight", "wv.weight")) and ranks > cfg.n_kv_heads:
-        rank, ranks = rank * cfg.n_kv_heads // ranks, cfg.n_kv_heads
-    piece = weight if along is None else weight.chunk(ranks, along)[rank]
-    piece = piece.detach().cpu().contiguous()
-    return piece if piece.untyped_storage().nbytes() == piece.nbytes else piece.clone()
-
-
-def vocabulary(tokenizer: Tokenizer) -> str:
-    """The text of Llama 3's tokenizer.model; CheckpointError for a tokenizer of another kind."""
-    again = Tokenizer.llama3(tokenizer.vocab) if tokenizer.merges is None else None
-    if again is None or (again.specials, again.bos_id) != (tokenizer.specials, tokenizer.bos_id):
-        raise CheckpointError(
-            "Meta's layout holds only Llama 3's kind of tokenizer; a Hugging Face folder holds "
-            "others"
-        )
-    ranks = sorted(tokenizer.vocab.items(), key=lambda item: item[1])
-    return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks)
-
-
-def save_meta(model: Llama, tokenizer: Tokenizer | None, folder, ranks: int = 1) -> None:
-    """Write params.json, one consolidated.NN.pth per rank, and tokenizer.model, as Meta's code
-    reads them.
-
-    A tied head is written twice. The folder appears when all is written; an older checkpoint in it
-    stays until then. CheckpointError for a model or tokenizer that this layout cannot hold, and if
-    the folder cannot be written.
-    """
-    params, theirs = params_of(model.cfg, ranks), {ours: name for name, ours in META.items()}
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    texts = {"params.json": json.dumps(params, indent=2) + "\n"}
-    texts |= {"tokenizer.model": vocabulary(tokenizer)} if tokenizer else {}
-    with new_folder(folder) as new:
-        for rank in range(ranks):
-            pieces = {
-                n: piece_of(n, weight, rank, ranks, model.cfg) for n, weight in weights.items()
-            }
-            torch.save(
-                {rename(n, theirs): piece for n, piece in pieces.items()},
-                new / f"consolidated.{rank:02}.pth",
-            )
-        for name, text in texts.items():
-            (new / name).write_text(text, encoding="utf-8")

@@ -69,6 +69,19 @@ def read_bytes(file: RawFile, at: int, size: int, first=0, last=None) -> torch.T
     return file.read(at + first, min(size, last or size) - first)
 
 
+def same_bytes(a: StoredTensor | None, b: StoredTensor | None, slice_bytes=2**22) -> bool:
+    """Whether two stored tensors are one; read in slices, until they differ, so that neither is
+    ever whole in memory.
+    """
+    if not (a and b) or (a.shape, a.kind) != (b.shape, b.kind):
+        return False
+    starts = range(0, n_bytes(a.shape, a.kind), slice_bytes)
+    return all(
+        torch.equal(a.raw(start, start + slice_bytes), b.raw(start, start + slice_bytes))
+        for start in starts
+    )
+
+
 def lay_out(
     file: RawFile, start: int, infos: list[tuple], alignment: int = 1, kinds: dict = KINDS
 ) -> dict[str, StoredTensor]:

@@ -5,9 +5,9 @@ from argparse import RawDescriptionHelpFormatter
 import torch
 
 from minillama.checkpoints import hub, repository, verify
-from minillama.checkpoints.hugging_face import save_hugging_face
-from minillama.checkpoints.meta import save_meta
-from minillama.commands.options import DEFAULT_MODEL, DTYPES
+from minillama.checkpoints.hugging_face_writer import save_hugging_face
+from minillama.checkpoints.meta_writer import save_meta
+from minillama.commands.options import DEFAULT_MODEL, DTYPE_NAMES
 from minillama.inference.loading import load
 from minillama.training.adapters import load_adapter
 from minillama.training.finetuning import merge_lora
@@ -51,7 +51,9 @@ def add(commands) -> None:
         "--format", choices=["hugging-face", "meta"], default="hugging-face", help="(%(default)s)"
     )
     change.add_argument(
-        "--dtype", choices=DTYPES, help="of the numbers (the source's; float32 if it is quantized)"
+        "--dtype",
+        choices=DTYPE_NAMES,
+        help="of the numbers (the source's; float32 if it is quantized)",
     )
     change.set_defaults(run=run_convert)
 

@@ -1,11 +1,9 @@
 """`minillama finetune`: an adapter that makes a model answer as the conversations of a file do."""
 
-import os
 import sys
 from pathlib import Path
 
-import torch
-
+from minillama.checkpoints.atomic import put_in_place
 from minillama.commands.options import (
     DEFAULT_MODEL,
     add_renamed,
@@ -15,10 +13,12 @@ from minillama.commands.options import (
 )
 from minillama.inference.loading import QUANTIZE, load
 from minillama.training.adapters import CONFIG, WEIGHTS, save_adapter
+from minillama.training.batches import shuffled
 from minillama.training.finetuning import TARGETS, add_lora
 from minillama.training.instructions import Dialogs, answers, dialog, finetune, mean_answer_loss
 from minillama.training.jsonl import read_jsonl, summarize
-from minillama.training.pretraining import Settings, count_targets, trainable
+from minillama.training.loss import count_targets
+from minillama.training.optimizer import Settings, trainable
 
 
 HELP = """A line of the file: {"messages": [{"role": "user", "content": ...}, {"role": "assistant",
@@ -159,7 +159,7 @@ def split(pairs: list, args) -> tuple[Dialogs, Dialogs]:
             f"[left out {left_out} conversations longer than {args.length + 1} tokens]",
             file=sys.stderr,
         )
-    order = torch.randperm(len(fit), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    order = shuffled(len(fit), args.seed).tolist()
     held, train = sorted(order[:count]), sorted(order[count:])
     parts = ([fit[i] for i in train], [fit[i] for i in held])
     return tuple(Dialogs(part, args.length, args.batch, args.seed) for part in parts)
@@ -170,7 +170,7 @@ def write_adapter(model, folder: Path) -> None:
     new = folder / ".adapter"
     save_adapter(model, new)
     for name in (WEIGHTS, CONFIG):
-        os.replace(new / name, folder / name)
+        put_in_place(new / name, folder / name)
     new.rmdir()
 
 

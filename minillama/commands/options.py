@@ -21,7 +21,7 @@ form (chapter 17a):
 """
 DEFAULT_MODEL = "smollm2-135m-instruct"
 LEVELS = {"block": True, "max": "max"}
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 
 def add_model(parser) -> None:
@@ -43,7 +43,10 @@ def add_model(parser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (%(default)s)")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of the weights in memory (%(default)s)"
+        "--dtype",
+        choices=DTYPE_NAMES,
+        default="float32",
+        help="of the weights in memory (%(default)s)",
     )
     parser.set_defaults(lead=None)  # `ranks` puts another way to load here
 

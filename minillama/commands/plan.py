@@ -7,7 +7,8 @@ from argparse import RawDescriptionHelpFormatter
 
 from minillama.commands.options import add_renamed
 from minillama.config import LlamaConfig
-from minillama.distributed.memory import ACCELERATORS, USABLE, Job
+from minillama.distributed.accelerators import ACCELERATORS, USABLE
+from minillama.distributed.memory import Job
 from minillama.distributed.planning import plan
 
 

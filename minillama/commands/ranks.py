@@ -67,7 +67,7 @@ def load_leading(args, mesh, group):
     found, errors = load_everywhere(args, mesh, group)
     for rank, error in errors.items():
         raise CheckpointError(f"rank {rank}: {error}" if rank else error)
-    return worker.lead(found[0], tell), found[1]
+    return worker.broadcast_passes(found[0], tell), found[1]
 
 
 def follow(args, mesh, group) -> int:
@@ -78,7 +78,7 @@ def follow(args, mesh, group) -> int:
         if errors:
             hear()  # that this is the end
         else:
-            worker.follow(found[0], hear)
+            worker.replay_passes(found[0], hear)
     return 0
 
 

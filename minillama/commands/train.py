@@ -11,18 +11,19 @@ from pathlib import Path
 import torch
 
 from minillama.checkpoints.assemble import progress_bar
-from minillama.checkpoints.hugging_face import save_hugging_face
+from minillama.checkpoints.hugging_face_writer import save_hugging_face
 from minillama.commands.options import add_renamed, add_training_dtype, training_dtype
 from minillama.model import Llama
-from minillama.studies import stories
-from minillama.training.pretraining import flops_per_token, peak_flops
+from minillama.studies.stories import story
+from minillama.studies.story_model import CONFIG, ROW, SETTINGS, story_tokenizer, train
+from minillama.training.flops import flops_per_token, peak_flops
 
 
 HELP = f"""Train a tiny Llama from nothing: 7 to 8 minutes on two free cores that multiply bfloat16
 themselves.
 
 The folder keeps metrics.csv, a row per step, and state.pt, written every
-{stories.SETTINGS.save_every} steps. Started again with the same options, the run goes on where it
+{SETTINGS.save_every} steps. Started again with the same options, the run goes on where it
 was. The finished model is in FOLDER/model:
 
     minillama generate --raw --max-new-tokens 300 --temperature 0.7 --model FOLDER/model "One day,"
@@ -49,14 +50,18 @@ def add(commands) -> None:
         "--stories", type=int, default=60_000, metavar="N", help="how many to read (%(default)s)"
     )
     parser.add_argument(
-        "--steps", type=int, default=stories.SETTINGS.steps, metavar="N", help="(%(default)s)"
+        "--steps", type=int, default=SETTINGS.steps, metavar="N", help="(%(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of weights and order (%(default)s)"
     )
     add_training_dtype(parser)
     parser.add_argument(
-        "--peak-lr", type=float, default=stories.SETTINGS.peak_lr, metavar="R", help="(%(default)s)"
+        "--peak-lr",
+        type=float,
+        default=SETTINGS.peak_lr,
+        metavar="R",
+        help="(%(default)s)",
     )
     add_renamed(
         parser,
@@ -83,7 +88,7 @@ def run(args) -> int:
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed must be between 0 and 2**32 - 1, not {args.seed}")
     settings = replace(
-        stories.SETTINGS,
+        SETTINGS,
         steps=args.steps,
         peak_lr=args.peak_lr,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -93,14 +98,14 @@ def run(args) -> int:
         activation_checkpointing=args.activation_checkpointing,
     )
     folder, (texts, held, tokenizer) = Path(args.folder), read(args)
-    cfg = replace(stories.CONFIG, vocab_size=tokenizer.vocab_size)
+    cfg = replace(CONFIG, vocab_size=tokenizer.vocab_size)
     waiting = "; the first step compiles for half a minute" if settings.compiled else ""
     if sys.stderr.isatty():  # where the bar is, too
         print(
             f"[{len(texts):,} texts to learn from, {len(held):,} held back{waiting}]",
             file=sys.stderr,
         )
-    model, rows = stories.train(cfg, tokenizer, texts, held, settings, folder)
+    model, rows = train(cfg, tokenizer, texts, held, settings, folder)
     save_hugging_face(model, tokenizer, folder / "model", torch.bfloat16)
     report(model, rows, folder, settings.dtype)
     return 0
@@ -113,11 +118,11 @@ def read(args) -> tuple:
     if args.text is None:
         if args.stories < 100:
             raise ValueError(f"--stories must be at least 100, not {args.stories}")
-        texts = [stories.story(n) for n in progress_bar(range(args.stories), "stories")]
+        texts = [story(n) for n in progress_bar(range(args.stories), "stories")]
         return (
             texts,
-            [stories.story(number, validation=True) for number in range(500)],
-            stories.story_tokenizer(texts),
+            [story(number, validation=True) for number in range(500)],
+            story_tokenizer(texts),
         )
     try:
         documents = re.split(r"\n\s*\n", Path(args.text).read_text(encoding="utf-8").strip())
@@ -134,13 +139,13 @@ def read(args) -> tuple:
             f"are needed"
         )
     texts = [text for i, text in enumerate(documents) if i % 10 != 9]
-    return texts, held, stories.story_tokenizer(texts)
+    return texts, held, story_tokenizer(texts)
 
 
 def report(model: Llama, rows: list[dict], folder: Path, dtype: str) -> None:
     """One line on standard error."""
     speeds = sorted(row["tokens_per_second"] for row in rows)
-    speed, flops = speeds[len(speeds) // 2], flops_per_token(model.cfg, stories.ROW)
+    speed, flops = speeds[len(speeds) // 2], flops_per_token(model.cfg, ROW)
     count, loss = sum(p.numel() for p in model.parameters()), rows[-1]["validation_loss"]
     share = speed * flops / peak_flops(getattr(torch, dtype))
     print(

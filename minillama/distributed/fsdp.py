@@ -4,7 +4,6 @@ Written by notebooks/17a_parallel.ipynb: edit it there.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -15,11 +14,14 @@ import torch.nn.functional as F
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from minillama.checkpoints.atomic import put_in_place, write_whole
 from minillama.distributed.parallel import ParallelError, sum_over_ranks
 from minillama.model import Llama
-from minillama.training import pretraining as training
-from minillama.training.pretraining import IGNORE, Settings, count_targets, logits
-from minillama.training.runs import MOMENTS, Run, write_whole
+from minillama.training.loop import fit
+from minillama.training.loss import IGNORE, count_targets
+from minillama.training.optimizer import Settings
+from minillama.training.packing import packed_logits
+from minillama.training.runs import MOMENTS, Run
 
 
 def shard(model: Llama, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> Llama:
@@ -42,7 +44,7 @@ def all_targets(batch) -> int:
 def packed_loss(model: Llama, batch) -> torch.Tensor:
     """The loss of a rank's rows: its average over the ranks is the mean over all their targets."""
     tokens, targets, documents = batch
-    found = logits(model, tokens, documents).flatten(0, 1)
+    found = packed_logits(model, tokens, documents).flatten(0, 1)
     share = dist.get_world_size() / max(all_targets(batch), 1)
     return F.cross_entropy(found, targets.flatten(), ignore_index=IGNORE, reduction="sum") * share
 
@@ -78,7 +80,7 @@ def save(folder, parameters: dict, optimizer, steps: int, about: dict | None = N
     if first:
         write_whole(unfinished / "about.json", json.dumps(about or {}).encode())
         shutil.rmtree(new, ignore_errors=True)
-        os.replace(unfinished, new)
+        put_in_place(unfinished, new)
         for old in states(folder)[:-1]:
             shutil.rmtree(old)
     dist.barrier()
@@ -169,4 +171,4 @@ def fit_sharded(
         "validate": validate and validate_and_cut,
         "weigh": all_targets,
     } | more
-    return training.fit(model, packed_loss, mine, settings, run or SharedRun(), **more)
+    return fit(model, packed_loss, mine, settings, run or SharedRun(), **more)

@@ -28,10 +28,11 @@ from minillama.checkpoints.hugging_face import (
     open_hugging_face,
     safetensors_folder,
 )
+from minillama.checkpoints.meta_shards import DTYPES
 from minillama.checkpoints.names import HUGGING_FACE, rename
 from minillama.checkpoints.tensors import SLICE, StoredTensor, n_bytes
 from minillama.config import LlamaConfig
-from minillama.distributed.memory import indivisible
+from minillama.distributed.layout import indivisible
 from minillama.model import Llama
 
 
@@ -80,12 +81,12 @@ def ranks(seconds: float = 600, **where):
         time.sleep(0.1)
 
 
-COLUMNS = (
+COLUMN_PARALLEL = (
     "attention.wq",
     "feed_forward.gate",
     "feed_forward.up",
 )  # column-parallel: each rank has some outputs
-ROWS = (
+ROW_PARALLEL = (
     "attention.wo",
     "feed_forward.down",
 )  # row-parallel: each rank has some inputs, and the results are added up
@@ -122,9 +123,9 @@ def parallelize(model: Llama, mesh: DeviceMesh, repeat_kv: bool = False) -> Llam
         raise ParallelError(f"{cfg.n_kv_heads} kv heads are too few for {count} ranks; {several}")
     column, row = ColwiseParallel(), RowwiseParallel()
     plan = {"embedding": RowwiseParallel(input_layouts=Replicate())} | {
-        f"blocks.*.{name}": column for name in COLUMNS
+        f"blocks.*.{name}": column for name in COLUMN_PARALLEL
     }
-    plan |= {f"blocks.*.{name}": row for name in ROWS} | {
+    plan |= {f"blocks.*.{name}": row for name in ROW_PARALLEL} | {
         "head": ColwiseParallel(output_layouts=Replicate())
     }
     # None: every rank has the whole, or nothing yet
@@ -177,9 +178,6 @@ def read_piece(
             .view(band.shape)
         )
         band.copy_(turn(read) if turn else read)
-
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load(folder, mesh: DeviceMesh, dtype=torch.float32, repeat_kv: bool = False):

@@ -7,54 +7,56 @@ from dataclasses import asdict
 from math import ceil, prod
 
 from minillama.config import LlamaConfig
-from minillama.distributed.memory import (
-    DELAY,
-    FAR,
-    NETWORK,
-    SERVER,
+from minillama.distributed.accelerators import (
+    GPUS_PER_SERVER,
+    LINK_LATENCY,
+    NETWORK_BANDWIDTH,
+    NETWORK_LATENCY,
     Accelerator,
-    Job,
+)
+from minillama.distributed.layout import (
     Layout,
-    cache_bytes,
     collectives,
-    fullest,
-    in_eight_bits,
-    obstacle,
-    piece,
+    shard_shape,
     sharded_collectives,
+    weight_shapes,
+)
+from minillama.distributed.memory import (
+    Job,
+    cache_bytes,
+    is_fp8,
+    largest_stage_memory,
     stored_bytes,
-    tensors,
+    why_infeasible,
 )
 from minillama.generation import PREFILL_CHUNK
-from minillama.training.pretraining import flops_per_token
+from minillama.training.flops import flops_per_token
 
 
 def pass_seconds(
     cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job, rows: int, new: int
 ) -> dict[str, float]:
-    """At least so long takes a pass of rows x new tokens, the last of job.context, through all
+    """Lower bounds, by part, for a pass of rows x new tokens, the last of job.context, through all
     stages.
     """
-    t, pieces, before = layout.tensor, ceil(new / PREFILL_CHUNK), job.context - new
+    t, chunks, before = layout.tensor, ceil(new / PREFILL_CHUNK), job.context - new
     # no product, only a few rows
-    used = [n for n in tensors(cfg) if n != "embedding.weight" or cfg.tied_embeddings]
-    read = sum(stored_bytes(cfg, name, piece(cfg, name, t), job.form) for name in used)
-    matrices = {name: prod(piece(cfg, name, t)) for name in used if "norm" not in name}
-    eight = sum(
-        size for name, size in matrices.items() if job.form == "fp8" and in_eight_bits(cfg, name)
-    )
+    used = [n for n in weight_shapes(cfg) if n != "embedding.weight" or cfg.tied_embeddings]
+    read = sum(stored_bytes(cfg, name, shard_shape(cfg, name, t), job.form) for name in used)
+    matrices = {name: prod(shard_shape(cfg, name, t)) for name in used if "norm" not in name}
+    eight = sum(size for name, size in matrices.items() if job.form == "fp8" and is_fp8(cfg, name))
     pairs = rows * (new * before + new * (new + 1) / 2)
-    # slots read, piece by piece
-    seen = rows * pieces * (before + (new + min(new, PREFILL_CHUNK)) / 2)
+    # slots read, chunk by chunk
+    seen = rows * chunks * (before + (new + min(new, PREFILL_CHUNK)) / 2)
     return {
-        "weights": read * pieces / gpu.bandwidth,
+        "weights": read * chunks / gpu.bandwidth,
         "products": 2
         * rows
         * new
         * (eight / gpu.fp8 + (sum(matrices.values()) - eight) / gpu.bf16),
         "cache": seen * cache_bytes(cfg, 1, 1, Layout(t)) / gpu.bandwidth,
         "scores": 4 * cfg.n_layers * cfg.n_heads * cfg.head_dim * pairs / t / gpu.bf16,
-        "links": link_seconds(cfg, gpu, layout, rows * new, pieces),
+        "links": link_seconds(cfg, gpu, layout, rows * new, chunks),
     }
 
 
@@ -63,15 +65,21 @@ def link_seconds(
 ) -> float:
     """The all-reduces of tensor ranks in a ring, and the messages from stage to stage."""
     t, (count, size) = layout.tensor, collectives(cfg, tokens)["all_reduce"]
-    speed, delay = (gpu.link, DELAY) if t <= SERVER else (NETWORK, FAR)
+    speed, delay = (
+        (gpu.link, LINK_LATENCY) if t <= GPUS_PER_SERVER else (NETWORK_BANDWIDTH, NETWORK_LATENCY)
+    )
     ring = 2 * (t - 1) / t * size / speed + count * passes * delay if t > 1 else 0.0
-    speed, delay = (gpu.link, DELAY) if t * layout.pipeline <= SERVER else (NETWORK, FAR)
+    speed, delay = (
+        (gpu.link, LINK_LATENCY)
+        if t * layout.pipeline <= GPUS_PER_SERVER
+        else (NETWORK_BANDWIDTH, NETWORK_LATENCY)
+    )
     return ring + (layout.pipeline - 1) * (tokens * cfg.dim * 2 / speed + passes * delay)
 
 
-def at_least(parts: dict[str, float]) -> float:
-    """Seconds of a pass: reading and computing overlap; matrices, attention and links follow one
-    another.
+def lower_bound(parts: dict[str, float]) -> float:
+    """Seconds that a pass takes at least: reading and computing overlap; matrices, attention and
+    links follow one another.
     """
     return (
         max(parts["weights"], parts["products"])
@@ -87,18 +95,18 @@ def decode_seconds(
     rows at each stage.
     """
     group = ceil(job.rows / layout.copies / layout.pipeline)
-    seconds = at_least(pass_seconds(cfg, gpu, layout, job, group, 1))
+    seconds = lower_bound(pass_seconds(cfg, gpu, layout, job, group, 1))
     return seconds, job.rows / seconds
 
 
 def prefill_seconds(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job) -> float:
-    """Seconds at least until prompts of job.context tokens are read in all rows, pieces one behind
-    the other.
+    """Seconds at least until prompts of job.context tokens are read in all rows, one chunk after
+    another.
     """
     rows, p = ceil(job.rows / layout.copies), layout.pipeline
     groups = min(rows, p) * ceil(job.context / PREFILL_CHUNK)
     group = ceil(rows / min(rows, p))
-    work = at_least(pass_seconds(cfg, gpu, layout, job, group, job.context)) * min(rows, p)
+    work = lower_bound(pass_seconds(cfg, gpu, layout, job, group, job.context)) * min(rows, p)
     return work / p * (1 + (p - 1) / groups)
 
 
@@ -121,7 +129,7 @@ def train_step_seconds(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: 
         / (t * p)
         * (1 - 1 / layout.copies)
     )
-    speed = gpu.link if t * p * layout.copies <= SERVER else NETWORK
+    speed = gpu.link if t * p * layout.copies <= GPUS_PER_SERVER else NETWORK_BANDWIDTH
     return max((operations / t / gpu.bf16 + ring) / p * (1 + (p - 1) / rows), moved / speed)
 
 
@@ -139,9 +147,9 @@ def plan(cfg: LlamaConfig, gpu: Accelerator, gpus: int, job: Job) -> list[dict]:
     """
     found = []
     for layout in layouts(gpus):
-        row = asdict(layout) | {"reason": obstacle(cfg, gpu, layout, job)}
+        row = asdict(layout) | {"reason": why_infeasible(cfg, gpu, layout, job)}
         if row["reason"] is None:
-            row["bytes"] = fullest(cfg, layout, job)
+            row["bytes"] = largest_stage_memory(cfg, layout, job)
             if job.train:
                 row["step_seconds"] = train_step_seconds(cfg, gpu, layout, job)
                 row["tokens_per_second"] = job.rows * job.context / row["step_seconds"]

@@ -15,7 +15,7 @@ from minillama.model import Llama
 
 
 def broadcast(message=None, group=None):
-    """What rank 0 says, on all ranks; the others' own message is not looked at."""
+    """Rank 0's message, on all ranks; those of the others are ignored."""
     box = [message]
     dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
@@ -28,9 +28,9 @@ def common_seed(seed: int | None = None) -> int:
     return broadcast(random.SystemRandom().randrange(2**48)) if seed is None else seed
 
 
-def lead(model: Llama, tell) -> Llama:
-    """Rank 0's model, in place: every pass that it makes behind a cache is told to the other ranks,
-    which `follow`.
+def broadcast_passes(model: Llama, send) -> Llama:
+    """Rank 0's model, in place: every pass that it makes with a cache is broadcast to the other
+    ranks, which `replay_passes`.
     """
     ranks = getattr(model, "whole", model.cfg).n_heads // model.cfg.n_heads
     model.attention_backend = replace(
@@ -43,19 +43,19 @@ def lead(model: Llama, tell) -> Llama:
             raise ParallelError(
                 "ranks answer one prompt at a time: use generate, not generate_batch"
             )
-        tell(("pass", tokens.tolist(), cache.length, cache.max_seq_len, kwargs["last"]))
+        send(("pass", tokens.tolist(), cache.length, cache.max_seq_len, kwargs["last"]))
 
     model.register_forward_pre_hook(announce, with_kwargs=True)
     return model
 
 
 @torch.no_grad()
-def follow(model: Llama, hear) -> None:
-    """Make the passes that rank 0's model makes, until it says that this is the end. hear() -> the
+def replay_passes(model: Llama, receive) -> None:
+    """Run the passes that rank 0's model runs, until the message that ends it. receive() -> the
     next message.
     """
     cache = None
-    while (message := hear())[0] != "end":
+    while (message := receive())[0] != "end":
         _, tokens, length, size, last = message
         if length == 0:
             cache = KVCache(model.cfg, len(tokens), size, model.dtype, model.device)

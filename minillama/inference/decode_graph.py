@@ -147,6 +147,7 @@ class RecordedStep:
 
     def once(self) -> torch.Tensor:
         """The token through all blocks: (1, 1, D). Where it stands is read on the device."""
+        # subtle: Llama.hidden cannot be captured: rope_table copies its frequencies from the host
         length, x = (self.slot + 1).to(torch.int32), self.model.embedding(self.token)
         cos, sin = self.cos[self.slot], self.sin[self.slot]  # (1, W/2)
         for block, keys, values in self.layers:

@@ -16,25 +16,25 @@ from minillama.model import Llama
 def to_levels(
     weight: torch.Tensor, bits: int, group: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each group of neighbours in a row on a grid of 2**bits levels of its own, from its smallest
-    to its largest.
+    """Group-wise quantization: each group of neighbours in a row on a grid of 2**bits levels of its
+    own, from its smallest weight to its largest.
 
-    weight (N, C) -> levels (N, C) uint8, step (N, C/group), low (N, C/group); weight is nearly low
-    + step * level. ValueError where the rows do not divide into groups.
+    weight (N, C) -> levels (N, C) uint8, the quantized values; scale and low (N, C/group each);
+    weight is nearly low + scale * level. ValueError where the rows do not divide into groups.
     """
     if weight.shape[1] % group:
         raise ValueError(f"rows of {weight.shape[1]} weights do not divide into groups of {group}")
     groups = weight.float().unflatten(1, (-1, group))  # (N, C/group, group)
     low, high = groups.amin(2), groups.amax(2)
-    step = ((high - low) / (2**bits - 1)).clamp(min=1e-8)  # a group of equal numbers has no step
-    levels = ((groups - low.unsqueeze(2)) / step.unsqueeze(2)).round()
-    return levels.flatten(1).to(torch.uint8), step, low
+    scale = ((high - low) / (2**bits - 1)).clamp(min=1e-8)  # a group of equal weights has no step
+    levels = ((groups - low.unsqueeze(2)) / scale.unsqueeze(2)).round()
+    return levels.flatten(1).to(torch.uint8), scale, low
 
 
-def from_levels(levels: torch.Tensor, step: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """The numbers that the levels stand for: (N, C) and twice (N, C/group) -> (N, C)"""
-    groups = levels.unflatten(1, (step.shape[1], -1))
-    return (low.unsqueeze(2) + step.unsqueeze(2) * groups).flatten(1)
+def from_levels(levels: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """Dequantized weights: levels (N, C), scale and low (N, C/group) -> (N, C)"""
+    groups = levels.unflatten(1, (scale.shape[1], -1))
+    return (low.unsqueeze(2) + scale.unsqueeze(2) * groups).flatten(1)
 
 
 @cache
@@ -55,8 +55,8 @@ def bfloat16_is_native() -> bool:
 
 
 def linear_bfloat16(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(M, C) and (N, C) -> (M, N), all bfloat16, with sums in float32; the products too where that
-    is faster.
+    """(M, C) and (N, C) -> (M, N), all bfloat16, accumulated in float32; the operands are
+    float32 too where that is faster.
     """
     if bfloat16_is_native():
         return F.linear(rows, weight)
@@ -68,39 +68,37 @@ AT_ONCE = 16  # weights that the 8-bit kernel reads at a time
 
 
 def to_int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of weights (n, C) -> levels -127..127 (n, C) int8 and a step for each row (n,)
-    bfloat16
-    """
-    step = (rows.float().abs().amax(1).clamp(min=1e-8) / 127).bfloat16()
-    # subtle: on the rounded step's grid
-    levels = (rows / step.float().unsqueeze(1)).round().clamp(-127, 127)
-    return levels.to(torch.int8), step
+    """Rows of weights (n, C) -> levels -127..127 (n, C) int8 and a scale per row (n,) bfloat16"""
+    scale = (rows.float().abs().amax(1).clamp(min=1e-8) / 127).bfloat16()
+    # subtle: on the rounded scale's grid
+    levels = (rows / scale.float().unsqueeze(1)).round().clamp(-127, 127)
+    return levels.to(torch.int8), scale
 
 
 class Int8Linear(nn.Module):
-    """x (..., C) -> (..., N) with weights of 8 bits: levels (N, C) int8 and one step a row (N,).
+    """x (..., C) -> (..., N) with 8-bit weights: levels (N, C) int8 and one scale per row (N,).
     CPU only.
     """
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        # in pieces: a large head has no room for a second one
+        # in slices: there may be no room for a second copy of a large head
         parts = [to_int8(rows) for rows in weight.split(4096)]
-        levels, step = (torch.cat(each) for each in zip(*parts, strict=True))
+        levels, scale = (torch.cat(each) for each in zip(*parts, strict=True))
         self.register_buffer("levels", levels)
-        self.register_buffer("step", step)
+        self.register_buffer("scale", scale)
 
     @property
     def weight(self) -> torch.Tensor:
-        """The numbers that the levels stand for: (N, C) bfloat16"""
-        return self.levels.bfloat16() * self.step.unsqueeze(1)
+        """The dequantized weights: (N, C) bfloat16"""
+        return self.levels.bfloat16() * self.scale.unsqueeze(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).bfloat16()
         # subtle: else it would read past a row's end
         if len(rows) <= FEW and self.in_features % AT_ONCE == 0:
-            y = torch.ops.aten._weight_int8pack_mm(rows, self.levels, self.step)
+            y = torch.ops.aten._weight_int8pack_mm(rows, self.levels, self.scale)
         else:
             y = linear_bfloat16(rows, self.weight)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -134,35 +132,37 @@ def tile_rows() -> int | None:
 
 
 class Int4Linear(nn.Module):
-    """x (..., C) -> (..., N) with weights of 4 bits, in groups with a step and a zero of their own.
+    """x (..., C) -> (..., N) with 4-bit weights in groups that have a scale and a zero point each.
     CPU only.
 
-    levels (N, C) 0..15, step and low (N, C/g) as `to_levels` makes them. The kernel has g = 32, 64,
-    128 and 256.
+    levels (N, C) 0..15, scale and low (N, C/g) as `to_levels` makes them. The kernel has g = 32,
+    64, 128 and 256.
     """
 
-    def __init__(self, levels: torch.Tensor, step: torch.Tensor, low: torch.Tensor):
+    def __init__(self, levels: torch.Tensor, scale: torch.Tensor, low: torch.Tensor):
         super().__init__()
         self.out_features, self.in_features = levels.shape
-        self.group = self.in_features // step.shape[1]
+        self.group = self.in_features // scale.shape[1]
         extra = -self.out_features % 64  # rows of zeros up to a whole tile
-        levels, step, zero = (F.pad(t, (0, 0, 0, extra)) for t in (levels, step, low + 8 * step))
+        levels, scale, zero = (F.pad(t, (0, 0, 0, extra)) for t in (levels, scale, low + 8 * scale))
         self.register_buffer("packed", pack(levels))
         # (C/g, N, 2)
-        self.register_buffer("scales", torch.stack((step.T, zero.T), dim=2).bfloat16().contiguous())
+        self.register_buffer(
+            "scales", torch.stack((scale.T, zero.T), dim=2).bfloat16().contiguous()
+        )
 
     @property
     def weight(self) -> torch.Tensor:
-        """The numbers that the levels stand for: (N, C) bfloat16"""
+        """The dequantized weights: (N, C) bfloat16"""
         if tile_rows() is None:
             return self.multiply(torch.eye(self.in_features, dtype=torch.bfloat16)).T
         # (N, C/g, 1) each; subtle: strided is slow
-        step, zero = self.scales.permute(2, 1, 0).contiguous().unsqueeze(3)
+        scale, zero = self.scales.permute(2, 1, 0).contiguous().unsqueeze(3)
         levels = unpack(self.packed, tile_rows()).unflatten(1, (-1, self.group))
-        return torch.addcmul(zero, step, levels.bfloat16() - 8).flatten(1)[: self.out_features]
+        return torch.addcmul(zero, scale, levels.bfloat16() - 8).flatten(1)[: self.out_features]
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """The kernel that reads four bits per weight: (M, C) -> (M, N), bfloat16"""
+        """The kernel that reads 4 bits per weight: (M, C) -> (M, N), bfloat16"""
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows, self.packed, self.group, self.scales.contiguous()
         )
@@ -176,14 +176,20 @@ class Int4Linear(nn.Module):
 
 
 class Int8Embedding(nn.Module):
-    """ids (...) -> rows (..., C), read from the levels of a head that is tied to it."""
+    """ids (...) -> rows (..., C), dequantized from the head that is tied to it."""
 
     def __init__(self, head: Int8Linear, dtype: torch.dtype):
         super().__init__()
-        self.levels, self.step, self.dtype = head.levels, head.step, dtype
+        self.levels, self.scale, self.dtype = head.levels, head.scale, dtype
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return (self.levels[ids].float() * self.step[ids].float().unsqueeze(-1)).to(self.dtype)
+        return (self.levels[ids].float() * self.scale[ids].float().unsqueeze(-1)).to(self.dtype)
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of all weights, whatever their form; what two layers share counts once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
 def quantized(weight: torch.Tensor, bits: int, group: int = 32) -> nn.Module:
@@ -215,30 +221,24 @@ def quantize_head(model: Llama) -> Llama:
     return model
 
 
-def model_bytes(model: nn.Module) -> int:
-    """Bytes of all weights, whatever their form; what two layers share counts once."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
-
-
 def repack(stored: torch.Tensor, kind: str, shape: tuple[int, int]) -> Int4Linear:
-    """A layer from the bytes of a Q4_0 or Q4_1 matrix, level by level: nothing is rounded again but
-    the scales.
+    """A layer from the bytes of a Q4_0 or Q4_1 matrix, level by level: only the scales and zero
+    points are rounded again.
     """
     blocks = stored.view(shape[0], shape[1] // 32, -1)  # (N, C/32, 18 or 20)
-    step, low = (
+    scale, low = (
         blocks[..., i : i + 2].contiguous().view(torch.float16).squeeze(-1).float() for i in (0, 2)
     )
     if kind == "Q4_0":
-        low = -8 * step
+        low = -8 * scale
     halves = blocks[..., -16:]
-    return Int4Linear(torch.cat((halves & 15, halves >> 4), dim=2).flatten(1), step, low)
+    return Int4Linear(torch.cat((halves & 15, halves >> 4), dim=2).flatten(1), scale, low)
 
 
 def convert(name: str, tensor, bits: int) -> nn.Module | None:
-    """A quantized layer for the weight of that name as it lies in its file (chapter 7's
-    StoredTensor); None for the embedding and the norms. Goes to `assemble`, so that no more than
-    one matrix is ever there in full.
+    """A quantized layer for the weight of that name, a StoredTensor of chapter 7; None for the
+    embedding and the norms. For `assemble`, so that no more than one matrix is ever in memory in
+    full.
     """
     if name == "head":
         return Int8Linear(tensor.read())

@@ -13,7 +13,7 @@ from minillama.inference.attention_backends import empty_answer
 from minillama.kernels.cuda import C_NAMES, LANES, NUMBERS, CudaError, Kernel, struct
 
 
-ROWS = r"""
+PROBLEM_CPP = r"""
 struct Problem {
     const void *q, *k, *v;
     void *out;
@@ -126,7 +126,7 @@ class AttentionKernel:
     rows: int = 0  # rows of a block; 0: a block looks at all rows, and at one part of the keys
     keys: int = 0  # keys of its tiles in dynamic shared memory
     threads: int | None = 128  # None: as many as a head is wide
-    machine: str = ""
+    preamble: str = ""  # C++ before its text, beside NUMBERS
     only_16_bits: bool = False
     then: "AttentionKernel | None" = None  # the kernel that finishes its work
 
@@ -135,7 +135,7 @@ BASIC_KERNELS = {
     "warp": AttentionKernel("warp_per_query<{}, {}>", WARP, rows=4),
     "tiles": AttentionKernel("tiles<{}, {}>", TILES, rows=16),
 }
-WIDTHS, FEW = (64, 128), 16  # widths of a head; rows up to which the keys can be split
+WIDTHS, MAX_SPLIT_ROWS = (64, 128), 16  # widths of a head; rows up to which the keys can be split
 
 PROBLEM = struct(
     pointers="q k v out length partial",
@@ -149,14 +149,14 @@ PROBLEM = struct(
 def kernel(rung: AttentionKernel, dtype: torch.dtype, width: int) -> Kernel:
     """A rung for one type and width of heads, not yet compiled."""
     shared = 2 * 2 * rung.keys * width * 2  # two tiles of keys and of values, 16 bits each
-    text = LANES + ROWS + rung.text
+    text = LANES + PROBLEM_CPP + rung.text
     return Kernel(
         text,
         rung.entry.format(C_NAMES[dtype], width),
         PROBLEM,
         rung.threads or width,
         shared,
-        NUMBERS + rung.machine,
+        NUMBERS + rung.preamble,
     )
 
 
@@ -175,8 +175,8 @@ def check_problem(q, k, v, length, rung: AttentionKernel) -> None:
             f"the {name} kernel knows heads of {WIDTHS} numbers with {bits}, not {width} of "
             f"{q.dtype}"
         )
-    if not rung.rows and rows > FEW:
-        raise CudaError(f"the {name} kernel takes up to {FEW} rows, not {rows}")
+    if not rung.rows and rows > MAX_SPLIT_ROWS:
+        raise CudaError(f"the {name} kernel takes up to {MAX_SPLIT_ROWS} rows, not {rows}")
     if length.dtype != torch.int32 or any(x.device != q.device for x in (k, v, length)):
         raise CudaError(
             "the length must be int32, and lie on the device of the queries, keys and values"
@@ -194,7 +194,9 @@ def launches(rung: AttentionKernel, q, k, v, length, splits=1) -> tuple[torch.Te
     check_problem(q, k, v, length, rung)
     B, H, T, W, K = *q.shape, k.shape[1]
     rows, out = H // K * T, empty_answer(q)
-    partial = q.new_empty((B, K, splits, FEW, W + 2) if rung.then else 0, dtype=torch.float32)
+    partial = q.new_empty(
+        (B, K, splits, MAX_SPLIT_ROWS, W + 2) if rung.then else 0, dtype=torch.float32
+    )
     steps = [step for x in (q, k, v, out) for step in x.stride()[:3]]
     values = (
         q,

@@ -1,4 +1,4 @@
-"""11a. CUDA: a thousand threads and one text.
+"""11a. CUDA: one program, a thousand threads.
 
 Written by notebooks/11a_cuda.ipynb: edit it there.
 """
@@ -52,6 +52,58 @@ __device__ float over_lanes_max(float x, int lanes) {
 """
 
 
+def struct(**fields: str) -> type[ctypes.Structure]:
+    """A C struct's twin: struct(pointers="x out", longs="n", ints="dim", floats="eps"), in this
+    order as in C.
+    """
+    kinds = {
+        "pointers": ctypes.c_void_p,
+        "longs": ctypes.c_longlong,
+        "ints": ctypes.c_int,
+        "floats": ctypes.c_float,
+    }
+    body = [(name, kinds[kind]) for kind, names in fields.items() for name in names.split()]
+    return type("Problem", (ctypes.Structure,), {"_fields_": body})
+
+
+class Kernel:
+    """A kernel in CUDA C++: compiled for a device when it is first launched there, then kept."""
+
+    def __init__(
+        self,
+        body: str,
+        entry: str,
+        problem: type[ctypes.Structure],
+        threads: int,
+        shared=0,
+        preamble=NUMBERS,
+    ):
+        """body: C++ with struct Problem and the template; entry: its name, as in norm<bf16>;
+        preamble: C++ before the body.
+        """
+        self.body, self.entry, self.threads, self.shared, self.preamble = (
+            body,
+            entry,
+            threads,
+            shared,
+            preamble,
+        )
+        self.problem, self.loaded = problem, {}
+
+    def source(self, preamble: str | None = None) -> str:
+        bounds = f"__launch_bounds__({self.threads})"
+        start = (
+            f'extern "C" __global__ void {bounds} kernel(const Problem p) {{ {self.entry}(p); }}\n'
+        )
+        return (self.preamble if preamble is None else preamble) + self.body + start
+
+    def launch(self, grid: tuple[int, int, int], *values) -> None:
+        """Run it on PyTorch's current stream. values: the fields of Problem, a tensor for each
+        pointer.
+        """
+        launch(self, grid, *values)
+
+
 class CudaError(RuntimeError):
     """What a kernel needs and this machine does not have, or a kernel that does not compile; one
     line or the log.
@@ -59,9 +111,9 @@ class CudaError(RuntimeError):
 
 
 def c_name(dtype: torch.dtype) -> str:
-    """What a type is called in the kernels' texts; CudaError for one that they do not know."""
+    """What a type is called in the kernels' source; CudaError for one they do not know."""
     if dtype not in C_NAMES:
-        raise CudaError(f"kernels know numbers of {', '.join(map(str, C_NAMES))}, not of {dtype}")
+        raise CudaError(f"kernels know {', '.join(map(str, C_NAMES))}, not {dtype}")
     return C_NAMES[dtype]
 
 
@@ -157,89 +209,40 @@ def call(name: str, *args) -> None:
         raise CudaError(f"{name}: {(text.value or b'error %d' % code).decode()}")
 
 
-def struct(**fields: str) -> type[ctypes.Structure]:
-    """A C struct's twin: struct(pointers="x out", longs="n", ints="dim", floats="eps"), in this
-    order as in C.
-    """
-    kinds = {
-        "pointers": ctypes.c_void_p,
-        "longs": ctypes.c_longlong,
-        "ints": ctypes.c_int,
-        "floats": ctypes.c_float,
-    }
-    body = [(name, kinds[kind]) for kind, names in fields.items() for name in names.split()]
-    return type("Problem", (ctypes.Structure,), {"_fields_": body})
+def function_of(kernel: Kernel) -> ctypes.c_void_p:
+    """The compiled kernel on the current device."""
+    device = torch.cuda.current_device()
+    if device not in kernel.loaded:
+        torch.cuda.current_stream()  # makes PyTorch's context the current one
+        major, minor = torch.cuda.get_device_capability()
+        if major < 8:
+            raise CudaError(
+                f"these kernels need a GPU of compute capability 8.0 or newer, not {major}.{minor}"
+            )
+        code = compile_cuda(kernel.source(), f"sm_{major}{minor}")
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        call("cuModuleLoadData", ctypes.byref(module), code)
+        call("cuModuleGetFunction", ctypes.byref(function), module, b"kernel")
+        if kernel.shared > 48 * 1024:  # more than that has to be asked for: attribute 8
+            call("cuFuncSetAttribute", function, 8, kernel.shared)
+        kernel.loaded[device] = function
+    return kernel.loaded[device]
 
 
-class Kernel:
-    """A kernel in CUDA C++: compiled for a device when it is first launched there, then kept."""
-
-    def __init__(
-        self,
-        body: str,
-        entry: str,
-        problem: type[ctypes.Structure],
-        threads: int,
-        shared=0,
-        machine=NUMBERS,
-    ):
-        """body: C++ with struct Problem and the template; entry: its name, as in norm<bf16>;
-        machine: what precedes.
-        """
-        self.body, self.entry, self.threads, self.shared, self.machine = (
-            body,
-            entry,
-            threads,
-            shared,
-            machine,
-        )
-        self.problem, self.loaded = problem, {}
-
-    def source(self, machine: str | None = None) -> str:
-        bounds = f"__launch_bounds__({self.threads})"
-        start = (
-            f'extern "C" __global__ void {bounds} kernel(const Problem p) {{ {self.entry}(p); }}\n'
-        )
-        return (self.machine if machine is None else machine) + self.body + start
-
-    def function(self) -> ctypes.c_void_p:
-        """The compiled kernel on the current device."""
-        device = torch.cuda.current_device()
-        if device not in self.loaded:
-            torch.cuda.current_stream()  # makes PyTorch's context the current one
-            major, minor = torch.cuda.get_device_capability()
-            if major < 8:
-                raise CudaError(
-                    f"these kernels need a GPU of compute capability 8.0 or newer, not "
-                    f"{major}.{minor}"
-                )
-            code = compile_cuda(self.source(), f"sm_{major}{minor}")
-            module, function = ctypes.c_void_p(), ctypes.c_void_p()
-            call("cuModuleLoadData", ctypes.byref(module), code)
-            call("cuModuleGetFunction", ctypes.byref(function), module, b"kernel")
-            if self.shared > 48 * 1024:  # more than that has to be asked for: attribute 8
-                call("cuFuncSetAttribute", function, 8, self.shared)
-            self.loaded[device] = function
-        return self.loaded[device]
-
-    def launch(self, grid: tuple[int, int, int], *values) -> None:
-        """Run it on PyTorch's current stream. values: the fields of Problem, a tensor for each
-        pointer.
-        """
-        problem = self.problem(
-            *(v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values)
-        )
-        args = (ctypes.c_void_p * 1)(ctypes.addressof(problem))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        call(
-            "cuLaunchKernel",
-            self.function(),
-            *grid,
-            self.threads,
-            1,
-            1,
-            self.shared,
-            stream,
-            args,
-            None,
-        )
+def launch(kernel: Kernel, grid: tuple[int, int, int], *values) -> None:
+    """Hand one launch to the driver, with the arguments as one struct."""
+    problem = kernel.problem(*(v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values))
+    args = (ctypes.c_void_p * 1)(ctypes.addressof(problem))
+    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+    call(
+        "cuLaunchKernel",
+        function_of(kernel),
+        *grid,
+        kernel.threads,
+        1,
+        1,
+        kernel.shared,
+        stream,
+        args,
+        None,
+    )

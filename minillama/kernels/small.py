@@ -1,4 +1,4 @@
-"""11a. CUDA: a thousand threads and one text.
+"""11a. CUDA: one program, a thousand threads.
 
 Written by notebooks/11a_cuda.ipynb: edit it there.
 """
@@ -20,7 +20,7 @@ template <typename N> __device__ void swiglu(const Problem &p) {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= p.n) return;
     float gate = to_float(((const N *)p.gate)[i]), up = to_float(((const N *)p.up)[i]);
-    N rounded;                                     // as in PyTorch, where silu is an operation of its own
+    N rounded;                                     // as in PyTorch, where silu is a separate operation
     store(&rounded, gate / (1 + expf(-gate)));
     store((N *)p.out + i, to_float(rounded) * up);
 }
@@ -54,7 +54,7 @@ template <typename N> __device__ void norm(const Problem &p) {
 ROPE = r"""
 struct Problem {
     const void *x; const float *cos, *sin; void *out;
-    long long batch, head, token;                  // steps from one to the next in x; out lies (B, T, heads, W)
+    long long batch, head, token;                  // strides of x; out lies (B, T, heads, W)
     int heads, tokens, half;                       // half: W / 2 pairs
 };
 
@@ -79,7 +79,7 @@ def swiglu_kernel(dtype) -> Kernel:
 
 @torch.library.custom_op("minillama::swiglu", mutates_args=(), device_types="cpu")
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, number by number, in one pass over memory."""
+    """silu(gate) * up, element by element, in one pass over memory."""
     return F.silu(gate) * up
 
 

@@ -1,4 +1,4 @@
-"""13c. Worked steps: what a model can write that it could not think.
+"""13c. Worked steps: what a model can write but not compute at once.
 
 Written by notebooks/13c_worked_steps.ipynb: edit it there.
 """
@@ -12,16 +12,18 @@ from minillama.config import LlamaConfig
 from minillama.generation import generate_batch
 from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
-from minillama.studies.stories import initial
-from minillama.training.pretraining import IGNORE, Settings, fit, logits, token_loss
+from minillama.training.loop import fit
+from minillama.training.loss import IGNORE, token_loss
+from minillama.training.optimizer import Settings
+from minillama.training.packing import packed_logits
 
 
-ALPHABET = "0123456789+=,\n"  # one token each; a line ends a problem
+ALPHABET = "0123456789+=,\n"  # one token each; a newline ends a problem
 END = ALPHABET.index("\n")
 
 
 def encode(text: str) -> list[int]:
-    """One id per character; ValueError for a character that sums do not have."""
+    """One id per character; ValueError for a character not in ALPHABET."""
     return [ALPHABET.index(character) for character in text]
 
 
@@ -31,7 +33,7 @@ def decode(ids) -> str:
 
 
 def question(a: int, b: int) -> str:
-    """What is given: "57+68="."""
+    """The prompt: "57+68="."""
     return f"{a}+{b}="
 
 
@@ -56,17 +58,17 @@ def steps(a: int, b: int) -> str:
 
 
 def answer(target, text: str) -> str:
-    """The sum that a text in the form of target ends with, as we write it."""
+    """The sum at the end of a text in the form of target, most significant digit first."""
     return text[::-1] if target is backwards else text.split(",")[-1]
 
 
 def held_back(a: int, b: int) -> bool:
-    """Whether a problem is kept for testing: one in ten, by a checksum of its question."""
+    """Whether a problem is held out for testing: one in ten, by a checksum of its question."""
     return zlib.crc32(question(a, b).encode()) % 10 == 0
 
 
 def problem(rng: random.Random, length: int, test: bool = False) -> tuple[int, int]:
-    """Two random numbers of so many digits; one that is kept for testing, or one that is not."""
+    """Two random numbers of that many digits: held out if test, else one of the others."""
     low = 0 if length == 1 else 10 ** (length - 1)
     while True:
         a, b = rng.randrange(low, 10**length), rng.randrange(low, 10**length)
@@ -75,7 +77,7 @@ def problem(rng: random.Random, length: int, test: bool = False) -> tuple[int, i
 
 
 def tests(length: int, count: int) -> list[tuple[int, int]]:
-    """Different problems that are kept for testing; all of them if there are fewer than count."""
+    """Different held-out problems; all of them if there are fewer than count."""
     if length == 1:
         return [(a, b) for a in range(10) for b in range(10) if held_back(a, b)][:count]
     rng, found = random.Random(f"test {length}"), {}
@@ -102,9 +104,7 @@ class Problems:
         self.seed, self.rows, self.solved = seed, rows, 0
 
     def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The i-th batch: tokens, targets and documents, each (B, T); -100 where nothing is
-        asked.
-        """
+        """The i-th batch: tokens, targets and documents, each (B, T); masked targets are -100."""
         rng = random.Random(f"{self.seed} {i}")
         return tuple(
             torch.tensor(part)
@@ -131,15 +131,13 @@ class Problems:
 
 
 def loss_of(model: Llama, batch) -> torch.Tensor:
-    """Mean cross-entropy of what is asked in a batch of Problems."""
+    """Mean cross-entropy of the unmasked targets in a batch of Problems."""
     tokens, targets, documents = batch
-    return token_loss(logits(model, tokens, documents), targets)
+    return token_loss(packed_logits(model, tokens, documents), targets)
 
 
 def solve(model: Llama, target, problems: list[tuple[int, int]]) -> list[str]:
-    """What the model says to each question, by greedy decoding, until the line
-    ends.
-    """
+    """The model's greedy answer to each question, up to the newline."""
     longest = max(len(target(a, b)) for a, b in problems)
     prompts = [encode(question(a, b)) for a, b in problems]
     said = generate_batch(model, prompts, max_new_tokens=longest + 1, stop_ids=[END])
@@ -147,7 +145,7 @@ def solve(model: Llama, target, problems: list[tuple[int, int]]) -> list[str]:
 
 
 def accuracy(model: Llama, target, length: int, count: int = 200) -> float:
-    """The share of the problems kept for testing whose sum is right to the last digit."""
+    """Exact match: the share of held-out problems whose sum is right to the last digit."""
     problems = tests(length, count)
     said = solve(model, target, problems)
     right = [
@@ -159,8 +157,8 @@ def accuracy(model: Llama, target, length: int, count: int = 200) -> float:
 def train(
     batches: Problems, n_steps: int, cfg: LlamaConfig = CONFIG, validate=None, progress=False
 ):
-    """(model, metrics) of a Llama trained on batches from nothing; validate(model) is asked ten
-    times on the way.
+    """(model, metrics) of a Llama trained on batches from scratch; validate(model) runs ten times
+    during training.
     """
     settings = Settings(
         steps=n_steps,
@@ -168,13 +166,13 @@ def train(
         warmup=n_steps // 10,
         eval_every=max(1, n_steps // 10),
     )
-    model = use_attention(initial(cfg, batches.seed), "sdpa")
+    model = use_attention(Llama.from_scratch(cfg, batches.seed), "sdpa")
     return model, fit(model, loss_of, batches, settings, validate=validate, progress=progress)
 
 
 def measure(target, mask_question: bool, n_steps: int, seed: int = 0, progress=False) -> dict:
-    """Train on one form; sums right at every length, and at the longest one trained on ten times on
-    the way.
+    """Train on one form; accuracy at every length, and ten times during training at the longest
+    one trained on.
     """
     batches, curve, longest = (
         Problems(target, mask_question=mask_question, seed=seed),

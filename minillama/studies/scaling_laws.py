@@ -12,8 +12,8 @@ import torch
 from minillama.config import LlamaConfig
 from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
-from minillama.studies.stories import initial
-from minillama.training.pretraining import Settings, fit
+from minillama.training.loop import fit
+from minillama.training.optimizer import Settings
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Law:
 
 
 class World:
-    """Facts: each pair of symbols has an answer, a third one. A few facts are frequent, most are rare.
+    """Facts: each pair of symbols has an answer, a third one. A few are frequent, most are rare.
 
-    The fact of rank r is stated with probability in proportion to r**-zipf; a share of `wrong` of the
-    statements has a random symbol instead of the answer.
+    The fact of rank r is stated with probability in proportion to r**-zipf; a share of `wrong`
+    of the statements has a random symbol instead of the answer.
     """
 
     def __init__(self, symbols: int = 128, zipf: float = 1.5, wrong: float = 0.05, seed: int = 0):
@@ -72,7 +72,7 @@ class World:
         return -right * math.log(right) - (self.symbols - 1) * slip * math.log(slip)
 
     def loss(self, model: Llama) -> float:
-        """The model's mean loss over all facts, weighted by probability: exact, nothing is sampled."""
+        """The model's mean loss over all facts, weighted by probability: exact, not sampled."""
         with torch.no_grad():
             log_p = model(self.pairs(torch.arange(self.symbols**2)))[:, 1].log_softmax(-1).double()
         known = log_p.gather(1, self.answers[:, None])[:, 0]
@@ -125,7 +125,7 @@ def measure(world: World, dim: int, steps: int, seed: int = 0, progress=False) -
         seed=seed,
         eval_every=max(1, steps // 10),
     )
-    model = use_attention(initial(cfg, seed), "sdpa")
+    model = use_attention(Llama.from_scratch(cfg, seed), "sdpa")
     rows = fit(
         model,
         answer_loss,

@@ -15,7 +15,8 @@ from torch import nn
 
 from minillama.checkpoints.atomic import new_folder
 from minillama.checkpoints.files import CheckpointError, inside, read_json, reading
-from minillama.checkpoints.hugging_face import heads_of, interleave, to_halves, write_safetensors
+from minillama.checkpoints.hugging_face import heads_of, interleave, to_halves
+from minillama.checkpoints.hugging_face_writer import write_safetensors
 from minillama.checkpoints.names import HUGGING_FACE, rename
 from minillama.checkpoints.tensors import StoredTensor, open_safetensors
 from minillama.model import Llama
@@ -26,7 +27,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FILES = re.compile(r"adapter_(config\.json|model\.safetensors)")
 # ways to begin that leave the model's weights alone
 UNCHANGED = (True, False, "gaussian", "orthogonal", "eva", "mica")
-KNOWN = {  # what adapter_config.json may say, None for anything; all else must say no
+SUPPORTED_SETTINGS = {  # what adapter_config.json may say, None for anything; all else must say no
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
     "bias": ("none",),
@@ -102,7 +103,7 @@ def adapter_config(folder: Path) -> tuple[int, float, dict]:
     """
     config = read_json(folder, CONFIG)
     for key, value in ({"peft_type": None} | config).items():
-        allowed = KNOWN.get(key, (None, False, [], {}))
+        allowed = SUPPORTED_SETTINGS.get(key, (None, False, [], {}))
         if allowed is not None and value not in allowed:
             raise CheckpointError(f"{CONFIG} has {key} = {value!r}, which is not known here")
     rank, alpha = config.get("r"), config.get("lora_alpha")

@@ -10,16 +10,12 @@ from minillama.chat_formats import MARKS, format_of, turn_ends
 from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
 from minillama.tokenizer import Tokenizer
+from minillama.training.batches import batches_per_epoch, shuffled_batch
 from minillama.training.finetuning import lora_layers
-from minillama.training.pretraining import (
-    IGNORE,
-    Settings,
-    count_targets,
-    fit,
-    packed_mask,
-    shift,
-    token_loss,
-)
+from minillama.training.loop import fit
+from minillama.training.loss import IGNORE, count_targets, token_loss
+from minillama.training.optimizer import Settings
+from minillama.training.packing import packed_mask, shift
 from minillama.training.runs import Run, fingerprint
 
 
@@ -147,14 +143,11 @@ class Dialogs:
     def __init__(self, dialogs, length: int = 512, batch: int = 4, seed: int = 0):
         self.ids, self.documents, self.wrote, self.left_out = pack_whole(dialogs, length)
         self.batch, self.seed = batch, seed
-        self.turns = -(-len(self.ids) // batch)  # batches of an epoch
+        self.turns = batches_per_epoch(len(self.ids), batch)
 
     def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The i-th batch: tokens, targets and documents, each (B, T)."""
-        order = torch.randperm(
-            len(self.ids), generator=torch.Generator().manual_seed(self.seed + i // self.turns)
-        )
-        chosen = order[i % self.turns * self.batch :][: self.batch]
+        chosen = shuffled_batch(i, len(self.ids), self.batch, self.seed)
         tokens, targets, documents = shift(self.ids[chosen], self.documents[chosen])
         return tokens, targets.masked_fill(~self.wrote[chosen, 1:], IGNORE), documents
 

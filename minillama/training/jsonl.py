@@ -6,7 +6,7 @@ import codecs
 import json
 from pathlib import Path
 
-from minillama.chat import unique
+from minillama.strict_json import unique
 
 
 LONGEST = 1_000_000  # bytes of a line

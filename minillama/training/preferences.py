@@ -13,10 +13,13 @@ from minillama.chat_formats import turn_ends
 from minillama.inference.attention_backends import use_attention
 from minillama.model import Llama
 from minillama.tokenizer import Tokenizer
+from minillama.training.batches import batches_per_epoch, shuffled_batch
 from minillama.training.finetuning import lora_layers, without_lora
 from minillama.training.instructions import check_messages
 from minillama.training.jsonl import read_jsonl
-from minillama.training.pretraining import IGNORE, Settings, fit
+from minillama.training.loop import fit
+from minillama.training.loss import IGNORE
+from minillama.training.optimizer import Settings
 from minillama.training.runs import Run, fingerprint
 
 
@@ -145,14 +148,12 @@ class Pairs:
         self.batch, self.seed, self.left_out = batch, seed, len(pairs) - len(self.pairs)
         if not self.pairs:
             raise ValueError(f"all {self.left_out} pairs are longer than a row of {length}")
-        self.turns = -(-len(self.pairs) // batch)  # batches of an epoch
+        self.turns = batches_per_epoch(len(self.pairs), batch)
 
     def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The i-th batch: tokens and targets, (2P, T)."""
-        order = torch.randperm(
-            len(self.pairs), generator=torch.Generator().manual_seed(self.seed + i // self.turns)
-        )
-        return pad([self.pairs[k] for k in order[i % self.turns * self.batch :][: self.batch]])
+        chosen = shuffled_batch(i, len(self.pairs), self.batch, self.seed)
+        return pad([self.pairs[k] for k in chosen])
 
     def fingerprint(self) -> str:
         """A short name of what they hold."""

@@ -50,10 +50,10 @@ def chain():
             spine.set_visible(False)
     show(
         fig,
-        "Two sums of three digits. In 739 + 419 the hundreds alone decide the first digit of 1158. "
+        "Two sums of three-digit numbers. In 739 + 419 the hundreds alone decide the first digit of 1158. "
         "In 736 + 264, where the hundreds and the "
         "tens sum to 9, the carry runs through all three columns, and the first digit of 1000 "
-        "hangs on the last.",
+        "depends on the last.",
     )
 
 
@@ -67,10 +67,13 @@ def cost(tokens: dict):
             MARKS[name],
             color=FORMS[name],
             markersize=4,
-            label=name,
         )
+    last = {name: values[-1] for name, values in tokens.items()}
+    ax.text(8.15, last["steps"], "steps", color=FORMS["steps"], va="center")
+    ax.text(8.15, last["plain"], "plain and\nbackwards", color=FORMS["backwards"], va="center")
     ax.set(xlabel="digits of each number", ylabel="tokens of a problem", ylim=(0, None))
-    ax.legend(fontsize=9)
+    ax.set_xlim(0.7, 9.2)
+    ax.set_xticks(range(1, 9))
     show(
         fig,
         "Tokens of a problem over the number of digits: three straight lines. plain and backwards "
@@ -80,7 +83,7 @@ def cost(tokens: dict):
 
 
 def mask(tokens, targets, alphabet):
-    """The beginning of a row: what goes in, and what is asked at each place."""
+    """The beginning of a row: inputs, and the target at each position."""
     fig, ax = new(7.6, 1.7)
     for i, (token, target) in enumerate(zip(tokens.tolist(), targets.tolist(), strict=True)):
         asked = target >= 0
@@ -94,7 +97,7 @@ def mask(tokens, targets, alphabet):
         ylim=(-0.6, 1.6),
         xticks=[],
         yticks=[0, 1],
-        yticklabels=["asked for", "goes in"],
+        yticklabels=["target", "input"],
     )
     ax.grid(False)
     for spine in ax.spines.values():
@@ -102,9 +105,9 @@ def mask(tokens, targets, alphabet):
     ax.tick_params(length=0)
     show(
         fig,
-        "The first tokens of a row, and below each what is asked for there: a dot inside the "
+        "The first tokens of a row, and below each its target: a dot, for none, inside the "
         "question, and from the equals sign on the "
-        "next character of the answer, up to the line end.",
+        "next character of the answer, up to the newline.",
     )
 
 
@@ -112,7 +115,7 @@ def by_length(runs: dict, trained):
     """Sums right by length, for each form: a point per seed, a line through their means."""
     fig, ax = new(7.0, 3.2)
     ax.axvspan(min(trained) - 0.3, max(trained) + 0.3, color="#f0f0f0")
-    ax.text(min(trained) - 0.2, 1.09, "trained on", fontsize=8, color="#666666")
+    ax.text(min(trained) - 0.2, 1.09, "trained on", fontsize=9, color="#666666")
     told = []
     for shift, (name, seeds) in zip((-0.08, 0, 0.08), runs.items(), strict=True):
         lengths = [int(length) for length in seeds[0]["accuracy"]]
@@ -121,14 +124,12 @@ def by_length(runs: dict, trained):
         places = [length + shift for length in lengths]
         ax.plot(places, means, color=FORMS[name], linewidth=1.2)
         for i in range(len(seeds)):
-            label = name if i == 0 else None
             ax.plot(
                 places,
                 [share[i] for share in shares],
                 MARKS[name][0],
                 color=FORMS[name],
                 markersize=5,
-                label=label,
             )
         told.append(
             f"{name}: "
@@ -138,7 +139,13 @@ def by_length(runs: dict, trained):
         )
     ax.set(xlabel="digits of each number", ylabel="sums right", ylim=(-0.04, 1.18), xticks=lengths)
     ax.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
-    ax.legend(fontsize=9, loc="center right")
+    for name, place in {
+        "steps": (3.12, 0.98),
+        "plain": (3.42, 0.4),
+        "backwards": (2.52, 0.4),
+    }.items():
+        side = "right" if name == "backwards" else "left"
+        ax.text(*place, name, color=FORMS[name], va="center", ha=side)
     show(
         fig,
         "Share of sums that are right to the last digit, over the number of digits, three seeds "
@@ -150,18 +157,19 @@ def learning(runs: dict):
     """Three-digit sums right, over the tokens and over the problems trained on, a line per seed."""
     fig, (left, right) = new(7.6, 3.0, columns=2, sharey=True)
     for name, seeds in runs.items():
-        for i, run in enumerate(seeds):
+        for run in seeds:
             share = [accuracy for _, accuracy in run["curve"]]
             tokens = [run["tokens"] * (k + 1) / len(share) / 1e6 for k in range(len(share))]
             style = dict(color=FORMS[name], markersize=3, linewidth=1)
-            left.plot(tokens, share, MARKS[name], label=name if i == 0 else None, **style)
+            left.plot(tokens, share, MARKS[name], **style)
             right.plot([n / 1e3 for n, _ in run["curve"]], share, MARKS[name], **style)
     left.set(
         xlabel="million tokens trained on", ylabel="three-digit sums right", ylim=(-0.04, 1.04)
     )
     left.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
     right.set(xlabel="thousand problems trained on")
-    left.legend(fontsize=9, loc="upper left")
+    for name, place in {"steps": (10, 0.92), "backwards": (76, 0.92), "plain": (142, 0.52)}.items():
+        right.text(*place, name, color=FORMS[name], ha="center" if name != "plain" else "left")
     ends = []
     for name, seeds in runs.items():
         shares = ", ".join(f"{run['curve'][-1][1]:.0%}" for run in seeds)
@@ -186,17 +194,15 @@ def unmasked(masked: dict, unmasked: dict):
         tokens = [
             run["tokens"] * (i + 1) / len(run["curve"]) / 1e6 for i in range(len(run["curve"]))
         ]
-        ax.plot(
-            tokens,
-            [share for _, share in run["curve"]],
-            "o-",
-            color=colour,
-            markersize=4,
-            label=label,
-        )
+        share = [share for _, share in run["curve"]]
+        ax.plot(tokens, share, "o-", color=colour, markersize=4)
+        k = 4 if colour == RIGHT else 8
+        side = "right" if colour == RIGHT else "left"
+        x = tokens[k] - 0.03 if colour == RIGHT else tokens[k] + 0.03
+        ax.text(x, share[k] + 0.02, label, color=colour, ha=side)
     ax.set(xlabel="million tokens trained on", ylabel="three-digit sums right", ylim=(-0.04, 1.04))
+    ax.set_xlim(0.1, 2.2)
     ax.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
-    ax.legend(fontsize=9)
     show(
         fig,
         f"Three-digit sums right over the tokens trained on. Loss on the answer alone ends at "

@@ -9,9 +9,9 @@ def machine():
     """Grid, blocks, warps and lanes, and who shares what."""
     fig, ax = new(7.4, 3.0)
     levels = [
-        ("grid", "all blocks", "shared: the GPU's memory", 0.0, "#f4f4f4"),
-        ("block", "on one multiprocessor", "shared: a small memory; can wait", 2.6, "#e3eef6"),
-        ("warp", "32 lanes in step", "shared: registers, by shuffling", 5.2, "#cfe3f1"),
+        ("grid", "all blocks", "share the GPU's memory", 0.0, "#f4f4f4"),
+        ("block", "on one multiprocessor", "shares a small memory, has barriers", 2.6, "#e3eef6"),
+        ("warp", "32 lanes in step", "can read each other's registers", 5.2, "#cfe3f1"),
     ]
     for name, what, share, x, colour in levels:
         ax.add_patch(Rectangle((x, 0.55), 2.2, 2.05, facecolor=colour, edgecolor="#888888"))
@@ -49,7 +49,7 @@ def machine():
         "Three boxes. A grid of twelve blocks, which share the GPU's memory; one block, drawn "
         "larger, of eight warps on one "
         "multiprocessor, which share its memory and can wait for each other; one warp, drawn "
-        "larger, of 32 lanes that walk "
+        "larger, of 32 lanes that work "
         "in step and can read each other's registers.",
     )
 

@@ -18,13 +18,15 @@ def ceilings(sizes: dict, bandwidths: dict):
         ax.text(4300, 4000 / size, name, color=colour, va="center", fontsize=9)
     for name, value in bandwidths.items():
         ax.axvline(value, color="#bbbbbb", linestyle="--", linewidth=1)
-        ax.text(value, 1500, name, ha="center", fontsize=8, color="#666666")
+        ax.text(value, 1500, f"{name}, {value:,}", ha="center", fontsize=9, color="#666666")
     ax.set(
         xlabel="memory bandwidth, GB/s",
         ylabel="tokens/s at most",
         ylim=(0.2, 1300),
         xlim=(10, 4000),
     )
+    ax.set_xticks([10, 100, 1000], ["10", "100", "1,000"])
+    ax.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
     show(
         fig,
         "Four parallel rising lines on logarithmic axes: the 8B model in float32, bfloat16, 8 and "
@@ -34,18 +36,18 @@ def ceilings(sizes: dict, bandwidths: dict):
     )
 
 
-def grids(weights, low, step, symmetric):
-    """A row's numbers on two ladders of 16 levels: from its smallest to its largest, and centred on
-    zero.
+def grids(weights, low, scale, symmetric):
+    """A group's weights on two grids of 16 levels: from its smallest to its largest, and centred
+    on zero.
     """
     fig, axes = new(7.4, 2.4, rows=2, sharex=True)
-    ladders = (
-        (low + step * np.arange(16), RIGHT, "low + step·q"),
-        (symmetric * np.arange(-8, 8), WRONG, "step·q"),
+    both = (
+        (low + scale * np.arange(16), RIGHT, "low + scale·q"),
+        (symmetric * np.arange(-8, 8), WRONG, "scale·q"),
     )
-    for ax, (ladder, colour, name) in zip(axes, ladders, strict=True):
-        ax.vlines(ladder, 0, 1, color=colour, linewidth=1)
-        nearest = ladder[np.abs(weights[:, None] - ladder).argmin(1)]
+    for ax, (grid, colour, name) in zip(axes, both, strict=True):
+        ax.vlines(grid, 0, 1, color=colour, linewidth=1)
+        nearest = grid[np.abs(weights[:, None] - grid).argmin(1)]
         for x, y in zip(weights, nearest, strict=True):
             ax.plot([x, y], [0.8, 0.3], color="#aaaaaa", linewidth=0.8)
         ax.plot(weights, np.full(len(weights), 0.8), "o", color="#333333", markersize=3)
@@ -56,10 +58,9 @@ def grids(weights, low, step, symmetric):
     axes[1].set(xlabel="weight")
     show(
         fig,
-        "Thirty-two weights and two ladders of sixteen rungs. The ladder from the smallest weight "
-        "to the largest uses every "
-        "rung; the one centred on zero reaches beyond the weights on one side and its rungs are "
-        "farther apart.",
+        "Thirty-two weights and two grids of sixteen levels. The grid from the smallest weight to "
+        "the largest spans just the weights; the one centred on zero reaches beyond them on one "
+        "side and its levels are farther apart.",
     )
 
 
@@ -67,17 +68,27 @@ def error_by_group(groups, errors, bits):
     """Relative error of a real matrix over the group size, and the bits that each size costs."""
     fig, (left, right) = new(7.6, 3, columns=2)
     for (name, values), colour in zip(errors.items(), (WRONG, RIGHT), strict=True):
-        left.loglog(groups, values, "o-", color=colour, label=name)
+        left.loglog(groups, values, "o-", color=colour)
+        above = colour == WRONG
+        left.annotate(
+            name,
+            (groups[3], values[3]),
+            xytext=(-6, 6) if above else (6, -6),
+            textcoords="offset points",
+            ha="right" if above else "left",
+            va="bottom" if above else "top",
+            color=colour,
+            fontsize=9,
+        )
     left.set(xlabel="group size", ylabel="error / size of the weights", xticks=groups)
-    left.set_xticklabels([str(g) for g in groups], fontsize=8, rotation=45)
+    left.set_xticklabels([str(g) for g in groups], fontsize=9)
     left.minorticks_off()
     left.set_yticks([0.05, 0.1, 0.2, 0.4], ["5%", "10%", "20%", "40%"])
-    left.legend(fontsize=8)
     right.plot(groups, bits, "o-", color=COLOURS["L"])
     right.set(
         xlabel="group size", ylabel="bits per weight", xscale="log", xticks=groups, ylim=(3.8, 8.2)
     )
-    right.set_xticklabels([str(g) for g in groups], fontsize=8, rotation=45)
+    right.set_xticklabels([str(g) for g in groups], fontsize=9)
     right.minorticks_off()
     show(
         fig,
@@ -115,7 +126,7 @@ def tile_picture():
         ax.text(x + 0.42, 1.85, f"k={column}", ha="center", fontsize=8)
     ax.text(7.8, 1.45, "high halves", ha="right", va="center", fontsize=9)
     ax.text(7.8, 0.95, "low halves", ha="right", va="center", fontsize=9)
-    ax.text(10.8, 0.3, "32 bytes for each k, one behind the other", ha="center", fontsize=9)
+    ax.text(10.8, 0.3, "32 bytes for each k, one after another", ha="center", fontsize=9)
     ax.set(xlim=(-1.9, 14), ylim=(-0.1, 2.5), xticks=[], yticks=[])
     ax.grid(False)
     for spine in ax.spines.values():
@@ -129,25 +140,50 @@ def tile_picture():
     )
 
 
-def quality(results: dict, size: dict):
-    """Divergence from float32 over bytes of the model, one point per format."""
-    fig, ax = new(7.4, 3.4)
-    for name, (_, kl, _) in results.items():
-        colour = NEUTRAL if name == "bfloat16" else COLOURS["H"] if "int8" in name else RIGHT
-        ax.semilogy(size[name] / 1e6, kl, "o", color=colour)
-        ax.text(size[name] / 1e6 + 3, kl, name, va="center", fontsize=9, color=colour)
-    ax.set(
-        xlabel="megabytes",
-        ylabel="KL divergence from float32, nats",
-        xlim=(60, 320),
-        ylim=(3e-4, 2),
-    )
+def quality(in_file: dict, moved: dict):
+    """Divergence from float32 for each format, of the weights as in the file and moved off its
+    grid.
+    """
+    fig, ax = new(7.0, 2.9)
+    for rank, name in enumerate(in_file):
+        old, now = in_file[name][1], moved[name][1]
+        ax.plot([old, now], [rank, rank], color="#cccccc", zorder=1)
+        for value, other, colour in ((old, now, RIGHT), (now, old, WRONG)):
+            ax.plot(value, rank, "o", color=colour, markersize=7)
+            ax.annotate(
+                f"{value:.2g}",
+                (value, rank),
+                xytext=(-8 if value < other else 8, 0),
+                textcoords="offset points",
+                ha="right" if value < other else "left",
+                va="center",
+                fontsize=9,
+                color=colour,
+            )
+    first = list(in_file)[1]
+    for found, text, colour in (
+        (in_file, "as in the file", RIGHT),
+        (moved, "the same function, off the file's grid", WRONG),
+    ):
+        ax.annotate(
+            text,
+            (found[first][1], 1),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            color=colour,
+            fontsize=9,
+        )
+    ax.set(xscale="log", xlim=(6e-4, 3), ylim=(len(in_file) - 0.6, -0.5))
+    ax.set_yticks(range(len(in_file)), list(in_file))
+    ax.set_xticks([0.001, 0.01, 0.1, 1], ["0.001", "0.01", "0.1", "1"])
+    ax.set(xlabel="KL divergence from float32, nats (logarithmic)")
     show(
         fig,
-        "Each format as a point, bytes against divergence from the float32 model. bfloat16 at 269 "
-        "MB and int8 at 135 MB "
-        "stay near a thousandth of a nat; int4 in the file's own blocks of 32 is as good at 95 MB; "
-        "groups of 64 and more cost a hundred times as much.",
+        "Divergence from the float32 model, two points for each format: weights as in the file, and "
+        "the same function with weights off its grid. int8 stays below a hundredth of a nat in both; "
+        "int4 in groups of 32 is near 0.002 in the file's own blocks and more than a hundred times "
+        "that off the grid; groups of 64 and 192 cost more still.",
     )
 
 
