@@ -52,7 +52,8 @@ def arrows(q, k, pairs, turn):
             ax.text(*(1.22 * np.asarray(vector)), label, color=colour, ha="center", va="center")
         for vector, colour in ((q, COLOURS["T"]), (k, COLOURS["F"])):
             ax.plot([0, vector[0]], [0, vector[1]], ":", color=colour, linewidth=1)
-        ax.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[], yticks=[])
+        ax.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
+        ax.axis("off")
         ax.set_title(f"m = {m}, n = {n}: q·k = {float(np.dot(turn(q, m), turn(k, n))):.0f}")
     show(
         fig,
@@ -65,11 +66,12 @@ def arrows(q, k, pairs, turn):
 def drift(positions, added, turned):
     """Score of one query and one key at a fixed distance, against where they stand."""
     fig, ax = new(6.6, 2.9)
-    ax.plot(positions, added, color=WRONG, label="position added (sinusoidal)")
-    ax.plot(positions, turned, color=RIGHT, label="position as rotation")
+    ax.plot(positions, added, color=WRONG)
+    ax.plot(positions, turned, color=RIGHT)
     ax.set(xlabel="position of the key (the query stands 3 later)", ylabel="score $q \\cdot k$")
-    ax.set_ylim(-3, 43)
-    ax.legend(loc="upper right", ncols=2)
+    ax.set_ylim(-6, 36)
+    ax.text(2, 31, "position added (sinusoids)", color=WRONG)
+    ax.text(2, -4.5, "position as a rotation", color=RIGHT)
     show(
         fig,
         "The score with added positions moves up and down as the pair moves along; with rotation "
@@ -115,11 +117,11 @@ def wavelengths(lengths, context=8192):
     """Wavelength of every pair, for several thetas."""
     fig, ax = new(6.8, 3.2)
     for (theta, values), colour in zip(lengths.items(), (NEUTRAL, RIGHT), strict=True):
-        ax.semilogy(values, ".-", markersize=4, color=colour, label=f"theta = {theta:,.0f}")
+        ax.semilogy(values, ".-", markersize=4, color=colour)
+        ax.text(len(values) + 0.5, values[-1], f"theta\n{theta:,.0f}", color=colour, va="center")
     ax.axhline(context, color=WRONG, linewidth=1)
     ax.text(0, context * 1.2, "8,192 positions", color=WRONG)
     ax.set(xlabel="pair i (W/2 = 64)", ylabel="positions per full turn")
-    ax.legend()
     show(
         fig,
         "Wavelengths rise as straight lines on a log scale from 6.3 positions at pair 0: to 54 "
@@ -210,8 +212,9 @@ def precision(positions, errors):
             "o-",
             markersize=3,
             color=colours[label],
-            label=label,
         )
+        last = np.flatnonzero(np.isfinite(values))[-1]
+        ax.text(positions[last] * 1.4, values[last] * 0.6, label, color=colours[label], va="center")
     ax.axhline(np.pi, color="#888888", linewidth=1)
     ax.text(
         positions[0],
@@ -220,8 +223,7 @@ def precision(positions, errors):
         color="#666666",
         fontsize=9,
     )
-    ax.set(xlabel="position", ylabel="largest error (radians)")
-    ax.legend(loc="lower right")
+    ax.set(xlabel="position", ylabel="largest error (radians)", xlim=(0.7, 1.5e6))
     show(
         fig,
         "Largest angle error over position: bfloat16 passes half a turn at a position of about a "
@@ -235,11 +237,10 @@ def shifts(offsets, moved):
     fig, ax = new(6.8, 3)
     colours = {"bfloat16": WRONG, "float32": RIGHT, "float64": "#222222"}
     for label, values in moved.items():
-        ax.loglog(
-            offsets, values, "o-", markersize=4, color=colours[label], label=f"angles in {label}"
-        )
+        ax.loglog(offsets, values, "o-", markersize=4, color=colours[label])
+        ax.text(offsets[-1] * 1.4, values[-1], label, color=colours[label], va="center")
     ax.set(xlabel="all positions shifted by", ylabel="largest change of a logit", ylim=(1e-5, 200))
-    ax.legend(loc="upper left", fontsize=9)
+    ax.set(title="angles computed in ...", xlim=(0.7, 7e5))
     show(
         fig,
         "Change of the real logits over the shift: flat near 0.0001 with float64 angles, rising to "
@@ -253,21 +254,38 @@ def coverage(turns, trained, raw, scaled):
     without scaling.
     """
     fig, ax = new(7, 3.5)
-    ax.fill_between(
-        range(len(trained)),
-        1e-4,
-        np.where(trained >= 1, turns[1], trained),
-        color="#e3edf5",
-        linewidth=0,
+    pairs = range(len(trained))
+    known = np.where(trained >= 1, turns[1], trained)
+    ax.fill_between(pairs, 1e-4, known, color="#e3edf5", linewidth=0, step="mid")
+    lines = (
+        (raw, WRONG, "--", "131,072, unchanged"),
+        (scaled, RIGHT, "-", "131,072, scaled"),
+        (trained, "#222222", "-", "8,192, as trained"),
     )
-    ax.semilogy(trained, color="#222222", label="8,192 positions, as trained at first")
-    ax.semilogy(raw, "--", color=WRONG, label="131,072 positions, frequencies unchanged")
-    ax.semilogy(scaled, color=RIGHT, label="131,072 positions, scaled")
+    for (values, colour, line, label), shift in zip(lines, (1, 1.2, 0.75), strict=True):
+        ax.semilogy(pairs, values, line, color=colour)
+        ax.text(64, values[-1] * shift, label, color=colour, va="center", fontsize=9)
     ax.axhline(1, color="#888888", linewidth=0.8)
-    ax.text(63, 1.15, "one full turn", ha="right", color="#666666", fontsize=9)
-    ax.text(3, 2e-3, "angles met in training", color="#4a7090")
-    ax.set(xlabel="pair i", ylabel="turns", ylim=(1e-3, turns[1]), xlim=(0, 63))
-    ax.legend(fontsize=8, loc="upper right")
+    ax.text(62.5, 1.25, "one full turn", ha="right", color="#666666", fontsize=9)
+    ax.text(
+        2,
+        4e-3,
+        "shaded: angles met in training\n(pairs 0 to 34: the whole circle)",
+        color="#4a7090",
+    )
+    ax.annotate(
+        "not met in training",
+        (45, 0.5),
+        (41, 3e2),
+        color=WRONG,
+        arrowprops={"arrowstyle": "->", "color": WRONG},
+    )
+    ax.set(
+        xlabel="pair i",
+        ylabel="turns over that many positions",
+        ylim=(1e-3, turns[1]),
+        xlim=(0, 63),
+    )
     show(
         fig,
         "Turns over pair index, log scale; the shaded range is what training covered: everything "
@@ -336,16 +354,17 @@ def copying(gaps, curves, without):
     places = np.arange(len(gaps))
     for label, values in curves.items():
         colour, line = CHOICES[label]
-        ax.plot(places, values, line, marker="o", markersize=4, color=colour, label=label)
+        ax.plot(places, values, line, marker="o", markersize=4, color=colour)
+    for name, x, y in zip(CHOICES, (5.05, 3.6, 0.1), (7.6, 1.7, 3.6), strict=True):
+        ax.text(x, y, name, color=CHOICES[name][0], ha="right" if y > 7 else "left", fontsize=9)
     ax.axhline(without, color="#888888", linewidth=0.8)
     ax.text(0, without + 0.15, "first time it is read", color="#666666", fontsize=9, va="bottom")
     ax.set_xticks(places, [f"{gap:,}" for gap in gaps], fontsize=9)
     ax.set(
         xlabel="positions left free before the second copy",
         ylabel="loss of the second copy (nats)",
-        ylim=(0, 11),
+        ylim=(0, 8.5),
     )
-    ax.legend(loc="upper left", fontsize=8)
     show(
         fig,
         "Loss of a repeated passage: with unchanged frequencies below 1 up to a gap of 4,096, then "
