@@ -41,13 +41,20 @@ def bytemap(data: bytes, spans, alt, title="", per_row=16):
                 fontsize=7,
                 color="#555555",
             )
-    for label, colour in labels.items():
-        ax.scatter([], [], marker="s", color=colour, alpha=0.5, label=label)
+    swatches = [plt_rectangle(0, 0, colour, 0.35) for colour in labels.values()]
     bare(ax, per_row, rows, title)
     ax.set_yticks(
         [row + 0.5 for row in range(rows)], [str(row * per_row) for row in range(rows)], fontsize=8
     )
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=4, fontsize=8, handletextpad=0.2)
+    ax.legend(
+        swatches,
+        labels,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncol=4,
+        fontsize=8,
+        handletextpad=0.5,
+    )
     show(fig, alt)
 
 
@@ -68,7 +75,7 @@ def bare(ax, width, height, title=""):
 
 def float_bits(rows):
     """Bit patterns: rows of (label, bits as text, number of exponent bits, value as text)."""
-    fig, ax = new(7.6, 0.42 * len(rows) + 0.5)
+    fig, ax = new(7.6, 0.42 * len(rows) + 0.6)
     colours = {"sign": COLOURS["F"], "exponent": COLOURS["T"], "fraction": COLOURS["D"]}
     for row, (label, bits, exponent, value) in enumerate(rows):
         for i, bit in enumerate(bits):
@@ -77,11 +84,10 @@ def float_bits(rows):
             ax.text(i + 0.5, row + 0.5, bit, ha="center", va="center", fontsize=8)
         ax.text(-0.5, row + 0.5, label, ha="right", va="center")
         ax.text(len(bits) + 0.5, row + 0.5, value, va="center", fontsize=9)
-    for kind, colour in colours.items():
-        ax.scatter([], [], marker="s", color=colour, alpha=0.5, label=kind)
+    for kind, middle in (("sign", 0.0), ("exponent", 5.0), ("fraction", 20.5)):
+        ax.text(middle, -0.05, kind, ha="center", va="bottom", fontsize=9, color="#444444")
     bare(ax, 32, len(rows))
-    ax.set_xlim(-5, 39)
-    ax.legend(loc="lower right", ncol=1, fontsize=8)
+    ax.set(xlim=(-5, 39), ylim=(len(rows), -0.6))
     show(
         fig,
         "The bits of 3.14159265 in three formats. float32: 1 sign, 8 exponent and 23 fraction "
@@ -94,9 +100,10 @@ def float_spacing(sizes, errors):
     """Relative rounding error of the 16-bit formats over the size of the number."""
     fig, ax = new(6.8, 2.8)
     for (label, values), colour in zip(errors.items(), (COLOURS["K"], RIGHT), strict=True):
-        ax.loglog(sizes, np.maximum(values, 1e-5), ".", color=colour, markersize=3, label=label)
+        ax.loglog(sizes, np.maximum(values, 1e-5), ".", color=colour, markersize=3)
+        place = (1e2, 1e-2) if label == "bfloat16" else (2e-7, 0.4)
+        ax.text(*place, label, color=colour, va="center")
     ax.set(xlabel="size of the number", ylabel="relative rounding error")
-    ax.legend(loc="upper right", markerscale=4)
     show(
         fig,
         "bfloat16's relative error stays below 0.004 at every size; float16's below 0.0005 between "
@@ -111,20 +118,21 @@ def loading(curves, machines):
     """
     fig, ax = new(7.2, 3.1)
     labels = {
-        "naive": "the whole file, then float32",
-        "float32": "one by one, float32",
-        "bfloat16": "one by one, bfloat16",
+        "naive": ("the whole file, then float32", 20, 31),
+        "float32": ("one tensor at a time, float32", 185, 18.7),
+        "bfloat16": ("one tensor at a time, bfloat16", 185, 6.5),
     }
     for (name, curve), colour in zip(curves.items(), (WRONG, COLOURS["S"], RIGHT), strict=True):
-        ax.plot(range(1, len(curve) + 1), curve.numpy() / 1e9, color=colour, label=labels[name])
+        label, x, y = labels[name]
+        ax.plot(range(1, len(curve) + 1), curve.numpy() / 1e9, color=colour)
+        ax.text(x, y, label, color=colour, fontsize=9, va="center")
     ax.hlines(machines, 0, len(curve), color=NEUTRAL, linestyle="--", linewidth=1)
     for size in machines:
         ax.text(len(curve) + 3, size, f"{size} GB", va="center", fontsize=8, color="#666666")
     ax.set(xlabel="tensors loaded", ylabel="GB in memory", ylim=(0, 54), xlim=(0, len(curve) + 24))
-    ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.46, 1.0), ncol=3)
     show(
         fig,
-        "Memory over the 291 tensors of the 8B model. The naive way starts at 16 GB and climbs to "
+        "Memory over the 291 tensors of the 8B model. The naive way starts at 18 GB and climbs to "
         "48; one tensor at a time "
         "climbs from nothing to 33 GB in float32 and to 16 in bfloat16. Dashed lines at 16, 24 and "
         "48 GB.",
