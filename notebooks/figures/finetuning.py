@@ -26,31 +26,50 @@ def by_hand(W, b, a):
 
 
 def memory(sizes: dict, trained: dict):
-    """What training keeps, in gigabytes: everything, LoRA beside bfloat16, LoRA beside four
-    bits.
+    """What training keeps, in gigabytes, on a logarithmic axis: all weights, LoRA beside bfloat16,
+    LoRA beside four bits, and the adapter's share of the last two.
     """
-    fig, axes = new(7.6, 2.8, columns=len(sizes))
-    names = ["all weights", "LoRA, base\nin bfloat16", "LoRA, base\nin 4 bits"]
-    for ax, (name, values) in zip(axes, sizes.items(), strict=True):
-        few = [0, trained[name], trained[name]]
-        base = [value - part for value, part in zip(values, few, strict=True)]
-        ax.barh(names, base, color=[WRONG, RIGHT, RIGHT], height=0.6)
-        ax.barh(names, few, left=base, color=COLOURS["D"], height=0.6)
-        for i, value in enumerate(values):
-            text = f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
-            ax.text(value + 0.02 * max(values), i, text, va="center", fontsize=9)
-        ax.set(title=name, xlim=(0, 1.3 * max(values)), xlabel="GB")
-        ax.invert_yaxis()
-        ax.grid(False)
-        ax.locator_params(axis="x", nbins=3)
-        if ax is not axes[0]:
-            ax.set_yticklabels([])
+    fig, ax = new(7.6, 3.0)
+    kinds = (
+        ("the adapter's\nshare", COLOURS["D"], "center"),
+        ("LoRA, base\nin 4 bits", COLOURS["S"], "right"),
+        ("LoRA, base\nin bfloat16", RIGHT, "left"),
+        ("all weights\nin float32", WRONG, "center"),
+    )
+    for y, (name, (full, lora, four)) in enumerate(sizes.items()):
+        values = (trained[name], four, lora, full)
+        ax.plot([values[0], full], [y, y], color="#dddddd", linewidth=2, zorder=1)
+        for value, (kind, colour, side) in zip(values, kinds, strict=True):
+            ax.plot(value, y, "o", color=colour, markersize=9)
+            text = (
+                f"{value:,.0f}"
+                if value >= 100
+                else (f"{value:.1f}" if value >= 1 else f"{value:.2g}")
+            )
+            ax.annotate(
+                text, (value, y), (0, -17), textcoords="offset points", ha="center", fontsize=9
+            )
+            if name == list(sizes)[-1]:
+                ax.annotate(
+                    kind,
+                    (value, y),
+                    ({"center": 0, "right": 4, "left": -4}[side], 10),
+                    textcoords="offset points",
+                    ha=side,
+                    fontsize=8.5,
+                    color=colour,
+                )
+    ax.set(xscale="log", xlabel="GB", xlim=(0.02, 20_000), ylim=(-0.6, len(sizes) - 0.3))
+    ax.set_xticks([0.1, 1, 10, 100, 1000, 10_000], ["0.1", "1", "10", "100", "1,000", "10,000"])
+    ax.set_yticks(range(len(sizes)), list(sizes))
+    ax.minorticks_off()
+    ax.grid(axis="y", visible=False)
     show(
         fig,
-        "Bars for SmolLM2, 8B and 405B. Training all weights keeps 2.2, 128 and 6,494 GB; with "
-        "LoRA beside bfloat16 0.3, 16 and "
-        "817 GB, beside four bits 0.1, 5.4 and 259 GB. The adapter's own part is a thin end of the "
-        "bars.",
+        "A row of four points each for SmolLM2, 8B and 405B on a logarithmic axis of gigabytes. "
+        "Training all weights keeps 2.2, 128 and 6,494 GB; with LoRA beside bfloat16 0.31, 16 and "
+        "817 GB, beside four bits 0.12, 5.4 and 259 GB. The adapter's share of that is 0.039, 0.34 "
+        "and 5.0 GB.",
     )
 
 
@@ -59,20 +78,24 @@ def rank(sigmas: dict, noise, ranks, losses):
     kept.
     """
     fig, (left, right) = new(7.6, 3, columns=2)
-    for (name, values), colour in zip(
-        sigmas.items(), (COLOURS["T"], COLOURS["K"], COLOURS["F"]), strict=True
-    ):
-        left.semilogy(np.arange(1, len(values) + 1), values / values[0], color=colour, label=name)
-    left.semilogy(
-        np.arange(1, len(noise) + 1), noise / noise[0], color=NEUTRAL, linestyle="--", label="noise"
-    )
+    curves = list(zip(sigmas.items(), (COLOURS["T"], COLOURS["K"], COLOURS["F"]), strict=True))
+    labels = ((92, 0.008, "wq"), (42, 0.018, "wv"), (95, 0.085, "gate"))
+    for ((_, values), colour), (x, y, label) in zip(curves, labels, strict=True):
+        left.semilogy(np.arange(1, len(values) + 1), values / values[0], color=colour)
+        left.text(x, y, label, color=colour, fontsize=9)
+    left.semilogy(np.arange(1, len(noise) + 1), noise / noise[0], color=NEUTRAL, linestyle="--")
+    left.text(75, 0.47, "noise", color="#777777", fontsize=9)
     left.set(
-        xlabel="number of the singular value", ylabel="size beside the first", ylim=(1e-3, 1.5)
+        xlabel="index of the singular value", ylabel="relative to the largest", ylim=(1e-3, 1.5)
     )
-    left.legend(fontsize=8, loc="lower left")
     places = np.arange(len(ranks))
     right.plot(places, losses, "o-", color=RIGHT)
-    right.set(xticks=places, xlabel="rank that is kept", ylabel="loss at sea", ylim=(0, None))
+    right.set(
+        xticks=places,
+        xlabel="rank that is kept",
+        ylabel="loss at sea, nats a token",
+        ylim=(0, None),
+    )
     right.set_xticklabels([str(each) for each in ranks])
     show(
         fig,
@@ -106,13 +129,15 @@ def learning(curves: dict):
     fig, (left, right) = new(7.6, 3, columns=2)
     for (name, curve), colour in zip(curves.items(), (COLOURS["D"], RIGHT), strict=True):
         steps, sea, land = zip(*curve, strict=True)
-        left.plot(steps, sea, color=colour, label=name)
-        right.plot(steps, land, color=colour, label=name)
+        left.plot(steps, sea, "o-", markersize=3, color=colour)
+        right.plot(steps, land, "o-", markersize=3, color=colour)
+        lora = name.startswith("LoRA")
+        left.text(12, 1.45 if lora else 0.4, name, color=colour, fontsize=9)
+        right.text(17 if lora else 29, 0.88 if lora else 0.73, name, color=colour, fontsize=9)
     left.set(
         xlabel="step", ylabel="nats a token", title="tales of the sea: learned", ylim=(0, None)
     )
-    right.set(xlabel="step", title="stories on land: forgotten", ylim=(0, None))
-    left.legend()
+    right.set(xlabel="step", title="stories on land: forgotten", ylim=(0, 1))
     show(
         fig,
         "Two panels over fifty steps, one curve for training all weights and one for LoRA. The "
@@ -123,7 +148,7 @@ def learning(curves: dict):
 
 
 def targets(found: dict):
-    """Loss after the same steps for several choices of matrices: name -> (numbers trained,
+    """Loss after the same steps for several choices of matrices: name -> (weights trained,
     loss).
     """
     fig, ax = new(6.4, 2.5)
@@ -136,13 +161,13 @@ def targets(found: dict):
         height=0.6,
     )
     for i, (count, loss) in enumerate(found.values()):
-        ax.text(loss + 0.03, i, f"{count:,} numbers", va="center", fontsize=9, color="#666666")
-    ax.set(xlabel="loss at sea after 25 steps", xlim=(0, 1.3 * max(losses)))
+        ax.text(loss + 0.03, i, f"{count:,} weights", va="center", fontsize=9, color="#666666")
+    ax.set(xlabel="loss at sea after 25 steps, nats a token", xlim=(0, 1.3 * max(losses)))
     ax.invert_yaxis()
     ax.grid(axis="y")
     show(
         fig,
-        "Horizontal bars of the loss for adapters of about 28,000 numbers each. On wq and wk alone "
+        "Horizontal bars of the loss for adapters of about 28,000 weights each. On wq and wk alone "
         "it is largest by far, then "
         "wv and wo; gate and up, down alone, and all seven matrices do best and much alike.",
     )
