@@ -25,11 +25,17 @@ def lookup(words, scores, weights, values, output):
 def sharpness(factors, weights, words):
     """The weights of three keys against a factor on their scores."""
     fig, ax = new(6.4, 2.6)
-    for word, line, dashes in zip(words, np.asarray(weights).T, ("-", "--", ":"), strict=True):
-        ax.plot(factors, line, dashes, color=COLOURS["T"], label=word)
+    for word, line, dashes, (x, y) in zip(
+        words,
+        np.asarray(weights).T,
+        ("-", "--", ":"),
+        ((1.55, 0.86), (0.42, 0.1), (0.75, 0.2)),
+        strict=True,
+    ):
+        ax.plot(factors, line, dashes, color=COLOURS["T"])
+        ax.text(x, y, word, color=COLOURS["T"], ha="right" if word == "chased" else "left")
     ax.axvline(1, color="#cccccc", linewidth=1)
     ax.set(xlabel="scores times this factor", ylabel="weight", ylim=(-0.03, 1.03))
-    ax.legend(loc="center right")
     show(
         fig,
         "At factor 0 all three weights are a third; as it grows, dog's goes to 1 and the others' "
@@ -129,12 +135,15 @@ def cheating(losses, floor):
     fig, ax = new(6.4, 2.9)
     ax.axhline(floor, color="#cccccc", linewidth=1)
     ax.text(30, floor - 0.28, "ln 16: nothing can be known", color="#888888")
-    for (label, line), (colour, dashes) in zip(
-        losses.items(), ((RIGHT, "-"), (WRONG, "-"), (WRONG, ":")), strict=True
+    for (label, line), (colour, dashes), (x, y) in zip(
+        losses.items(),
+        ((RIGHT, "-"), (WRONG, "-"), (WRONG, ":")),
+        ((45, 2.95), (23, 1.8), (2, 0.8)),
+        strict=True,
     ):
-        ax.plot(line, dashes, color=colour, label=label)
+        ax.plot(line, dashes, color=colour)
+        ax.text(x, y, label, color=colour)
     ax.set(xlabel="training step", ylabel="next-token loss", ylim=(-0.1, 3.6))
-    ax.legend(loc="center right", bbox_to_anchor=(1, 0.45))
     show(
         fig,
         "With the mask the loss stays at 2.77 for random tokens; without one, or one off, it falls "
@@ -242,18 +251,28 @@ def sharing(named):
 
 def cache_sizes(names, grouped, multi):
     """Cache at full context in GiB per model: grouped, and with one kv head per query head."""
-    fig, ax = new(6.4, 2.7)
+    fig, ax = new(6.6, 2.3)
     places = np.arange(len(names))
-    for shift, sizes, colour, label in (
-        (-0.2, grouped, COLOURS["K"], "grouped: 8 kv heads"),
-        (0.2, multi, COLOURS["H"], "one kv head per query head"),
+    ax.hlines(places, grouped, multi, color="#cccccc", linewidth=2, zorder=1)
+    for sizes, colour, label, side in (
+        (grouped, COLOURS["K"], "grouped: 8 kv heads", -1),
+        (multi, COLOURS["H"], "one kv head per query head", 1),
     ):
-        bars = ax.bar(places + shift, sizes, 0.38, color=colour, label=label)
-        ax.bar_label(bars, [f"{size:,.0f}" for size in sizes], fontsize=9)
-    ax.set(yscale="log", ylabel="GiB for 131,072 tokens", ylim=(5, 4000))
-    ax.set_xticks(places, names)
-    ax.grid(False, axis="x")
-    ax.legend(loc="upper left")
+        ax.scatter(sizes, places, s=60, color=colour, zorder=2)
+        for y, size in zip(places, sizes, strict=True):
+            ax.text(
+                size * 1.15**side,
+                y,
+                f"{size:,.0f}",
+                ha="left" if side > 0 else "right",
+                va="center",
+                fontsize=9,
+            )
+        x, ha = (sizes[0] * 1.1, "right") if side < 0 else (sizes[0] / 1.1, "left")
+        ax.text(x, -0.42, label, color=colour, ha=ha, fontsize=9)
+    ax.set(xscale="log", xlabel="GiB for 131,072 tokens", xlim=(4, 2000), ylim=(2.4, -0.75))
+    ax.set_yticks(places, names)
+    ax.grid(False, axis="y")
     show(
         fig,
         "Cache for the full context in GiB, grouped and not: 8B 16 and 64, 70B 40 and 320, 405B 63 "
@@ -267,11 +286,13 @@ def cost(lengths, operations):
     for (label, line), colour in zip(
         operations.items(), (COLOURS["D"], COLOURS["F"], COLOURS["S"]), strict=True
     ):
-        ax.loglog(lengths, np.array(line) / 1e6, color=colour, label=label)
+        line = np.array(line) / 1e6
+        ax.loglog(lengths, line, color=colour)
+        where = (lengths[0], line[0] * 1.25) if line[0] == line[-1] else (lengths[3], 5)
+        ax.text(*where, label, color=colour, fontsize=9)
     ax.set(
-        xlabel="T", ylabel="million operations per token", title="8B, one layer", ylim=(1, 30_000)
+        xlabel="T", ylabel="million operations per token", title="8B, one layer", ylim=(1, 5_000)
     )
-    ax.legend(loc="upper left")
     show(
         fig,
         "Projections and feed-forward are flat lines at 84 and 352 million operations per token; "
