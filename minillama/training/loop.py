@@ -48,6 +48,27 @@ def stop_unless_finite(step: int, loss: float, norm: float, saved: int) -> None:
         )
 
 
+def measured_step(
+    model: nn.Module,
+    loss_of: Loss,
+    batch_at: BatchSource,
+    optimizer,
+    settings: Settings,
+    step: int,
+    weigh: Callable[[Batch], int] | None = None,
+) -> dict:
+    """Step number `step` of a run: its row of metrics, without a validation loss."""
+    start, n = time.perf_counter(), settings.gradient_accumulation_steps
+    # what a step draws depends on the step alone
+    torch.manual_seed(settings.seed * settings.steps + step)
+    batches = [batch_at(step * n + i) for i in range(n)]
+    lr = learning_rate(step, settings)
+    loss, norm = train_step(model, loss_of, batches, optimizer, settings, lr, weigh)
+    tokens = sum(next(iter(batch)).numel() for batch in batches)
+    speed = tokens / (time.perf_counter() - start)
+    return dict(zip(Run.COLUMNS, (step, loss, lr, norm, speed, None), strict=True))
+
+
 def fit(
     model: nn.Module,
     loss_of: Loss,
@@ -69,7 +90,7 @@ def fit(
     is given each row. TrainingError if the loss or a gradient is not finite; the last state is
     kept.
     """
-    run, optimizer, n = run or Run(), adamw(model, settings), settings.gradient_accumulation_steps
+    run, optimizer = run or Run(), adamw(model, settings)
     first = run.resume(asdict(settings), trainable(model), optimizer)
     compute = compile_loss(loss_of) if settings.compiled else loss_of
     model.activation_checkpointing = settings.activation_checkpointing
@@ -77,16 +98,8 @@ def fit(
     bar = progress_bar(total=settings.steps, initial=first, unit="step", shown=progress, leave=True)
     with bar, torch.random.fork_rng():
         for step in range(first, settings.steps):
-            start, lr = time.perf_counter(), learning_rate(step, settings)
-            # what a step draws depends on the step alone
-            torch.manual_seed(settings.seed * settings.steps + step)
-            batches = [batch_at(step * n + i) for i in range(n)]
-            loss, norm = train_step(model, compute, batches, optimizer, settings, lr, weigh)
-            stop_unless_finite(step, loss, norm, run.saved)
-            speed = sum(next(iter(batch)).numel() for batch in batches) / (
-                time.perf_counter() - start
-            )
-            row = dict(zip(Run.COLUMNS, (step, loss, lr, norm, speed, None), strict=True))
+            row = measured_step(model, compute, batch_at, optimizer, settings, step, weigh)
+            stop_unless_finite(step, row["loss"], row["gradient_norm"], run.saved)
             last = step + 1 == settings.steps
             if validate and (last or (step + 1) % settings.eval_every == 0):
                 with torch.no_grad():
@@ -95,7 +108,9 @@ def fit(
             if last or (step + 1) % settings.save_every == 0:
                 run.save(trainable(model), optimizer, step + 1)
             bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(
+                f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s", refresh=False
+            )
             for callback in callbacks:
                 callback(row)
     model.eval()

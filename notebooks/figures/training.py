@@ -10,14 +10,14 @@ from matplotlib.patches import Rectangle
 from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 
 
-def surprise(words, chances, targets, pushes):
-    """Left: what a loss sees, the chance of the right word. Right: which way each logit is
-    pushed.
+def surprise(words, probabilities, targets, gradient):
+    """Left: the probabilities, the right words framed. Middle: what each costs. Right: the gradient
+    of each logit.
     """
     fig, axes = new(7.6, 3.0, columns=3, gridspec_kw={"width_ratios": [1.1, 1, 1.1]})
     for ax, matrix, title in (
-        (axes[0], chances, "what the model expects"),
-        (axes[2], pushes, "gradient of the loss"),
+        (axes[0], probabilities, "what the model expects"),
+        (axes[2], gradient, "gradient of the loss"),
     ):
         limit = abs(matrix).max()
         ax.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -43,21 +43,25 @@ def surprise(words, chances, targets, pushes):
     p = np.linspace(0.02, 1, 200)
     axes[1].plot(p, -np.log(p), color=NEUTRAL)
     for t, target in enumerate(targets):
-        axes[1].plot(chances[t, target], -np.log(chances[t, target]), "o", color=COLOURS["T"])
+        p = probabilities[t, target]
+        axes[1].plot(p, -np.log(p), "o", color=COLOURS["T"])
+        axes[1].text(
+            p + 0.06, -np.log(p) + 0.08, words[target].replace(".", "full stop"), fontsize=9
+        )
     axes[1].set(
-        xlabel="chance of the right word",
+        xlabel="probability of the right word",
         ylabel="loss, −ln p",
         ylim=(0, 4),
-        title="one number each",
+        title="what each word costs",
     )
     show(
         fig,
-        "Left, a table of three positions and four words with the chances the model gives; the "
-        "right words have 0.500, 0.250 "
+        "Left, a table of three positions and four words with the probabilities the model gives; "
+        "the right words have 0.500, 0.250 "
         "and 0.125. Middle, the curve of minus the logarithm with these three points on it. Right, "
         "the gradient: negative "
         "for the right word of each row, positive for all others, and every row adds up to "
-        "nothing.",
+        "zero.",
     )
 
 
@@ -101,8 +105,10 @@ def by_distance(edges, losses):
     middles = [
         f"{a}" if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)
     ]
-    for (name, values), colour in zip(losses.items(), colours, strict=True):
-        ax.plot(range(len(values)), values, "o-", color=colour, label=name)
+    spots = ((2.3, 1.5), (0.0, 4.4), (3.4, 6.6))  # free of all curves
+    for (name, values), colour, spot in zip(losses.items(), colours, spots, strict=True):
+        ax.plot(range(len(values)), values, "o-", color=colour)
+        ax.text(*spot, name.replace(", ", ",\n"), color=colour, fontsize=9)
     ax.set(
         xlabel="tokens since the document began",
         ylabel="loss, nats",
@@ -110,7 +116,6 @@ def by_distance(edges, losses):
         ylim=(0, 8.2),
     )
     ax.set_xticklabels(middles, fontsize=9)
-    ax.legend(fontsize=9)
     show(
         fig,
         "Loss over the distance from the beginning of a document. With the document mask it falls "
@@ -146,7 +151,8 @@ def valley(paths, curvatures, factors):
     left.legend(fontsize=8, ncol=3, loc="upper center")
     left.grid(False)
     for (name, values), colour in zip(factors.items(), (RIGHT, WRONG), strict=True):
-        right.plot(range(1, len(values) + 1), values, color=colour, label=name)
+        right.plot(range(1, len(values) + 1), values, color=colour)
+        right.text(42, values[41] + 0.3, name, color=colour, fontsize=9)
     right.axhline(1, color="#bbbbbb", linestyle="--", linewidth=1)
     right.set(
         xlabel="step",
@@ -154,7 +160,6 @@ def valley(paths, curvatures, factors):
         title="without bias correction",
         ylim=(0, 7.4),
     )
-    right.legend(fontsize=8)
     show(
         fig,
         "Left: contour lines of a narrow valley. Plain gradient descent jumps from wall to wall "
@@ -166,8 +171,8 @@ def valley(paths, curvatures, factors):
 
 
 def schedule(rates, norms, clip):
-    """The learning rate over the steps, and the norms of a real run's gradients with the line where
-    they are cut.
+    """The learning rate over the steps, and the norms of a real run's gradients with the limit above
+    which they are clipped.
     """
     fig, (left, right) = new(7.6, 2.8, columns=2)
     left.plot(rates, color=RIGHT)
@@ -176,7 +181,9 @@ def schedule(rates, norms, clip):
     )
     right.semilogy(norms, color=NEUTRAL, linewidth=0.7)
     right.axhline(clip, color=WRONG, linestyle="--", linewidth=1)
-    right.text(len(norms), clip * 1.12, "cut here", color=WRONG, ha="right", fontsize=9)
+    right.text(len(norms), clip * 1.12, "clipped above", color=WRONG, ha="right", fontsize=9)
+    right.set_yticks([0.1, 0.3, 1, 3], ["0.1", "0.3", "1", "3"])
+    right.minorticks_off()
     right.set(xlabel="step", ylabel="norm of the gradient", title="a real run's gradients")
     show(
         fig,
@@ -184,7 +191,7 @@ def schedule(rates, norms, clip):
         "cosine to a tenth of its peak. "
         "Right: the norms of the gradients of the committed run on a logarithmic scale; only some "
         "of the first steps are "
-        "above the line at 1 where they are cut, and single later ones stand out of the rest.",
+        "above the line at 1 where they are clipped, and single later ones stand out of the rest.",
     )
 
 
@@ -193,19 +200,28 @@ def vanish(single, updates, shares, marks, losses):
     training makes of it.
     """
     fig, (left, middle, right) = new(8.2, 2.9, columns=3)
-    for (name, values), colour in zip(single.items(), (RIGHT, WRONG), strict=True):
-        left.plot(values, color=colour, label=name)
+    for values, colour in zip(single.values(), (RIGHT, WRONG), strict=True):
+        left.plot(values, color=colour)
+    left.text(1000, 1.04, "bfloat16", color=WRONG, fontsize=9, ha="right")
+    left.text(450, 0.35, "float32", color=RIGHT, fontsize=9, ha="right")
     left.set(xlabel="updates of −0.001", ylabel="one weight", ylim=(0, 1.25))
-    left.legend(fontsize=8, loc="lower left")
     middle.semilogx(updates, shares, color=WRONG)
-    for (name, x), top in zip(marks.items(), (0.72, 0.9), strict=True):
+    for (name, x), top in zip(marks.items(), (0.75, 0.92), strict=True):
         middle.axvline(x, color="#bbbbbb", linestyle="--", linewidth=1)
-        middle.text(x * 0.85, top, name, fontsize=8, ha="right")
+        middle.text(x * 1.15, top, name, fontsize=8)
     middle.set(xlabel="size of an update", ylabel="share that does not move", ylim=(0, 1.02))
-    for (name, values), colour in zip(losses.items(), (RIGHT, WRONG), strict=True):
-        right.plot(values, color=colour, label=name)
+    for (name, values), colour, at in zip(losses.items(), (RIGHT, WRONG), (13, 20), strict=True):
+        right.plot(values, color=colour)
+        right.text(
+            at,
+            values[at] - 0.001,
+            name.replace(" ", "\n"),
+            color=colour,
+            fontsize=8,
+            va="top",
+            ha="right",
+        )
     right.set(xlabel="step", ylabel="loss on one batch")
-    right.legend(fontsize=8)
     show(
         fig,
         "Left: a float32 weight falls from 1 to 0 in a thousand small updates, a bfloat16 weight "
@@ -218,7 +234,7 @@ def vanish(single, updates, shares, marks, losses):
 
 
 def kept_bytes(kinds):
-    """Bars: bytes that the way back needs, in the blocks and after them."""
+    """Bars: bytes that the backward pass needs, in the blocks and after them."""
     fig, ax = new(7.0, 2.3)
     for i, (blocks, rest) in enumerate(kinds.values()):
         ax.barh(i, blocks / 1e6, color=COLOURS["L"], label="blocks" if i == 0 else None)
@@ -229,15 +245,17 @@ def kept_bytes(kinds):
             color=COLOURS["V"],
             label="norm, head, loss" if i == 0 else None,
         )
-    ax.set(yticks=range(len(kinds)), yticklabels=list(kinds), xlabel="MB kept for the way back")
+    ax.set(
+        yticks=range(len(kinds)), yticklabels=list(kinds), xlabel="MB kept for the backward pass"
+    )
     ax.invert_yaxis()
     ax.legend(fontsize=9)
     show(
         fig,
-        "Three bars of memory kept for the way back: much for ordinary attention, about two thirds "
-        "of it with the fused "
-        "kernel, and with recomputation almost nothing in the blocks, so that what the head and "
-        "the loss keep is most of it.",
+        "Three bars of memory kept for the backward pass: much for ordinary attention, about two "
+        "thirds of it with the fused "
+        "kernel, and with activation checkpointing almost nothing in the blocks, so that what the "
+        "head and the loss keep is most of it.",
     )
 
 
@@ -258,6 +276,9 @@ def blocks_of_queries(results, size=128, length=256):
         ylabel="query",
         title="what is computed",
     )
+    left.text(
+        0.72 * length, 0.25 * length, "masked,\nskipped", ha="center", va="center", fontsize=8
+    )
     left.set(xticks=range(0, length + 1, size), yticks=range(0, length + 1, size))
     left.grid(False)
     names = {"ours": "in blocks", "ours, fused kernel": "fused kernel"} | {
@@ -269,7 +290,7 @@ def blocks_of_queries(results, size=128, length=256):
         right.text(speed, i, f" {speed:,.0f}", va="center", fontsize=8)
     right.set(
         yticks=range(len(names)),
-        xlabel="tokens a second",
+        xlabel="tokens per second",
         xlim=(0, 1.2 * max(r["tokens_per_second"] for r in results.values())),
     )
     right.set_yticklabels(names.values(), fontsize=8)
@@ -280,7 +301,7 @@ def blocks_of_queries(results, size=128, length=256):
         "last key that their queries "
         "may see, and a quarter of the square stays empty. Right, bars of training speed in a "
         "committed run: our step in "
-        "blocks is faster than with the fused kernel; transformers' ways to attend stand below.",
+        "blocks is faster than with the fused kernel; transformers' four runs are below, one of them, with bfloat16 weights, faster than ours.",
     )
 
 
@@ -293,8 +314,8 @@ class Live:
     ALT = (
         "Training loss over the steps of the run in this notebook. It begins at the logarithm of "
         "the vocabulary, falls "
-        "steeply and then ever more slowly; two crosses on the curve are the loss on stories kept "
-        "back."
+        "steeply and then ever more slowly; two crosses on the curve are the loss on held-out "
+        "stories."
     )
 
     def __init__(self, steps, start, share_of):
@@ -319,7 +340,7 @@ class Live:
         self.draw("a Llama learns to tell stories")
 
     def draw(self, title):
-        """The curve so far, in the place of the one before."""
+        """The curve so far, instead of the one before."""
         fig, ax = new(6.6, 2.9)
         ax.plot(
             [row["step"] for row in self.rows],
@@ -334,6 +355,9 @@ class Live:
             "x",
             color=WRONG,
         )
+        for row in tried[:1]:
+            x, y = row["step"], row["validation_loss"] + 0.25
+            ax.text(x, y, "held-out stories", color=WRONG, fontsize=9)
         ax.axhline(self.start, color="#bbbbbb", linestyle="--", linewidth=1)
         ax.text(
             self.steps,
@@ -369,15 +393,25 @@ def resumed(whole, good, bad, killed, saved):
     not kept.
     """
     fig, ax = new(7.0, 2.9)
-    ax.plot(whole, color=NEUTRAL, linewidth=5, alpha=0.5, label="never stopped")
-    ax.plot(good, color=RIGHT, label="stopped, went on")
-    ax.plot(range(saved, len(bad)), bad[saved:], color=WRONG, label="an iterator began anew")
+    ax.plot(whole, color=NEUTRAL, linewidth=5, alpha=0.5)
+    ax.plot(good, color=RIGHT)
+    ax.plot(range(saved, len(bad)), bad[saved:], color=WRONG)
+    ax.text(6.3, whole[4], "never stopped (grey)", color="#666666", fontsize=9)
+    ax.text(6.3, whole[4] - 0.16, "stopped and resumed (on it)", color=RIGHT, fontsize=9)
+    ax.text(
+        saved,
+        bad[saved] - 0.08,
+        "its iterator began again",
+        color=WRONG,
+        fontsize=9,
+        ha="right",
+        va="top",
+    )
     ax.axvline(killed, color="#bbbbbb", linestyle="--", linewidth=1)
     ax.text(killed + 0.2, max(whole), "stopped", fontsize=9, va="top")
     ax.axvline(saved, color="#bbbbbb", linestyle=":", linewidth=1)
     ax.text(saved - 0.2, max(whole), "last state saved", fontsize=9, va="top", ha="right")
     ax.set(xlabel="step", ylabel="loss", xlim=(0, len(whole) - 1))
-    ax.legend(fontsize=8, loc="lower left")
     show(
         fig,
         "Three loss curves. The run that was stopped and went on lies exactly on the one that was "
@@ -386,47 +420,56 @@ def resumed(whole, good, bad, killed, saved):
     )
 
 
-def mistakes(curves):
-    """Loss curves of the right run and of wrong ones."""
-    fig, ax = new(6.8, 3.0)
-    for (name, values), colour in zip(
-        curves.items(), (RIGHT, WRONG, COLOURS["D"], COLOURS["K"]), strict=True
-    ):
-        ax.semilogy(values, color=colour, label=name, linewidth=1.2)
-    ax.set(xlabel="step", ylabel="loss", ylim=(0.008, 400))
-    ax.set_yticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
-    ax.legend(fontsize=8, ncol=2, loc="upper right")
+def mistakes(curves, start):
+    """Loss curves of the right run and of wrong ones, and the loss of guessing."""
+    fig, ax = new(7.2, 3.4)
+    colours = (RIGHT, WRONG, COLOURS["D"], COLOURS["K"])
+    for values, colour in zip(curves.values(), colours, strict=True):
+        ax.plot(values, color=colour, linewidth=1.3)
+    right, _, uncleared, loud = curves.values()
+    last, enters = len(right) - 1, next(i for i, value in enumerate(loud) if value < 10.5)
+    spots = (
+        (last + 1, right[-1] - 0.2, "right"),
+        (last + 1, 0.1, "targets\nnot shifted"),
+        (last + 1, uncleared[-1], "gradients\nnever cleared"),
+        (enters + 9, 9.6, f"PyTorch's own first weights, from {loud[0]:.0f}"),
+    )
+    for (x, y, text), colour in zip(spots, colours, strict=True):
+        ax.text(x, y, text, color=colour, fontsize=9, va="center")
+    ax.axhline(start, color="#bbbbbb", linestyle="--", linewidth=1)
+    ax.text(last + 1, start, "guessing", color="#666666", fontsize=9, va="center")
+    ax.set(xlabel="step", ylabel="loss, nats", xlim=(0, last), ylim=(0, 10.5))
     show(
         fig,
-        "Loss curves on a logarithmic scale. The right one falls steadily. Where targets are not "
-        "shifted it falls to almost "
-        "nothing. Where gradients are never cleared it hardly falls. PyTorch's own first weights "
-        "begin far above guessing and "
-        "need half of the run to catch up.",
+        "Loss curves. The right one falls steadily from guessing, 6.9, to 3.5. Where targets are "
+        "not shifted it falls to almost nothing. Where gradients are never cleared it stays near "
+        "5. PyTorch's own first weights begin far above the frame and need half of the run to "
+        "catch up.",
     )
 
 
 def full_run(rows, start):
-    """The committed run: loss of every step, and on stories kept back."""
+    """The committed run: loss of every step, and on held-out stories."""
     fig, (left, right) = new(7.6, 3.0, columns=2)
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     tried = [
         (row["step"], row["validation_loss"]) for row in rows if row["validation_loss"] is not None
     ]
     for ax in (left, right):
-        ax.plot(steps, losses, color=RIGHT, linewidth=0.8, label="training")
-        ax.plot(*zip(*tried, strict=True), "x-", color=WRONG, linewidth=0.8, label="kept back")
+        ax.plot(steps, losses, color=RIGHT, linewidth=0.5, alpha=0.5)
+        ax.plot(*zip(*tried, strict=True), "o-", color=WRONG, linewidth=1.2, markersize=4)
         ax.set(xlabel="step")
     left.axhline(start, color="#bbbbbb", linestyle="--", linewidth=1)
     left.text(steps[-1], start - 0.1, "guessing", ha="right", va="top", fontsize=9, color="#666666")
-    left.set(ylabel="loss, nats", ylim=(0, start + 0.5), title="everything")
-    right.set(ylim=(0.2, 0.6), xlim=(200, steps[-1]), title="the lower end, enlarged")
-    right.legend(fontsize=9)
+    left.set(ylabel="loss, nats", ylim=(0, start + 0.5), title="the whole run")
+    right.set(ylim=(0.2, 0.6), xlim=(200, steps[-1]), title="below 0.6, enlarged")
+    right.text(1050, 0.37, "training, each step", color=RIGHT, fontsize=9)
+    right.text(1050, 0.41, "held-out stories", color=WRONG, fontsize=9)
     show(
         fig,
         "The loss of the committed run over 2,000 steps falls from 6.9 to about 0.27, most of it "
         "in the first two hundred steps. "
-        "Enlarged, the loss on stories kept back lies on the training loss; both hardly fall until "
+        "Enlarged, the loss on held-out stories lies on the training loss; both hardly fall until "
         "step 800, then by a third "
         "within two hundred steps, and slowly from there on.",
     )
