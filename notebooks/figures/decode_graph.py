@@ -25,7 +25,7 @@ def bar(ax, start, y, length, colour):
 
 
 def timelines(kernels, ask, work, gap):
-    """What host and GPU do when kernels are asked for one by one, and as one graph."""
+    """What host and GPU do when kernels are launched one by one, and as one graph."""
     fig, ax = new(7.4, 2.6)
     free = 0.0
     for i in range(kernels):
@@ -37,9 +37,9 @@ def timelines(kernels, ask, work, gap):
     for i in range(kernels):
         bar(ax, ask + i * (work + gap), 0, work, COLOURS["H"])
     for y, text in (
-        (2.1, "host asks, one by one"),
+        (2.1, "host, one launch each"),
         (1.6, "GPU"),
-        (0.7, "host starts a graph"),
+        (0.7, "host, one graph"),
         (0.2, "GPU"),
     ):
         ax.text(-0.5, y, text, ha="right", va="center", fontsize=9)
@@ -51,13 +51,14 @@ def timelines(kernels, ask, work, gap):
         ylim=(-0.3, 2.5),
         yticks=[],
         xticks=range(0, int(free) + 1, 5),
-        xlabel="time",
+        xlabel="time (units of one kernel's work)",
     )
     ax.grid(False)
     ax.spines["left"].set_visible(False)
+    ax.spines["bottom"].set_bounds(0, free)
     show(
         fig,
-        f"Two time lines of {kernels} kernels. Asked for one by one, the GPU works one unit and "
+        f"Two time lines of {kernels} kernels. Launched one by one, the GPU works one unit and "
         f"waits two, and is done at "
         f"{ends[0]:.0f}. As one graph it is done at {ends[1]:.1f}, with small gaps between "
         f"kernels.",
@@ -94,18 +95,18 @@ def step_time(moved, launches, layers, speed):
         ax.set(
             yscale="log",
             title=name,
-            xlabel="cost of a launch, millionths of a second",
+            xlabel="cost of a launch (µs)",
             ylim=(floor / 2.2, 45),
         )
         ax.set_yticks([y for y in (0.1, 0.3, 1, 3, 10, 30) if y > floor / 2.2])
         ax.set_yticklabels([f"{y:g}" for y in (0.1, 0.3, 1, 3, 10, 30) if y > floor / 2.2])
         ax.minorticks_off()
-    axes[0].set_ylabel("milliseconds a token, computed")
+    axes[0].set_ylabel("ms per token, computed")
     show(
         fig,
         "Computed time of a step over the cost of a launch, for two models. The 53 launches a "
         "block rise above the time of reading "
-        "the bytes almost at once for SmolLM2 and at two millionths of a second for 8B; 18 a block "
+        "the bytes almost at once for SmolLM2 and at 2 µs for 8B; 18 a block "
         "rise later; one graph stays flat, "
         "a little above the floor for 8B.",
     )
@@ -251,7 +252,7 @@ def graphs_of_a_block(before, parts, after):
 
 def launches(*ways):
     """Launches of one block by part."""
-    fig, ax = new(7.2, 2.5)
+    fig, ax = new(7.2, 2.8)
     names = ["one by one", "attention fused", "patterns replaced"]
     for y, way in enumerate(ways):
         left = 0
@@ -263,8 +264,12 @@ def launches(*ways):
                 color=PARTS[part],
                 edgecolor="#ffffff",
                 height=0.62,
-                label=part if y == 0 else None,
             )
+            if y == 0:
+                tilt = (
+                    {"rotation": 50, "rotation_mode": "anchor"} if count < 7 else {"ha": "center"}
+                )
+                ax.text(left + count / 2, -0.42, part, fontsize=8, va="bottom", **tilt)
             if count > 1:
                 dark = part in ("matrices", "attention", "SwiGLU")
                 ax.text(
@@ -281,19 +286,11 @@ def launches(*ways):
     ax.set(
         yticks=range(len(ways)),
         yticklabels=names,
-        xlabel="launches a block and token",
+        xlabel="launches per block and token",
         xlim=(0, 58),
+        ylim=(2.4, -1.2),
     )
-    ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.legend(
-        ncols=7,
-        fontsize=8,
-        loc="lower center",
-        bbox_to_anchor=(0.45, 1.0),
-        columnspacing=0.9,
-        handlelength=1,
-    )
     show(
         fig,
         "Launches of one block by part: 53 one by one, of which norms and rotation are 34; 49 with "
