@@ -111,8 +111,8 @@ def prefill_seconds(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job
 
 
 def train_step_seconds(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: Job) -> float:
-    """Seconds a step of training takes at least; recomputing is the recomputed forward; FSDP's
-    messages overlap.
+    """Seconds a step of training takes at least; activation checkpointing repeats the forward pass;
+    FSDP's messages overlap.
     """
     rows, t, p = ceil(job.rows / layout.copies), layout.tensor, layout.pipeline
     operations = (
@@ -123,7 +123,7 @@ def train_step_seconds(cfg: LlamaConfig, gpu: Accelerator, layout: Layout, job: 
     )
     ring = link_seconds(cfg, gpu, layout, rows * job.context, rows) * (
         3 if job.activation_checkpointing else 2
-    )  # a way has as many
+    )  # each pass has as many
     moved = (
         sum(size for _, size in sharded_collectives(cfg).values())
         / (t * p)
