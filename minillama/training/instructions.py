@@ -136,9 +136,7 @@ def pack_whole(dialogs, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 class Dialogs:
-    """Packed conversations, a few rows at a time in a seeded order, a new order every time
-    round.
-    """
+    """Packed conversations, a few rows at a time in a seeded order, a new order each epoch."""
 
     def __init__(self, dialogs, length: int = 512, batch: int = 4, seed: int = 0):
         self.ids, self.documents, self.wrote, self.left_out = pack_whole(dialogs, length)

@@ -86,7 +86,7 @@ def surprise(tokens, losses, asked, alt):
     ax.bar(
         range(len(tokens)), losses, color=[RIGHT if mine else NEUTRAL for mine in asked], width=0.8
     )
-    ax.set(ylabel="loss, nats", xlim=(-0.7, len(tokens) - 0.3))
+    ax.set(ylabel="loss, nats", xlim=(-0.7, len(tokens) - 0.3), ylim=(0, 1.15 * max(losses)))
     ax.set_xticks(
         range(len(tokens)),
         [visible(token) for token in tokens],
@@ -95,9 +95,9 @@ def surprise(tokens, losses, asked, alt):
         family="monospace",
     )
     ax.grid(axis="x", visible=False)
-    for colour, label in ((NEUTRAL, "read"), (RIGHT, "written by the assistant")):
-        ax.bar([0], [0], color=colour, label=label)
-    ax.legend(loc="upper right")
+    first, top = list(asked).index(True), max(losses)
+    ax.text(first - 1, 1.03 * top, "read", color="#777777", ha="right")
+    ax.text(first - 0.4, 1.03 * top, "written by the assistant: targets", color=RIGHT)
     show(fig, alt)
 
 
@@ -105,9 +105,17 @@ def curves(runs, alt):
     """Loss by step, of several runs. runs: {label: losses}."""
     fig, ax = new(7.0, 2.8)
     for (label, losses), letter in zip(runs.items(), "TFHDK", strict=False):
-        ax.plot(range(1, len(losses) + 1), losses, color=COLOURS[letter], label=label, lw=1.8)
-    ax.set(yscale="log", xlabel="step", ylabel="loss, nats")
-    ax.legend(fontsize=9)
+        ax.plot(range(1, len(losses) + 1), losses, color=COLOURS[letter], lw=1.8)
+        last = min(len(losses), 16)
+        ax.annotate(
+            label,
+            (last, losses[last - 1]),
+            (6, 2),
+            textcoords="offset points",
+            color=COLOURS[letter],
+            fontsize=9,
+        )
+    ax.set(yscale="log", xlabel="step", ylabel="loss, nats a token")
     show(fig, alt)
 
 
