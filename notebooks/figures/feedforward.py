@@ -6,14 +6,14 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, numbers, show
 
 
 def xor(points, labels, hidden):
-    """Four points no line can divide, and the same four behind two ReLU units, where one line is
+    """Four points no line can divide, and the same four after two ReLU units, where one line is
     enough.
     """
     fig, (left, right) = new(7, 3, columns=2)
     colours = [RIGHT if label else WRONG for label in labels]
     for ax, where, title in (
         (left, points, "the inputs"),
-        (right, hidden, "behind two ReLU units"),
+        (right, hidden, "after two ReLU units"),
     ):
         ax.scatter(where[:, 0], where[:, 1], c=colours, s=70, zorder=3)
         for (x, y), label in zip(where, labels, strict=True):
@@ -36,12 +36,14 @@ def activations(x, curves, slopes):
     colours = {"ReLU": NEUTRAL, "GELU": COLOURS["K"], "SiLU": RIGHT}
     for ax, values, title in zip(axes, (curves, slopes), ("value", "slope"), strict=True):
         for name, y in values.items():
-            ax.plot(x, y, color=colours[name], label=name)
+            ax.plot(x, y, color=colours[name])
         ax.set(title=title, xlabel="z")
-    axes[0].legend()
+    for name, (x, y) in {"ReLU": (1.4, 2.0), "GELU": (0.1, -0.55), "SiLU": (-3.2, -0.55)}.items():
+        axes[0].text(x, y, name, color=colours[name], ha="right" if name == "ReLU" else "left")
+    axes[0].set_ylim(-0.8, 4.2)
     show(
         fig,
-        "ReLU has a corner at zero; GELU and SiLU bend smoothly, dip slightly below zero and "
+        "ReLU has a corner at zero; GELU and SiLU curve smoothly, dip slightly below zero and "
         "follow z above.",
     )
 
@@ -74,10 +76,10 @@ def variants(losses, baseline):
         names, losses.values(), color=[RIGHT if losses[n] <= baseline else WRONG for n in names]
     )
     for i, name in enumerate(names):
-        ax.text(losses[name], i, f" {losses[name]:.2f}", va="center")
+        ax.text(losses[name], i, f" {losses[name]:#.3g}", va="center")
     ax.invert_yaxis()
     ax.set(xlabel="loss per token on one paragraph, nats", xlim=(0, max(losses.values()) * 1.12))
-    show(fig, "Bars: " + ", ".join(f"{name} {value:.2f}" for name, value in losses.items()) + ".")
+    show(fig, "Bars: " + ", ".join(f"{name} {value:#.3g}" for name, value in losses.items()) + ".")
 
 
 def gate_activity(histograms, edges, quiet):
@@ -92,10 +94,15 @@ def gate_activity(histograms, edges, quiet):
             where="post",
             color=COLOURS["F"],
             alpha=alpha,
-            label=f"block {layer}",
+        )
+        left.text(
+            2.7,
+            {0: 2e-1, 14: 8e-2, 28: 3.2e-2}[layer],
+            f"block {layer}",
+            color=COLOURS["F"],
+            alpha=alpha,
         )
     left.set(title="silu(gate), all units and tokens", xlabel="value", yscale="log", ylabel="share")
-    left.legend()
     right.plot(quiet, "o-", color=COLOURS["L"], markersize=3)
     right.set(title="share of gates between -0.1 and 0.1", xlabel="block", ylim=(0, 1))
     show(
