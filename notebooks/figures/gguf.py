@@ -17,27 +17,31 @@ __all__ = [
 
 
 def levels(values, low, step, quantized):
-    """A block's numbers on the ladder of 16 levels, each with the line to its level."""
+    """A block's weights and the grid of 16 levels, each weight with the line to its level."""
     fig, ax = new(7.2, 2.2)
     for k in range(16):
         ax.axvline(low + k * step, color="#dddddd", linewidth=1)
         ax.text(low + k * step, 1.28, str(k), ha="center", fontsize=8, color="#777777")
     for x, q in zip(values, quantized, strict=True):
         ax.plot([x, low + q * step], [0.85, 0.15], color=NEUTRAL, linewidth=1)
-    ax.scatter(values, [0.85] * len(values), color=COLOURS["D"], zorder=3, label="the numbers")
+    ax.scatter(values, [0.85] * len(values), color=COLOURS["D"], zorder=3)
     ax.scatter(
         [low + q * step for q in quantized],
         [0.15] * len(values),
         color=RIGHT,
         zorder=3,
-        label="their levels",
     )
+    edge = low + 15.4 * step
+    ax.text(edge, 1.28, "level", fontsize=9, color="#777777")
+    ax.text(edge, 0.85, "weights", color=COLOURS["D"], va="center")
+    ax.text(edge, 0.15, "come back as", color=RIGHT, va="center")
     ax.set(ylim=(-0.1, 1.55), yticks=[], xlabel="value")
+    ax.set_xlim(low - 0.5 * step, low + 18 * step)
+    ax.set_xticks([low + k * step for k in range(0, 16, 3)])
     ax.grid(False)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     show(
         fig,
-        "Eight numbers above, sixteen evenly spaced levels from the smallest to the largest; each "
+        "Eight weights above, sixteen evenly spaced levels from the smallest to the largest; each "
         "goes to the nearest.",
     )
 
@@ -47,16 +51,18 @@ def row_errors(row, versions):
     formats, sorted.
     """
     fig, (left, right) = new(7.6, 2.9, columns=2)
-    left.step(range(32), row[:32], where="mid", color=NEUTRAL, label="the row")
-    left.plot(range(32), versions["Q4_1"][:32], ".", color=RIGHT, label="Q4_1")
-    left.set(title="one block of a row", xlabel="entry")
-    left.legend(fontsize=8)
+    left.step(range(32), row[:32], where="mid", color=NEUTRAL)
+    left.plot(range(32), versions["Q4_1"][:32], ".", color=RIGHT)
+    left.set(title="one block: the row as steps, Q4_1 as dots", xlabel="entry", ylabel="weight")
     for (label, values), colour in zip(
         versions.items(), (RIGHT, COLOURS["F"], COLOURS["D"]), strict=True
     ):
-        right.plot(np.sort(np.abs(values - row)), color=colour, label=label)
-    right.set(title="errors of all 576 entries, sorted", xlabel="entry", ylabel="|error|")
-    right.legend(fontsize=8)
+        errors = np.sort(np.abs(values - row))
+        right.plot(errors, color=colour)
+        right.text(585, errors[-8], label, color=colour, fontsize=9, va="center")
+    right.set(
+        title="errors of all 576 entries, sorted", xlabel="entry", ylabel="|error|", xlim=(-20, 700)
+    )
     show(
         fig,
         "Left: 32 weights and their 4-bit versions, close but visibly off. Right: sorted errors; "
@@ -72,7 +78,7 @@ def nibble_order(right_row, wrong_row):
     left.plot(wrong_row[:32], ".-", color=WRONG, linewidth=0.8, label="neighbours share a byte")
     left.set(xlabel="entry of the block", title="one block, the same 20 bytes")
     left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 1.02))
-    left.margins(y=0.25)
+    left.margins(y=0.4)
     middle.scatter(right_row, wrong_row, s=6, color=WRONG, alpha=0.5)
     middle.set(xlabel="right", ylabel="wrong order", title="all entries of a row")
     show(
@@ -84,7 +90,7 @@ def nibble_order(right_row, wrong_row):
 
 
 def where_the_bytes_are(kinds, total):
-    """Horizontal bars: share of a file's bytes, and of its numbers, per kind of tensor."""
+    """Horizontal bars: share of a file's bytes, and of its weights, per kind of tensor."""
     fig, ax = new(7.4, 1.9)
     for row, column in ((0, 1), (1, 0)):
         left, whole = 0, sum(kind[column] for kind in kinds.values())
@@ -96,20 +102,20 @@ def where_the_bytes_are(kinds, total):
             if share > 0.05:
                 ax.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=9)
             left += share
-    ax.set_yticks([0, 1], ["bytes", "numbers"])
+    ax.set_yticks([0, 1], ["bytes", "weights"])
     ax.set(xlim=(0, 1), xticks=[], title=f"{total / 1e6:.1f} MB")
     ax.grid(False)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=5, fontsize=8)
     show(
         fig,
-        "Feed-forward matrices hold 59% of the numbers and 51% of the bytes; the embedding 21% and "
+        "Feed-forward matrices hold 59% of the weights and 51% of the bytes; the embedding 21% and "
         "31%; attention 20% and "
         "17%; the norms and the header are slivers.",
     )
 
 
 def bits_and_errors(trade):
-    """Error of a matrix over the bits that a number takes; trade: kind -> (bits per number, share
+    """Error of a matrix over the bits that a weight takes; trade: kind -> (bits per weight, share
     of error).
     """
     fig, ax = new(6.8, 3.0)
@@ -121,7 +127,7 @@ def bits_and_errors(trade):
         "--",
         color=NEUTRAL,
         linewidth=1,
-        label="half per bit",
+        label="half the error per bit",
     )
     colours = {"0": COLOURS["F"], "1": COLOURS["F"], "K": RIGHT}
     for kind, (x, y) in trade.items():
@@ -133,7 +139,7 @@ def bits_and_errors(trade):
     ax.plot([], [], "o", color=COLOURS["F"], label="blocks of 32")
     ax.plot([], [], "o", color=RIGHT, label="super-blocks of 256")
     ax.set(
-        xlabel="bits per number",
+        xlabel="bits per weight",
         ylabel="error, share of the weights",
         xlim=(4.2, 9.2),
         ylim=(0.003, 0.16),
@@ -143,7 +149,7 @@ def bits_and_errors(trade):
     ax.legend(loc="upper right", fontsize=9)
     show(
         fig,
-        "Error over bits per number, falling by half for each bit. At 4.5 bits Q4_0 has 9.5% and "
+        "Error over bits per weight, falling by half for each bit. At 4.5 bits Q4_0 has 9.5% and "
         "Q4_K 8.2%; Q4_1 has 8.1% at 5 "
         "bits, Q5_K 4.1% at 5.5, Q6_K 2.0% at 6.6, Q8_0 0.6% at 8.5.",
     )
