@@ -28,18 +28,18 @@ def next_logits(model: Llama, tokens: torch.Tensor, cache: KVCache, count=1) -> 
     """Logits at the last `count` of the new tokens: (B, T) -> (B, count, V); the others only update
     the cache.
 
-    A long prompt goes through in pieces, which keeps the (T, S) scores of attention small; count is
-    at most a piece.
+    A long prompt goes through in chunks, which keeps the (T, S) scores of attention small; count is
+    at most a chunk.
     """
-    for piece in tokens.split(PREFILL_CHUNK, dim=1):
-        logits = model(piece, cache, last=count)  # (B, count, V)
+    for chunk in tokens.split(PREFILL_CHUNK, dim=1):
+        logits = model(chunk, cache, last=count)  # (B, count, V)
     return logits
 
 
 @dataclass
 class Statistics:
-    """What generating took so far: hand one over as `stats`. Seconds are the model's, not the
-    reader's.
+    """What generating took so far: hand one over as `stats`. Only time spent in the model is
+    counted.
     """
 
     prompt_tokens: int = 0

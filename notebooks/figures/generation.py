@@ -31,48 +31,42 @@ def likeliest(positions):
 
 def circle_of_words(words, table):
     """The toy language as a graph: an arrow per possible step, greedy's arrows in colour."""
-    fig, ax = new(5.4, 3.7)
+    fig, ax = new(7.2, 4.3)
     place = {
         "the": (0, 0),
-        "cat": (1.5, 1),
-        "dog": (1.5, -1),
-        "sat": (3.2, 0.6),
-        "on": (1.5, 0),
-        ".": (3.4, -1),
+        "cat": (2.2, 1.2),
+        "sat": (4.4, 0),
+        "on": (2.2, -0.8),
+        "dog": (2.2, -1.9),
+        ".": (6.4, -0.9),
     }
+    bends = {("the", "."): 0.7, ("dog", "."): 0.1, ("cat", "."): -0.3, ("cat", "on"): 0.15}
     for i, word in enumerate(words):
         for j, other in enumerate(words):
-            if table[i][j] and word != ".":
-                greedy = table[i][j] == max(table[i]) and word != "dog"
-                style = {
-                    "arrowstyle": "-|>",
-                    "color": WRONG if greedy else NEUTRAL,
-                    "linewidth": 2 if greedy else 1,
-                }
-                style |= {"shrinkA": 15, "shrinkB": 15, "connectionstyle": "arc3,rad=0.12"}
-                ax.annotate("", place[other], place[word], arrowprops=style)
-                start, end = np.array(place[word]), np.array(place[other])
-                side = np.array([end[1] - start[1], start[0] - end[0]]) * 0.1
-                x, y = start * 0.6 + end * 0.4 + side
-                ax.text(
-                    x,
-                    y,
-                    f"{table[i][j]:.1f}",
-                    fontsize=8,
-                    ha="center",
-                    va="center",
-                    color="#555555",
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-                )
+            if not table[i][j] or word == ".":
+                continue
+            greedy = table[i][j] == max(table[i]) and word != "dog"
+            colour, bend = WRONG if greedy else "#777777", bends.get((word, other), -0.08)
+            style = {"arrowstyle": "-|>", "color": colour, "linewidth": 2.5 if greedy else 1}
+            style |= {"shrinkA": 16, "shrinkB": 16, "connectionstyle": f"arc3,rad={bend}"}
+            ax.annotate("", place[other], place[word], arrowprops=style)
+            start, end = np.array(place[word]), np.array(place[other])
+            across = np.array([end[1] - start[1], start[0] - end[0]])
+            x, y = (start + end) / 2 + across * bend / 2  # the middle of the curve
+            ax.text(
+                x,
+                y,
+                f"{table[i][j]:.1f}",
+                fontsize=11,
+                ha="center",
+                va="center",
+                color=colour,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            )
     for word, (x, y) in place.items():
-        ax.text(x, y, word, ha="center", va="center", fontsize=20 if word == "." else 12)
-    ax.set(
-        xlim=(-0.4, 3.8),
-        ylim=(-1.5, 1.4),
-        xticks=[],
-        yticks=[],
-        title="orange: the way greedy goes",
-    )
+        ax.text(x, y, word, ha="center", va="center", fontsize=26 if word == "." else 15)
+    ax.text(2.5, 0.1, "greedy's circle", color=WRONG, ha="left", va="center", fontsize=11)
+    ax.set(xlim=(-0.5, 6.8), ylim=(-3.0, 1.5), xticks=[], yticks=[], aspect="equal")
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
@@ -283,32 +277,28 @@ def nucleus_sizes(sizes):
 
 def order(words, rows, limit):
     """Which tokens stay when temperature comes before top-p and when it comes after."""
-    fig, axes = new(7.4, 2.5, columns=2, sharey=True)
+    fig, axes = new(7.4, 3.6, rows=2, sharex=True)
     for ax, (title, (probs, kept)) in zip(axes, rows.items(), strict=True):
         left = 0.0
         for word, p, stays in zip(words, probs, kept, strict=True):
-            ax.barh(
-                [0],
-                [p],
-                left=[left],
-                color=RIGHT if stays else NEUTRAL,
-                alpha=0.75 if stays else 0.4,
-                edgecolor="white",
-            )
-            ax.text(
-                left + p / 2,
-                0,
-                f"{word}{' ' if p < 0.1 else chr(10)}{p:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                rotation=90 * (p < 0.1),
-            )
+            colour = "#7FB7D8" if stays else "#dddddd"
+            ax.barh([0], [p], left=[left], height=0.8, color=colour, edgecolor="white")
+            ink = "black" if stays else "#777777"
+            middle = {"ha": "center", "va": "center", "fontsize": 10, "color": ink}
+            ax.text(left + p / 2, 0, word, **middle)
+            start = {"ha": "left", "va": "top", "fontsize": 9, "color": ink}
+            ax.text(left, -0.45, f"{left:.2f}", **start)
             left += p
-        ax.axvline(limit, color=WRONG, linewidth=1.5)
-        ax.set(title=title, xlim=(0, 1), yticks=[], xlabel="probability so far")
-        ax.text(limit, 0.46, f" top-p = {limit}", color=WRONG, fontsize=8)
-        ax.set_ylim(-0.45, 0.6)
+        ax.plot([limit, limit], [-0.42, 0.62], color=WRONG, linewidth=2)
+        ax.text(limit, 0.66, f"top-p = {limit}", color=WRONG, fontsize=10, ha="center")
+        ax.set_title(f"{title}: {sum(kept)} stay")
+        ax.set(xlim=(0, 1), yticks=[], ylim=(-0.75, 0.95), xticks=[])
+        ax.grid(False)
+        for side in ("left", "bottom"):
+            ax.spines[side].set_visible(False)
+    axes[-1].set_xlabel(
+        "under each drink: the probability before it; it stays if that is at most top-p"
+    )
     show(
         fig,
         "The unit interval divided among the five drinks. With temperature 2 first, the line at "
@@ -360,7 +350,7 @@ def intensity(tokens, flops_per_byte, balance):
 
 
 def batch(prompts, answers):
-    """The rows of a batch: filler, prompt and answer in the slots of the cache; lengths of prompts
+    """The rows of a batch: padding, prompt and answer in the slots of the cache; lengths of prompts
     and answers.
     """
     fig, ax = new(7.2, 2.3)
@@ -375,7 +365,7 @@ def batch(prompts, answers):
         if answer < max(answers):
             ax.text(longest + answer + 0.5, row, "done", va="center", fontsize=8, color="#666666")
     for label, colour in (
-        ("filler", "#dddddd"),
+        ("padding", "#dddddd"),
         ("prompt", COLOURS["S"]),
         ("answer", COLOURS["T"]),
     ):
@@ -392,7 +382,7 @@ def batch(prompts, answers):
     ax.legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1.0), frameon=False)
     show(
         fig,
-        f"Rows of a batch as bars: filler of different widths in front, then the prompts, which "
+        f"Rows of a batch as bars: padding of different widths on the left, then the prompts, which "
         f"all end at slot {longest}, "
         "then answers of different lengths, after which a row has left the batch.",
     )
@@ -410,7 +400,7 @@ def diversity(temperatures, curves, written):
         right.plot(temperatures[-len(means) :], means, line, color=colour, label=label)
     right.axhline(written, color=NEUTRAL, linestyle=":")
     right.text(0, written - 0.15, "the written paragraph", color="#666666", va="top", fontsize=8)
-    left.set(xlabel="temperature", ylabel="distinct trigrams, share", ylim=(0, 1.05))
+    left.set(xlabel="temperature", ylabel="share of distinct trigrams", ylim=(0, 1.05))
     right.set(xlabel="temperature", ylabel="mean log-probability (at τ = 1)")
     left.legend(loc="lower right")
     show(
