@@ -66,8 +66,8 @@ def answer_log_probs(model: Llama, tokens: torch.Tensor, targets: torch.Tensor) 
 
 
 def rewards(model: Llama, batch, beta: float = 0.1) -> torch.Tensor:
-    """beta times the nats by which the adapter has made each answer likelier: a batch of `pad` ->
-    (2, P), chosen first.
+    """Each answer's implicit reward, beta times the log-ratio of the model with its adapter to the
+    model without it: a batch of `pad` -> (2, P), chosen first.
 
     ValueError if the model has no adapter.
     """

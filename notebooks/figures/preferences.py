@@ -88,18 +88,18 @@ def brake(change, betas):
         right.plot(np.log(3) / beta, 0.25, "o", color=colour)
     left.plot(0, np.log(2), "o", color="#222222")
     left.text(1.2, np.log(2) + 0.12, "start: ln 2", fontsize=9)
-    left.set(xlabel="nats by which the chosen one has gained", ylabel="loss", ylim=(0, 2.6))
+    left.set(xlabel="difference of the log-ratios, nats", ylabel="loss", ylim=(0, 2.6))
     right.axhline(0.25, color=NEUTRAL, linewidth=0.8, linestyle=":")
     right.set(
-        xlabel="nats by which the chosen one has gained",
+        xlabel="difference of the log-ratios, nats",
         ylabel="weight of the pair, σ(−m)",
         ylim=(0, 1),
     )
     left.legend(loc="upper right")
     show(
         fig,
-        "Loss and weight of a pair against the nats gained by the chosen answer over the rejected "
-        "one, for beta 0.03, 0.1 and "
+        "Loss and weight of a pair against the log-ratio of the chosen answer less that of the "
+        "rejected one, in nats, for beta 0.03, 0.1 and "
         "0.5. All losses start at ln 2 and all weights at one half; with beta 0.5 the weight is a "
         "quarter after two nats, with "
         "0.1 after eleven, with 0.03 after 37.",
@@ -116,15 +116,17 @@ def rows(tokens, targets, ignore):
     for i in range(count):
         chosen = i < count // 2
         for t in range(length):
-            asked, filler = targets[i, t] != ignore, t >= lengths[i]
-            colour = "#f0f0f0" if filler else (RIGHT if chosen else WRONG) if asked else "#cccccc"
+            asked, padding = targets[i, t] != ignore, t >= lengths[i]
+            colour = "#f0f0f0" if padding else (RIGHT if chosen else WRONG) if asked else "#cccccc"
             ax.add_patch(
                 Rectangle((t, i), 0.94, 0.86, facecolor=colour, alpha=0.75, edgecolor="white")
             )
             text = (
-                "filler" if filler else f"{tokens[i, t]} → {targets[i, t].item() if asked else '·'}"
+                "padding"
+                if padding
+                else f"{tokens[i, t]} → {targets[i, t].item() if asked else '·'}"
             )
-            white = asked and not filler
+            white = asked and not padding
             ax.text(
                 t + 0.47,
                 i + 0.43,
@@ -149,19 +151,28 @@ def rows(tokens, targets, ignore):
         "Four rows of tokens with the target of each: two chosen answers above, the two rejected "
         "ones of the same prompts "
         "below. Prompt tokens but the last have no target, every token of an answer and its end is "
-        "a target once, and what is "
-        "shorter is filled up at the right.",
+        "a target once, and shorter rows have padding at the right.",
     )
 
 
 def course(steps, nats, accuracy, general):
-    """Log-probabilities of both answers, held-out accuracy and general loss along a run."""
+    """Log-ratios of both answers, held-out accuracy and general loss along a run."""
     fig, axes = new(7.8, 2.9, columns=3)
     axes[0].axhline(0, color="#222222", linewidth=0.8)
+    places = {"chosen": (3, (4, 6), "left"), "rejected": (-1, (-12, -4), "right")}
     for (name, values), colour in zip(nats.items(), (RIGHT, WRONG), strict=True):
-        axes[0].plot(steps, values, "o-", markersize=3, color=colour, label=name)
-    axes[0].legend(loc="lower left")
-    axes[0].set(title="gained by an answer, nats")
+        axes[0].plot(steps, values, "o-", markersize=3, color=colour)
+        i, offset, side = places[name]
+        axes[0].annotate(
+            name,
+            (steps[i], values[i]),
+            offset,
+            textcoords="offset points",
+            ha=side,
+            color=colour,
+        )
+    axes[0].margins(y=0.12)
+    axes[0].set(title="log-ratio of an answer, nats")
     axes[1].plot(steps, accuracy, "o-", markersize=3, color=RIGHT)
     axes[1].set(title="held-out pairs in order", ylim=(0.4, 1.04))
     axes[2].plot(steps, general, "o-", markersize=3, color=NEUTRAL)
@@ -183,16 +194,23 @@ def losses(curves):
     fig, ax = new(7.2, 3.0)
     colours = (RIGHT, COLOURS["D"], COLOURS["L"], WRONG, COLOURS["K"])
     styles = ("-", "-", "--", "-", "-")
+    ends = sorted((values[-1], name) for name, values in curves.items())
+    heights, lowest = {}, -1.0
+    for value, name in ends:  # labels at the curves' ends, none on another
+        heights[name] = lowest = max(value, lowest + 0.06)
     for (name, values), colour, style in zip(curves.items(), colours, styles, strict=True):
-        ax.plot(
-            values,
-            style,
+        width = 2 if name == "right" else 1.4
+        ax.plot(values, style, color=colour, linewidth=width)
+        ax.text(
+            len(values) - 0.6,
+            heights[name],
+            name.replace("_", " "),
             color=colour,
-            label=name.replace("_", " "),
-            linewidth=2 if name == "right" else 1.4,
+            va="center",
+            fontsize=9,
         )
-    ax.set(xlabel="step", ylabel="loss as reported", ylim=(0, None), xticks=range(0, 20, 4))
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.set(xlabel="step", ylabel="loss as reported", ylim=(0, 0.78), xlim=(-0.5, 25))
+    ax.set_xticks(range(0, 20, 4))
     show(
         fig,
         "The loss that five versions report along twenty steps. The right one and the swapped one "
