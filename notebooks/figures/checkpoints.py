@@ -15,8 +15,9 @@ def bytemap(data: bytes, spans, alt, title="", per_row=16):
     colour each.
     """
     rows = -(-len(data) // per_row)
-    fig, ax = new(7.6, 0.3 * rows + 0.35 * -(-len(spans) // 4) + 0.5)
     labels = {}
+    n_labels = len({label for label, _, _ in spans})
+    fig, ax = new(7.6, 0.3 * rows + 0.35 * -(-n_labels // 4) + 0.5)
     for (label, start, end), colour in zip(spans, itertools.cycle(PALETTE), strict=False):
         colour = labels.setdefault(label, colour)
         for at in range(start, end):

@@ -8,9 +8,9 @@ from figures.style import COLOURS, NEUTRAL, new, show
 
 
 KINDS = {
-    "BINUNICODE": "push a text",
+    "BINUNICODE": "push a string",
     "GLOBAL": "push by name",
-    "BININT1": "push a number",
+    "BININT1": "push an integer",
     "REDUCE": "call",
     "BINPERSID": "the storage",
     "MARK": "tuples and the like",
@@ -30,9 +30,9 @@ def program_bytes(program: bytes):
     bytemap(
         program,
         colours + spans,
-        "The bytes of the program that rebuilds one tensor. Nearly all belong to texts and to "
+        "The bytes of the program that rebuilds one tensor. Nearly all belong to strings and to "
         "three names; the calls, the "
-        "numbers and the instruction for the storage take one or two bytes each.",
+        "integers and the instruction for the storage take one or two bytes each.",
     )
 
 
@@ -50,13 +50,15 @@ def archive_map(path):
         kind = (
             "program"
             if name == "data.pkl"
-            else "numbers"
+            else "tensor data"
             if name.startswith("data/")
             else "other contents"
         )
-        colour = {"program": COLOURS["S"], "numbers": COLOURS["F"], "other contents": COLOURS["D"]}[
-            kind
-        ]
+        colour = {
+            "program": COLOURS["S"],
+            "tensor data": COLOURS["F"],
+            "other contents": COLOURS["D"],
+        }[kind]
         ax.barh(0, info.file_size, left=start, color=colour, label=kind, edgecolor=colour)
         y = 0.55 + 0.3 * (2 - i % 3)
         ax.plot([start, start], [0.42, y], color=NEUTRAL, linewidth=0.8)
@@ -83,6 +85,6 @@ def archive_map(path):
     show(
         fig,
         "A strip of about 1,600 bytes: the program takes a ninth of it at the start, the four "
-        "bytes of numbers are a thin line in the "
+        "bytes of the tensor are a thin line in the "
         "middle, the directory is the last third, and most of what is left is headers and padding.",
     )
