@@ -5,7 +5,7 @@ PROMPT ?= Explain in three sentences why the sky is blue.
 override PROMPT := $(value PROMPT)# make would expand every $ in it; the shell sees it only as a variable
 export PROMPT
 
-.PHONY: demo test test-portable test-students lab export execute assignments grade classroom-demo bench test-gpu bench-gpu clean help
+.PHONY: demo test book test-book test-portable test-students lab export execute assignments grade classroom-demo bench test-gpu bench-gpu clean help
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,22 @@ test: .venv/test  ## ruff, exporter, pytest, then every notebook re-run and comp
 	$(call STEP,5,every notebook re-run and compared: about 7 minutes)
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=120 notebooks $(TWO)
 	@s=$$(( $$(date +%s) - $$(cat .venv/started) )); printf '\nmake test: all five passed in %s min %s s\n' $$(( s / 60 )) $$(( s % 60 ))
+
+BOOK := build/book
+.venv/book: .venv/test
+	@echo 'Installing what the book needs into .venv.' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book]'
+	@touch $@
+
+book: .venv/book  ## the notebooks as a website, in build/book
+	$(BIN)/python docs/book/build.py --out $(BOOK)
+
+.venv/browser: .venv/book
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@touch $@
+
+test-book: book .venv/browser  ## the website, and JupyterLab on chapters 0 and 10, in a real browser: minutes
+	$(BIN)/python -m pytest -p no:nbval -rs docs/book/test_book.py
 
 test-portable: .venv/test  ## notebooks and numeric tests under other instruction sets, an hour: ONLY="notebooks/03_rope.ipynb"
 	$(BIN)/python tests/portable.py $(ONLY)

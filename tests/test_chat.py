@@ -266,7 +266,7 @@ MALFORMED = {
     "parameters as a list": ('{"name": "f", "parameters": [1]}', '"parameters"'),
     "no name": ('{"type": "function", "parameters": {}}', '"name"'),
     "name as a number": ('{"name": 5, "parameters": {}}', '"name"'),
-    "a key twice": ('{"name": "f", "parameters": {"a": 1, "a": 2}}', "twice"),
+    "a key twice": ('{"name": "f", "parameters": {"a": 1, "a": 2}}', "repeated"),
     "not a number": ('{"name": "f", "parameters": {"a": NaN}}', "not JSON compliant"),
     "infinite": ('{"name": "f", "parameters": {"a": 1e999}}', "not JSON compliant"),
     "too deep": ('{"name": ' + "[" * 100_000, "recursion"),

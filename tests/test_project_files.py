@@ -1,4 +1,4 @@
-"""pyproject.toml, constraints.txt, environment.yml, Makefile, README.md and CI say the same."""
+"""pyproject.toml, constraints.txt, environment.yml, Makefile, README.md, docs/ and CI say the same."""
 
 import re
 import shutil
@@ -89,17 +89,19 @@ def test_conda_and_binder_install_what_make_installs():
     assert " ".join(from_pip["pip"]) in installs(read("Makefile"))
 
 
-def test_the_plain_commands_of_the_readme_are_those_of_make():
-    assert installs(read("README.md")) == installs(read("Makefile")) == {
-        "-c constraints.txt -e .",
-        "-c constraints.txt -e .[test]",
-    }  # fmt: skip
+def test_the_plain_commands_of_the_guide_are_those_of_make():
+    plain, guide = {"-c constraints.txt -e .", "-c constraints.txt -e .[test]"}, "docs/install.md"
+    assert installs(read(guide)) == plain
+    assert installs(read("Makefile")) == plain | {
+        "-c constraints.txt -e .[book]",
+        "-c constraints.txt -e .[browser]",
+    }
     for command in (
         "-m venv .venv",
         "-m minillama generate",
         "jupyter lab notebooks/00_the_whole_llama.ipynb",
     ):
-        assert command in read("README.md") and command in read("Makefile"), command
+        assert command in read(guide) and command in read("Makefile"), command
 
 
 def test_ci_runs_make_test():
@@ -127,7 +129,11 @@ def test_contributing_shows_the_commands_that_make_runs():
         )
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "course/README.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", "course/README.md"]
+PAGES += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_every_link_leads_somewhere(name):
     links = re.findall(r"\]\(([^)#]+)\)", read(name)) + re.findall(r"src=\"([^\"]+)\"", read(name))
     missing = [
@@ -139,8 +145,8 @@ def test_every_link_leads_somewhere(name):
 
 
 def file_tree() -> list[str]:
-    """The paths of README's annotated tree."""
-    block = read("README.md").split("## The files", 1)[1].split("## ", 1)[0]
+    """The paths of the annotated tree in docs/files.md."""
+    block = read("docs/files.md").split("## The files", 1)[1].split("## ", 1)[0]
     paths, folders = [], {0: ""}  # indent -> the folder whose files have it
     for indent, name in re.findall(r"^    ( *)(\S+)  +\S", block, re.MULTILINE):
         paths.append(folders[len(indent)] + name)
@@ -148,9 +154,9 @@ def file_tree() -> list[str]:
     return paths
 
 
-def test_the_tree_in_the_readme_is_the_tree():
+def test_the_annotated_tree_is_the_tree():
     """Every file of the core and every room has a line, and a room's line names its modules."""
-    tree, rooms = file_tree(), re.sub(r"\n {20,}", " ", read("README.md"))
+    tree, rooms = file_tree(), re.sub(r"\n {20,}", " ", read("docs/files.md"))
     assert [path for path in tree if not (ROOT / path).exists()] == []
     top = [path for path in (ROOT / "minillama").iterdir() if not path.stem.startswith("__")]
     assert {f"minillama/{path.name}" + "/" * path.is_dir() for path in top} - set(tree) == set()
@@ -161,15 +167,15 @@ def test_the_tree_in_the_readme_is_the_tree():
             for path in room.glob("*.py")
             if path.stem[:2] != "__" and path.stem not in line
         ]
-        assert not missing, f"README's line of {room.name}/ lacks {missing}"
+        assert not missing, f"docs/files.md's line of {room.name}/ lacks {missing}"
 
 
-def test_the_readme_lists_every_chapter_and_its_module():
+def test_every_chapter_and_its_module_is_listed():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         module = re.search(r"default_exp ([\w.]+)", path.read_text(encoding="utf-8"))
         file = module[1].replace(".", "/") if module else ""
-        row = f"| [{path.stem}](notebooks/{path.name}) | " + (f"`{file}.py` |" if module else "")
-        assert row in read("README.md"), f"README has no row that starts with {row}"
+        row = f"| [{path.stem}](../notebooks/{path.name}) | " + (f"`{file}.py` |" if module else "")
+        assert row in read("docs/files.md"), f"docs/files.md has no row that starts with {row}"
 
 
 def test_the_readme_names_the_size_of_the_download():

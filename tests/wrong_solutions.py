@@ -174,7 +174,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("(2 * 32 + 1)", "(2 * 32)", "after the last block"),
     ],
     "rmsnorm-ex2": [
-        ("W * w", "W * w[: len(W), None]", "columns of W"),
+        ("M * w", "M * w[: len(M), None]", "columns of M"),
     ],
     "rmsnorm-ex3": [
         ("(heads / rms(heads)).flatten(-2)", "x / rms(x)", "per head"),
@@ -880,7 +880,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     ],
     "addition-ex1": [
         ("3 * n + 3 + 9 * n", "3 * n + 3 + 8 * n", "the commas are tokens"),
-        ("3 * n + 3, 3 * n + 3 + 9 * n", "3 * n + 2, 3 * n + 2 + 9 * n", "the line end is a token"),
+        ("3 * n + 3, 3 * n + 3 + 9 * n", "3 * n + 2, 3 * n + 2 + 9 * n", "the newline is a token"),
     ],
     "addition-ex3": [
         ("(len(asked) - 1) + said", "len(asked) + said[1:]", "asked for at the equals sign"),
