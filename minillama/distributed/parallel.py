@@ -40,47 +40,6 @@ class ParallelError(ValueError):
     """Ranks that cannot work together: one line that says why and what to do."""
 
 
-@contextmanager
-def ranks(seconds: float = 600, **where):
-    """All processes that torchrun has started, as a mesh of one dimension: gloo on processors, nccl
-    on GPUs.
-
-    seconds: how long a rank waits for the others. where: for init_process_group, if torchrun's
-    variables do not say it. ParallelError if there are no others, and inside, if one of them dies
-    or is silent for too long.
-    """
-    if not where and "RANK" not in os.environ:
-        raise ParallelError(
-            "there are no ranks: start this with torchrun --standalone --nproc-per-node 2 ..."
-        )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    where = {"backend": "nccl" if device == "cuda" else "gloo"} | where
-    try:
-        dist.init_process_group(timeout=timedelta(seconds=seconds), **where)
-    except dist.DistError:
-        raise ParallelError(
-            f"the ranks did not all meet within {seconds:g} seconds: are all started?"
-        ) from None
-    rank = dist.get_rank()
-    try:
-        yield init_device_mesh(device, (dist.get_world_size(),))
-        with suppress(RuntimeError):  # one that has met a mistake has left already, and said so
-            dist.barrier()
-    except (RuntimeError, dcp.CheckpointException) as error:
-        if "gloo" not in str(error) and not isinstance(error, dist.DistError):
-            raise
-        why = f"one of them died, or was silent for {seconds:g} seconds"
-        raise ParallelError(
-            f"rank {rank} lost the others ({why}): look at their messages, start all again"
-        ) from None
-    finally:
-        dist.destroy_process_group()
-        # subtle: a thread of gloo's that wants Python's lock while Python ends would abort it
-        time.sleep(0.1)
-
-
 COLUMN_PARALLEL = (
     "attention.wq",
     "feed_forward.gate",
@@ -147,6 +106,83 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def sum_over_ranks(number: float) -> float:
+    """The sum of all ranks' numbers."""
+    total = torch.tensor(
+        number, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu"
+    )
+    dist.all_reduce(total)
+    return total.item()
+
+
+KINDS = {"reduce_scatter": "reduce_scatter", "allreduce": "all_reduce", "all_reduce": "all_reduce",
+         "allgather": "all_gather", "all_gather": "all_gather"}  # fmt: skip
+
+
+class CollectiveCounter(TorchDispatchMode):
+    """Counts collectives while it is active; seen: kind -> (count, bytes of the
+    whole tensors).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if DTensor in types:
+            # subtle: let DTensor first turn it into operations on this rank's pieces
+            return NotImplemented
+        out = operation(*args, **(kwargs or {}))
+        if "c10d" in operation.namespace:
+            kind = next((kind for word, kind in KINDS.items() if word in operation.name()), None)
+            tensors = [each for each in tree_leaves((args, out)) if isinstance(each, torch.Tensor)]
+            if kind and tensors:
+                times, size = self.seen.get(kind, (0, 0))
+                self.seen[kind] = times + 1, size + max(each.nbytes for each in tensors)
+        return out
+
+
+@contextmanager
+def ranks(seconds: float = 600, **where):
+    """All processes that torchrun has started, as a mesh of one dimension: gloo on processors, nccl
+    on GPUs.
+
+    seconds: how long a rank waits for the others. where: for init_process_group, if torchrun's
+    variables do not say it. ParallelError if there are no others, and inside, if one of them dies
+    or is silent for too long.
+    """
+    if not where and "RANK" not in os.environ:
+        raise ParallelError(
+            "there are no ranks: start this with torchrun --standalone --nproc-per-node 2 ..."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    where = {"backend": "nccl" if device == "cuda" else "gloo"} | where
+    try:
+        dist.init_process_group(timeout=timedelta(seconds=seconds), **where)
+    except dist.DistError:
+        raise ParallelError(
+            f"the ranks did not all meet within {seconds:g} seconds: are all started?"
+        ) from None
+    rank = dist.get_rank()
+    try:
+        yield init_device_mesh(device, (dist.get_world_size(),))
+        with suppress(RuntimeError):  # one that has met a mistake has left already, and said so
+            dist.barrier()
+    except (RuntimeError, dcp.CheckpointException) as error:
+        if "gloo" not in str(error) and not isinstance(error, dist.DistError):
+            raise
+        why = f"one of them died, or was silent for {seconds:g} seconds"
+        raise ParallelError(
+            f"rank {rank} lost the others ({why}): look at their messages, start all again"
+        ) from None
+    finally:
+        dist.destroy_process_group()
+        # subtle: a thread of gloo's that wants Python's lock while Python ends would abort it
+        time.sleep(0.1)
+
+
 def start_of(tensor: torch.Tensor) -> list[int]:
     """Row and column, or place, at which this rank's piece of a tensor begins."""
     start = [0] * tensor.ndim
@@ -207,39 +243,3 @@ def load(folder, mesh: DeviceMesh, dtype=torch.float32, repeat_kv: bool = False)
             )
             read_piece(local(parameter), start_of(parameter), stored[name], step, turn)
     return model.eval(), checkpoint.tokenizer
-
-
-def sum_over_ranks(number: float) -> float:
-    """The sum of all ranks' numbers."""
-    total = torch.tensor(
-        number, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu"
-    )
-    dist.all_reduce(total)
-    return total.item()
-
-
-KINDS = {"reduce_scatter": "reduce_scatter", "allreduce": "all_reduce", "all_reduce": "all_reduce",
-         "allgather": "all_gather", "all_gather": "all_gather"}  # fmt: skip
-
-
-class CollectiveCounter(TorchDispatchMode):
-    """Counts collectives while it is active; seen: kind -> (count, bytes of the
-    whole tensors).
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.seen = {}
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if DTensor in types:
-            # subtle: let DTensor first turn it into operations on this rank's pieces
-            return NotImplemented
-        out = operation(*args, **(kwargs or {}))
-        if "c10d" in operation.namespace:
-            kind = next((kind for word, kind in KINDS.items() if word in operation.name()), None)
-            tensors = [each for each in tree_leaves((args, out)) if isinstance(each, torch.Tensor)]
-            if kind and tensors:
-                times, size = self.seen.get(kind, (0, 0))
-                self.seen[kind] = times + 1, size + max(each.nbytes for each in tensors)
-        return out

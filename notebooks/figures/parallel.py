@@ -90,33 +90,36 @@ def messages():
     )
 
 
-def mistakes(losses: dict):
-    """Loss of the real model with its ranks played in one process, right and wrong."""
-    fig, ax = new(7.0, 2.5)
+def mistakes(losses: dict, guessing: float):
+    """Loss of the real model with its ranks emulated in one process, right and wrong, and that of a
+    uniform guess.
+    """
+    fig, ax = new(7.2, 2.8)
+    ax.axvline(guessing, color="#222222", linestyle=":", linewidth=1.2, zorder=0.8)
+    ax.text(guessing - 0.1, -0.05, "uniform guess", fontsize=9, ha="right", va="center")
     for y, loss in enumerate(losses.values()):
         ax.barh(y, loss, color=RIGHT if y == 0 else WRONG, height=0.6)
-        ax.text(loss + 0.1, y, f"{loss:.1f}", va="center", fontsize=9)
+        ax.text(loss - 0.1, y, f"{loss:.1f}", va="center", ha="right", color="white", fontsize=9)
     ax.set(
         yticks=range(len(losses)),
         yticklabels=list(losses),
-        xlabel="loss over the text, nats a token",
+        xlabel="loss over the text, nats per token",
     )
-    ax.set_xlim(0, 1.12 * max(losses.values()))
+    ax.set_xlim(0, 1.05 * max(losses.values()))
     ax.invert_yaxis()
     show(
         fig,
-        "Loss of the real model on a text: cut for three ranks, as with one. Every one of five "
-        "wrong ways to cut it "
-        "is higher, each without an error message.",
+        "Loss of the real model on a text: cut rightly for three ranks, as with one. Five wrong "
+        "cuts have a much higher loss, most of them above that of a uniform guess.",
     )
 
 
 def led(counts):
-    """What rank 0 asks of its model, told to rank 1, which does the same; what only rank 0 does."""
-    fig, ax = new(7.2, 2.1)
+    """Passes that rank 0 broadcasts and rank 1 replays; what only rank 0 does."""
+    fig, ax = new(7.6, 2.1)
     steps = []
     for count in counts:
-        steps += [(f"pass of {count}", True), ("draw", False)]
+        steps += [(f"pass over {count}", True), ("sample", False)]
     for x, (name, both) in enumerate([("read", False), *steps, ("print", False)]):
         for rank in (0, 1):
             if rank and not both:
@@ -132,15 +135,16 @@ def led(counts):
                 (x + 0.5, 0.84),
                 arrowprops={"arrowstyle": "->", "color": "#555555"},
             )
+            ax.text(x + 0.56, 1.2, "broadcast", va="center", fontsize=8.5, color="#555555")
     for rank in (0, 1):
         ax.text(-0.15, 1.6 * rank + 0.4, f"rank {rank}", ha="right", va="center", fontsize=9)
     ax.set(xlim=(-1.1, len(steps) + 2.1), ylim=(2.6, -0.2))
     ax.axis("off")
     show(
         fig,
-        "Rank 0 reads, makes a pass over three tokens and draws, makes a pass over one and draws, "
-        "and prints. Each pass is told "
-        "to rank 1, which makes it too; reading, drawing and printing are rank 0's alone.",
+        "Rank 0 reads, makes a pass over three tokens and samples, makes a pass over one and "
+        "samples, and prints. Each pass is broadcast to rank 1, which makes it too; reading, "
+        "sampling and printing are rank 0's alone.",
     )
 
 
@@ -163,14 +167,14 @@ def in_the_file():
         ax.grid(False)
         for spine in ax.spines.values():
             spine.set_visible(False)
-    axes[1].set_xlabel(
-        "the 64 numbers of an 8 x 8 matrix in the order of the file; lines between its rows"
-    )
+        for rank in (0, 1) if "rows" in title.split(":")[0] else ():
+            ax.text(32 * rank + 12, 0.5, f"rank {rank}", ha="center", va="center", fontsize=9)
+    axes[1].set_xlabel("the 64 entries of an 8 x 8 matrix in the file's order; lines between rows")
     show(
         fig,
-        "An 8 x 8 matrix as it lies in the file, 64 numbers in a line. Rank 1's half, cut between "
-        "rows: the last 32 numbers, "
-        "one run. Cut between columns: the last four numbers of each row, eight runs.",
+        "An 8 x 8 matrix as it lies in the file, 64 entries in a line. Rank 1's half, cut between "
+        "rows: the last 32 entries, one run. Cut between columns: the last four entries of each "
+        "row, eight runs.",
     )
 
 
@@ -179,17 +183,11 @@ def per_rank(counts, planned, cache, found: dict):
     simulation.
     """
     fig, ax = new(7.0, 3.1)
-    ax.loglog(counts, [x / 1e9 for x in planned], color=COLOURS["D"], label="weights, planned")
-    ax.loglog(
-        list(found),
-        [x / 1e9 for x in found.values()],
-        "o",
-        color="#222222",
-        label="weights, in the simulation",
-    )
-    ax.loglog(
-        counts, [x / 1e9 for x in cache], color=COLOURS["K"], label="cache of eight rows of 8,192"
-    )
+    ax.loglog(counts, [x / 1e9 for x in planned], color=COLOURS["D"])
+    ax.loglog(list(found), [x / 1e9 for x in found.values()], "o", color="#222222")
+    ax.loglog(counts, [x / 1e9 for x in cache], color=COLOURS["K"])
+    ax.text(8.8, 250, "weights: line planned, dots simulated", fontsize=9, color="#9A6A00")
+    ax.text(1.15, 12, "cache of 8 rows\nof 8,192 tokens", fontsize=9, color=COLOURS["K"], va="top")
     ax.axvline(8, color=NEUTRAL, linestyle=":")
     ax.text(8.4, 8, "as many ranks as kv heads", fontsize=8.5, color="#555555")
     ax.axhline(72, color=NEUTRAL, linewidth=0.8)
@@ -198,7 +196,6 @@ def per_rank(counts, planned, cache, found: dict):
     ax.set_xticks(counts, [str(n) for n in counts])
     ax.set_yticks([5, 20, 50, 100, 500, 1000], ["5", "20", "50", "100", "500", "1,000"])
     ax.minorticks_off()
-    ax.legend(fontsize=8.5, loc="upper right")
     show(
         fig,
         "GB on each rank against tensor ranks, both logarithmic. Weights fall from 812 to 7, the "
@@ -209,84 +206,84 @@ def per_rank(counts, planned, cache, found: dict):
 
 
 def stops(counts, steps, prompts):
-    """Thousandths of a second for a step of decoding and for a prompt's piece, by part, against
-    tensor ranks.
-    """
+    """Milliseconds of a decode step and of a prefill chunk, by part, against tensor ranks."""
     fig, axes = new(7.2, 3.1, columns=2)
-    titles = ("a token for each of 8 rows", "512 tokens of a prompt, 8 rows")
+    titles = ("decode: a token for each of 8 rows", "prefill: 512 tokens for each of 8 rows")
     for ax, parts, title in zip(axes, (steps, prompts), titles, strict=True):
         work = [
             1e3 * (max(p["weights"], p["products"]) + max(p["cache"], p["scores"])) for p in parts
         ]
         links = [1e3 * p["links"] for p in parts]
-        ax.loglog(
-            counts,
-            [a + b for a, b in zip(work, links, strict=True)],
-            color="#222222",
-            linewidth=2.2,
-            label="together",
-        )
-        ax.loglog(counts, work, color=COLOURS["D"], label="weights and cache")
-        ax.loglog(counts[1:], links[1:], color=WRONG, label="links")
+        both = [a + b for a, b in zip(work, links, strict=True)]
+        ax.loglog(counts, both, color="#222222", linewidth=2.2)
+        ax.loglog(counts, work, color=COLOURS["D"])
+        ax.loglog(counts[1:], links[1:], color=WRONG)
         ax.axvline(8, color=NEUTRAL, linestyle=":")
         ax.set(xlabel="tensor ranks", title=title)
         ax.set_xticks(counts, [str(n) for n in counts])
         ax.minorticks_off()
     axes[0].set_yticks([3, 10, 30, 100, 300], ["3", "10", "30", "100", "300"])
     axes[1].set_yticks([30, 100, 300, 1000, 3000], ["30", "100", "300", "1,000", "3,000"])
-    axes[0].set_ylabel("thousandths of a second, at least")
-    axes[0].legend(fontsize=8, loc="upper right")
-    axes[0].text(7.4, 4, "one server", ha="right", fontsize=8, color="#555555")
+    axes[0].set_ylabel("ms, lower bound")
+    axes[0].text(18, 34, "together", fontsize=9)
+    axes[0].text(128, 2.4, "weights, cache", fontsize=9, color="#9A6A00", ha="right")
+    axes[0].text(2.2, 3.3, "links", fontsize=9, color=WRONG)
+    axes[0].set_ylim(2.1, 320)
+    axes[0].text(8.6, 200, "beyond one server", fontsize=8.5, color="#555555")
+    axes[1].text(17, 1900, "together", fontsize=9)
+    axes[1].text(24, 60, "weights,\ncache", fontsize=9, color="#9A6A00", ha="right", va="top")
+    axes[1].text(2.2, 130, "links", fontsize=9, color=WRONG)
     show(
         fig,
-        "Time against tensor ranks, 405B on H100, planned. Decoding: 251 with one rank, 34 with "
-        "eight; beyond a server links "
-        "are a third to three quarters of it, 14 with 128. A prompt: 587 with eight ranks, 1,509 "
-        "with sixteen, nearly all of it links.",
+        "Time against tensor ranks, 405B on H100, planned. Decoding: 251 ms with one rank, 34 with "
+        "eight; beyond a server links are a third to three quarters of it, 14 with 128. Prefill: "
+        "587 ms with eight ranks, 1,509 with sixteen, nearly all of it links.",
     )
 
 
 def cores(measured: dict):
-    """Measured ratio to the plain model against ranks, and the messages' share of the time."""
-    fig, axes = new(7.2, 3.0, columns=2)
+    """Work per second beside the plain model, and the share of time in collectives."""
+    fig, axes = new(7.6, 3.0, columns=2, width_ratios=[9, 5])
     tasks = {"prompt": COLOURS["T"], "answer": COLOURS["F"], "training": COLOURS["L"]}
-    counts = sorted({count for _, _, count in measured if count})
-    axes[0].plot(counts, counts, color=NEUTRAL, linestyle=":", label="ideal")
-    for task, colour in tasks.items():
-        for scaling, line in (("strong", "-"), ("weak", "--")):
-            ratios = [measured[task, scaling, count]["ratio"] for count in counts]
-            axes[0].plot(
-                counts, ratios, color=colour, linestyle=line, marker="o", label=f"{task}, {scaling}"
-            )
-    axes[0].set(
-        xlabel="ranks",
-        ylabel="work per second, plain = 1",
-        xticks=counts,
-        ylim=(0, 1.8 * counts[-1]),
-    )
-    axes[0].legend(fontsize=7.5, ncols=2, loc="upper left")
-    most, places = counts[-1], []
-    for place, (task, colour) in enumerate(tasks.items()):
-        for shift, scaling in ((-0.2, "strong"), (0.2, "weak")):
-            share = measured[task, scaling, most]["messages_share"]
-            axes[1].bar(
-                place + shift,
-                100 * share,
-                width=0.36,
-                color=colour,
-                alpha=0.9 if scaling == "strong" else 0.45,
-            )
-            places.append(f"{task}, {scaling} {share:.0%}")
-    axes[1].set(xticks=range(3), xticklabels=list(tasks), ylabel="messages, percent of the time")
-    axes[1].set_title(f"{most} ranks: strong (dark) and weak (light)", fontsize=9)
-    ends = [
-        f"{task}, {scaling} {measured[task, scaling, most]['ratio']:.2f}"
-        for task in tasks
-        for scaling in ("strong", "weak")
-    ]
+    named = {"prompt": "prefill", "answer": "decode", "training": "training"}
+    most = max(count for _, _, count in measured)
+    kinds = {"1 rank": ("strong", 1), f"{most}, strong": ("strong", most)}
+    kinds[f"{most}, weak"] = ("weak", most)
+    for ax, field, shown in (
+        (axes[0], "ratio", list(kinds)),
+        (axes[1], "messages_share", list(kinds)[1:]),
+    ):
+        ticks = []
+        for place, (task, colour) in enumerate(tasks.items()):
+            left = place * (len(shown) + 0.8)
+            for i, kind in enumerate(shown):
+                value = measured[task, *kinds[kind]][field]
+                ax.bar(
+                    left + i, value, color=colour, width=0.85, alpha=0.55 if "1 " in kind else 0.9
+                )
+                label = f"{value:.2f}" if field == "ratio" else f"{value:.0%}"
+                ax.text(left + i, value, label, ha="center", va="bottom", fontsize=8.5)
+                ticks.append((left + i, kind))
+            middle, top = left + (len(shown) - 1) / 2, ax.get_xaxis_transform()
+            ax.text(middle, 1.0, named[task], color=colour, transform=top, ha="center", va="bottom")
+        ax.set_xticks([x for x, _ in ticks], [kind for _, kind in ticks], rotation=60, fontsize=8.5)
+        ax.grid(axis="x", visible=False)
+    for height, name in ((1, "plain model"), (most, f"ideal for {most} ranks")):
+        axes[0].axhline(height, color="#222222", linestyle=":", linewidth=1, zorder=0.8)
+        axes[0].text(10.7, height + 0.03, name, fontsize=8.5, va="bottom")
+    axes[0].set(ylabel="work per second, plain = 1", ylim=(0, most + 0.2), xlim=(-0.7, 14.5))
+    axes[1].set(ylabel="time in collectives", ylim=(0, 0.55))
+    axes[1].set_yticks([0, 0.2, 0.4], ["0%", "20%", "40%"])
+    said = {
+        field: "; ".join(
+            f"{named[task]}, {kind} {measured[task, *kinds[kind]][field]:.2f}"
+            for task in tasks
+            for kind in list(kinds)[1:]
+        )
+        for field in ("ratio", "messages_share")
+    }
     show(
         fig,
-        f"Measured: work per second with {most} ranks beside the plain model in one process: "
-        f"{'; '.join(ends)}. "
-        f"Share of the time that goes into messages: {'; '.join(places)}.",
+        f"Measured: work per second beside the plain model in one process: {said['ratio']}. "
+        f"Share of the time in collectives: {said['messages_share']}.",
     )
