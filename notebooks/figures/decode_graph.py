@@ -106,7 +106,7 @@ def step_time(moved, launches, layers, speed):
         fig,
         "Computed time of a step over the cost of a launch, for two models. The 53 launches a "
         "block rise above the time of reading "
-        "the bytes almost at once for SmolLM2 and at 2 µs for 8B; 18 a block "
+        "the bytes almost at once for SmolLM2 and at two microseconds for 8B; 18 a block "
         "rise later; one graph stays flat, "
         "a little above the floor for 8B.",
     )
