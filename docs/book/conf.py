@@ -38,11 +38,16 @@ autodoc_default_options = {"members": True, "undoc-members": False}
 add_module_names = False
 # a chapter's links to files of the repository are the repository's affair
 suppress_warnings = ["myst.xref_missing", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
-suppress_warnings += ["config.cache"]  # a function among the settings
+suppress_warnings += [
+    "config.cache",
+    "ref.python",
+]  # a function; a name of several
 
 html_theme = "sphinx_book_theme"
 html_title = "minillama: Llama 3.1 from scratch"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}
 html_css_files = ["book.css"]
 html_js_files = ["book.js"]
 html_show_sphinx = False
