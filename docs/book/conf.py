@@ -29,7 +29,7 @@ nb_execution_mode = "off"  # the outputs are those that CI compares
 nb_ipywidgets_js = {}  # no widget's JavaScript from elsewhere
 nb_merge_streams = True
 nb_render_markdown_format = "commonmark"
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 myst_heading_slug_func = slug
 myst_dmath_double_inline = True
@@ -56,6 +56,7 @@ html_theme_options = {
     "home_page_in_toc": True,
     "use_fullscreen_button": False,
     "show_toc_level": 2,
+    "navbar_persistent": [],  # the sidebar has the search
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
