@@ -124,7 +124,7 @@ BACKENDS = {
         NAIVE,
         AttentionBackend("blocks", attend_in_blocks),
         AttentionBackend("sdpa", attend_sdpa),
-        AttentionBackend("fused", attend_fused, takes_tables=False),
+        AttentionBackend("fused", attend_fused, supports_tables=False),
     )
 }
 

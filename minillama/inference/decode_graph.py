@@ -221,7 +221,7 @@ class GraphStep:
                 str(error).strip().partition("\n")[0] or type(error).__name__
             ) from error
 
-    def takes(self, cache: KVCache) -> bool:
+    def supports(self, cache: KVCache) -> bool:
         """One row without padding."""
         return cache.keys.shape[1] == 1 and cache.padding is None
 
