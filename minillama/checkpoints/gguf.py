@@ -204,20 +204,28 @@ def gguf_rope_scaling(
     """
     if divisors is None:
         return None
-    for scaling in (
-        (None, RopeScaling(8.0), RopeScaling(32.0)) if divisors.shape == (head_dim // 2,) else ()
-    ):
+    found, scalings = None, []
+    if divisors.shape == (head_dim // 2,):
+        found = divisors.read().float()
+        factor = found.max().item()  # of the slowest pairs
+        contexts = (8192, *(2**n for n in range(6, 18)))  # Llama 3's, then any power of two
+        if 1 <= factor < 1e6:
+            scalings = [RopeScaling(factor, original_max_seq_len=length) for length in contexts]
+    for scaling in (None, *scalings):
         expected = rope_frequencies(head_dim, theta) / rope_frequencies(head_dim, theta, scaling)
-        if torch.allclose(expected, divisors.read().float(), rtol=1e-4):
+        if found is not None and torch.allclose(expected, found, rtol=1e-4):
             return scaling
-    raise ValueError("rope_freqs.weight holds a scaling that is neither Llama 3.1's nor 3.2's")
+    raise ValueError("rope_freqs.weight holds a scaling that is not of Llama 3.1's kind")
 
 
 LLAMA_3_SPLITS = ("llama-bpe", "llama-v3", "llama3")  # three names of one pattern
-GGUF_SPLITS = dict.fromkeys(LLAMA_3_SPLITS, LLAMA3_PATTERN) | {
-    "smollm": SMOLLM_SPLIT,
-    "gpt-2": GPT2_SPLIT,
+GGUF_SPLITS = {  # name -> (pattern, whether a chunk that is a token is taken whole)
+    **dict.fromkeys(LLAMA_3_SPLITS, (LLAMA3_PATTERN, True)),
+    "smaug-bpe": (LLAMA3_PATTERN, False),
+    "smollm": (SMOLLM_SPLIT, False),
+    "gpt-2": (GPT2_SPLIT, False),
 }
+GGUF_PRE_NAMES = {how: name for name, how in reversed(GGUF_SPLITS.items())}  # for writing
 
 
 def gguf_tokenizer(meta: dict) -> Tokenizer | None:
@@ -241,11 +249,11 @@ def gguf_tokenizer(meta: dict) -> Tokenizer | None:
     ids = {token: id for id, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         raise ValueError("its tokenizer lists a token twice")
-    llama_3 = pre in LLAMA_3_SPLITS
+    pattern, whole_chunks = GGUF_SPLITS[pre]
     first = meta.get("tokenizer.ggml.bos_token_id")
-    bos = first if meta.get("tokenizer.ggml.add_bos_token", llama_3) else None
+    bos = first if meta.get("tokenizer.ggml.add_bos_token", pre in LLAMA_3_SPLITS) else None
     stop = [meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     stop += [specials.get(name) for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
-    merges, pattern = meta["tokenizer.ggml.merges"], GGUF_SPLITS[pre]
-    tokenizer = build_tokenizer(ids, specials, merges, pattern, bos, stop, llama_3, plain)
+    merges = meta["tokenizer.ggml.merges"]
+    tokenizer = build_tokenizer(ids, specials, merges, pattern, bos, stop, whole_chunks, plain)
     return set_chat_format(tokenizer, meta.get("tokenizer.chat_template"), first)
