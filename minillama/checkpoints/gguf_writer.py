@@ -60,7 +60,8 @@ def token_lists(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[int]]:
     for token, id in tokenizer.vocab.items():
         tokens[id], types[id] = spelled(token), 1
     for name, id in tokenizer.specials.items():
-        tokens[id], types[id] = name, 4 if name in tokenizer.plain else 3
+        unused = name == tokens[id]  # a file of this kind was read
+        tokens[id], types[id] = name, 5 if unused else 4 if name in tokenizer.plain else 3
     if len(set(tokens)) < rows:
         raise CheckpointError("two tokens are spelled alike, which GGUF cannot hold")
     return tokens, types
@@ -153,7 +154,7 @@ def write_tensor(file, name: str, tensor: StoredTensor, kind: str) -> None:
         for first in range(0, size, SLICE):
             file.write(tensor.raw(first, first + SLICE).numpy())
     else:
-        for part in tensor.read().detach().to("cpu").reshape(-1).split(SLICE):
+        for part in tensor.read().detach().to("cpu").reshape(-1).split(SLICE // 8):
             part = part.float()
             most = 3e38 if kind in ("F32", "BF16") else 65504  # float16's largest, of scales too
             if not (part.abs() <= most).all():
