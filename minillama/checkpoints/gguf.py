@@ -140,6 +140,8 @@ def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
     if header.bytes(4) != b"GGUF":
         raise CheckpointError("this is not a GGUF file (it does not start with GGUF)")
     [version] = header.numbers("I")
+    if version in (2 << 24, 3 << 24):
+        raise CheckpointError("this GGUF file is big-endian, which is not supported")
     if version not in (2, 3):
         raise CheckpointError(f"GGUF version {version} is not supported, only 2 and 3")
     n_tensors, n_keys, meta = header.count(header.TENSORS), header.count(header.KEYS), {}
@@ -151,21 +153,54 @@ def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
     return meta, [header.tensor() for _ in range(n_tensors)]
 
 
-def open_gguf(path: Path) -> Checkpoint:
-    """Read a GGUF file's header; a tensor is read and dequantized when it is asked for."""
-    file = RawFile(Path(path))
+def gguf_file(path: Path) -> tuple[dict, dict[str, StoredTensor]]:
+    """The keys and the tensors of one file."""
+    file = RawFile(path)
     header = GGUFHeader(file.read_small(0, min(file.size, GGUFHeader.BYTES)))
     meta, infos = gguf_header(header)
     alignment = meta.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 8 or alignment % 8:
         raise CheckpointError(f"general.alignment must be a multiple of 8, not {alignment!r}")
-    tensors = lay_out(file, padded(header.at, alignment), infos, alignment, GGML_TYPES)
+    return meta, lay_out(file, padded(header.at, alignment), infos, alignment, GGML_TYPES)
+
+
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def gguf_parts(path: Path) -> tuple[dict, dict[str, StoredTensor]]:
+    """As `gguf_file`; of a model that is cut into several files, any of which may be named, the
+    keys of the first and the tensors of all.
+    """
+    meta, tensors = gguf_file(path)
+    if (count := meta.get("split.count", 1)) == 1:
+        return meta, tensors
+    name = PART.fullmatch(path.name)
+    if not name or type(count) is not int or int(name[3]) != count:
+        raise CheckpointError(
+            f"this is one of {count} files, but its name does not end in -00001-of-{count:05}.gguf"
+            if type(count) is int
+            else f"split.count is {count!r}"
+        )
+    tensors = {}
+    for number in range(count):
+        part = path.with_name(f"{name[1]}-{number + 1:05}-of-{count:05}.gguf")
+        keys, more = gguf_file(part)
+        if (keys.get("split.no"), keys.get("split.count")) != (number, count):
+            raise CheckpointError(f"{part.name} is not file {number + 1} of {count}")
+        if twice := sorted(tensors.keys() & more.keys()):
+            raise CheckpointError(f"{part.name} holds {twice[0]!r}, which another file holds too")
+        tensors |= more
+        meta = meta if number else keys
+    if meta.get("split.tensors.count") != len(tensors):
+        raise CheckpointError(f"its files hold {len(tensors)} tensors, otherwise than they say")
+    return meta, tensors
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Read a GGUF file's header; a tensor is read and dequantized when it is asked for."""
+    meta, tensors = gguf_parts(Path(path))
     if (architecture := meta.get("general.architecture")) != "llama":
         raise CheckpointError(f"the architecture is {architecture!r}, not 'llama'")
-    if meta.get("split.count", 1) != 1:
-        raise CheckpointError(
-            "this is one of several files; llama.cpp's llama-gguf-split --merge makes them one"
-        )
     divisors = tensors.pop("rope_freqs.weight", None)
     tensors = {rename(name, GGUF): tensor for name, tensor in tensors.items()}
     with reading("the header"):
