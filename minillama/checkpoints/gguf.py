@@ -175,25 +175,21 @@ def gguf_parts(path: Path) -> tuple[dict, dict[str, StoredTensor]]:
     if (count := meta.get("split.count", 1)) == 1:
         return meta, tensors
     name = PART.fullmatch(path.name)
-    if not name or type(count) is not int or int(name[3]) != count:
+    if not name or type(count) is not int or not 1 < count == int(name[3]):
         raise CheckpointError(
-            f"this is one of {count} files, but its name does not end in -00001-of-{count:05}.gguf"
-            if type(count) is int
-            else f"split.count is {count!r}"
+            f"this is one of several files ({count!r}), whose names end in -00001-of-0000N.gguf"
         )
-    tensors = {}
-    for number in range(count):
-        part = path.with_name(f"{name[1]}-{number + 1:05}-of-{count:05}.gguf")
-        keys, more = gguf_file(part)
-        if (keys.get("split.no"), keys.get("split.count")) != (number, count):
-            raise CheckpointError(f"{part.name} is not file {number + 1} of {count}")
+    paths = [path.with_name(f"{name[1]}-{i:05}-of-{name[3]}.gguf") for i in range(1, count + 1)]
+    files, tensors = [gguf_file(part) for part in paths], {}
+    for i, (keys, more) in enumerate(files):
+        if (keys.get("split.no"), keys.get("split.count")) != (i, count):
+            raise CheckpointError(f"{paths[i].name} is not file {i + 1} of {count}")
         if twice := sorted(tensors.keys() & more.keys()):
-            raise CheckpointError(f"{part.name} holds {twice[0]!r}, which another file holds too")
+            raise CheckpointError(f"{paths[i].name} holds {twice[0]!r}, as a file before it does")
         tensors |= more
-        meta = meta if number else keys
-    if meta.get("split.tensors.count") != len(tensors):
+    if files[0][0].get("split.tensors.count") != len(tensors):
         raise CheckpointError(f"its files hold {len(tensors)} tensors, otherwise than they say")
-    return meta, tensors
+    return files[0][0], tensors
 
 
 def open_gguf(path: Path) -> Checkpoint:
