@@ -14,7 +14,7 @@ from minillama.checkpoints.hugging_face_writer import STORED, save_hugging_face
 from minillama.checkpoints.meta_writer import save_meta
 from minillama.commands.options import DEFAULT_MODEL, DTYPE_NAMES
 from minillama.inference.loading import load, stored_dtype
-from minillama.training.adapters import load_adapter
+from minillama.training.adapters import load_adapter, save_gguf_lora
 from minillama.training.finetuning import merge_lora
 
 
@@ -46,8 +46,9 @@ def add(commands) -> None:
     change = commands.add_parser(
         "convert",
         help="write any checkpoint in a form that others read",
-        description="Write a checkpoint as a folder of Hugging Face's form, which most programs "
-        "read, or of Meta's, or as one GGUF file, which llama.cpp and programs built on it read. "
+        description="Write a checkpoint as a folder of Hugging Face's form, which most "
+        "programs read, or of Meta's; as one GGUF file, which llama.cpp and its like read; or "
+        "an adapter alone as a GGUF file (gguf-lora). "
         "An older checkpoint in the folder is replaced when the new one is complete; a folder with "
         "other files is left alone, and so is a file without --force.",
     )
@@ -57,7 +58,7 @@ def add(commands) -> None:
         "--adapter", metavar="FOLDER", help="of finetune or peft, to be added to the weights"
     )
     change.add_argument(
-        "--format", choices=["hugging-face", "meta", "gguf"], default="hugging-face",
+        "--format", choices=["hugging-face", "meta", "gguf", "gguf-lora"], default="hugging-face",
         help="(%(default)s)",
     )  # fmt: skip
     change.add_argument(
@@ -88,6 +89,8 @@ def run_verify(args) -> int:
 def run_convert(args) -> int:
     if args.format == "gguf":
         return run_convert_gguf(args)
+    if args.format == "gguf-lora":
+        return run_convert_lora(args)
     if args.dtype not in (None, *DTYPE_NAMES):
         raise ValueError(f"--dtype {args.dtype} goes with --format gguf")
     if Path(args.target).suffix == ".gguf":
@@ -100,6 +103,17 @@ def run_convert(args) -> int:
     count, dtype = sum(p.numel() for p in model.parameters()), model.norm.weight.dtype
     without = "" if tokenizer else ", and no tokenizer, as the source has none"
     print(f"{args.target}: {count:,} parameters in {str(dtype).removeprefix('torch.')}{without}")
+    return 0
+
+
+def run_convert_lora(args) -> int:
+    """A GGUF file with the adapter alone, for the model of the source."""
+    if args.adapter is None or args.dtype is not None:
+        raise ValueError("--format gguf-lora goes with --adapter, and without --dtype")
+    check_free(Path(args.target), args.force)
+    model, _ = load(args.source)
+    count = save_gguf_lora(load_adapter(model, args.adapter), args.target, args.force)
+    print(f"{args.target}: an adapter of {count} matrices")
     return 0
 
 
