@@ -133,7 +133,7 @@ def value_bytes(value) -> bytes:
 
 
 def header_bytes(keys: dict, tensors: dict[str, tuple[StoredTensor, str]]) -> bytes:
-    """Everything before the numbers, padded. tensors: GGUF's name -> (tensor, kind to write)."""
+    """All before the tensor data, padded. tensors: GGUF's name -> (tensor, kind to write)."""
     parts, at = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(keys))], 0
     parts += [string(key) + value_bytes(value) for key, value in keys.items()]
     for name, (tensor, kind) in tensors.items():
@@ -146,7 +146,7 @@ def header_bytes(keys: dict, tensors: dict[str, tuple[StoredTensor, str]]) -> by
 
 
 def write_tensor(file, name: str, tensor: StoredTensor, kind: str) -> None:
-    """A tensor's numbers, quantized slice by slice, and zeros up to the next multiple of 32; bytes
+    """A tensor's elements, quantized slice by slice, and zeros up to the next multiple of 32; bytes
     that are of this kind already are copied.
     """
     size = n_bytes(tensor.shape, kind, GGML_TYPES)

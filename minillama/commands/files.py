@@ -65,7 +65,7 @@ def add(commands) -> None:
         "--dtype",
         choices=GGUF_DTYPES,
         metavar="TYPE",
-        help=f"of the numbers (the source's, float32 if quantized): {', '.join(DTYPE_NAMES)}; "
+        help=f"of the weights (the source's, float32 if quantized): {', '.join(DTYPE_NAMES)}; "
         f"of GGUF's matrices {', '.join(map(str.lower, FILE_TYPES))}",
     )
     change.add_argument("--force", action="store_true", help="replace a GGUF file of that name")

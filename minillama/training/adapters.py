@@ -55,7 +55,7 @@ SUPPORTED_SETTINGS = {  # what adapter_config.json may say, None for anything; a
     "modules_to_save": None,
 }
 SAVED = {"embed_tokens": "embedding.weight", "lm_head": "head.weight"}  # whole, beside an adapter
-MOST = 2**31  # above any rank and alpha that can be meant
+LIMIT = 2**31  # above any valid rank or alpha
 THEIRS = {ours: theirs for theirs, ours in HUGGING_FACE.items()}
 
 
@@ -153,9 +153,9 @@ def adapter_config(folder: Path) -> tuple[int, float, dict]:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if (
         type(rank) is not int
-        or not 1 <= rank < MOST
+        or not 1 <= rank < LIMIT
         or type(alpha) not in (int, float)
-        or not 0 < alpha < MOST
+        or not 0 < alpha < LIMIT
     ):
         raise CheckpointError(f"{CONFIG} has r = {rank!r} and lora_alpha = {alpha!r}")
     for key in ("rank_pattern", "alpha_pattern"):
@@ -180,9 +180,9 @@ def rank_and_alpha(config: dict, path: str) -> tuple[int, float]:
                 found[key] = value
                 break
     rank, alpha = found.values()
-    if type(rank) is not int or not 1 <= rank < MOST:
+    if type(rank) is not int or not 1 <= rank < LIMIT:
         raise CheckpointError(f"{CONFIG} has the rank {rank!r} for {path}")
-    if type(alpha) not in (int, float) or not 0 < alpha < MOST:
+    if type(alpha) not in (int, float) or not 0 < alpha < LIMIT:
         raise CheckpointError(f"{CONFIG} has the alpha {alpha!r} for {path}")
     return rank, alpha * rank**0.5 if config.get("use_rslora") else alpha
 
