@@ -122,7 +122,7 @@ def test_an_adapter(tmp_path):
     save_gguf(model, tokenizer, tmp_path / "a.gguf")
     plain = answer_of(model, prompt, 64)
     with torch.enable_grad():
-        fill(add_lora(model, rank=4, alpha=2.0, targets=("wq", "wk", "wv", "up")))
+        fill(add_lora(model, rank=4, alpha=16.0), size=0.3)
     save_gguf_lora(model, tmp_path / "lora.gguf")
     merged = merge_lora(model)
     save_gguf(merged, tokenizer, tmp_path / "merged.gguf")
