@@ -5,7 +5,7 @@ PROMPT ?= Explain in three sentences why the sky is blue.
 override PROMPT := $(value PROMPT)# make would expand every $ in it; the shell sees it only as a variable
 export PROMPT
 
-.PHONY: demo test book test-book test-portable test-students lab export execute assignments grade classroom-demo bench test-gpu bench-gpu clean help
+.PHONY: demo test book test-book test-portable test-students lab export execute assignments grade classroom-demo bench test-elsewhere test-gpu bench-gpu clean help
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,17 @@ grade: .venv/test  ## scores and feedback for a folder of submissions: make grad
 classroom-demo: .venv/test  ## a small class: handed out, solved by script, graded, reported
 	@rm -rf build/classroom
 	@$(BIN)/python -m course.demo build/classroom
+
+ELSEWHERE := build/elsewhere
+$(ELSEWHERE)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(ELSEWHERE)
+	@echo 'Building llama.cpp into $(ELSEWHERE); the first time this takes ten minutes or more.' >&2
+	@$(ELSEWHERE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'llama-cpp-python>=0.3.16'
+	@touch $@
+
+test-elsewhere: export OMP_NUM_THREADS = 1
+test-elsewhere: .venv/test $(ELSEWHERE)/ready  ## GGUF files written here, run by llama.cpp: the same ids
+	MINILLAMA_ELSEWHERE=$(ELSEWHERE)/bin/python $(BIN)/python -m pytest -p no:nbval -rs tests/test_elsewhere.py
 
 bench: .venv/test  ## speed beside transformers, tiktoken and Hugging Face's tokenizers
 	$(BIN)/python benchmarks/decode.py

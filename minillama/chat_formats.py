@@ -160,19 +160,71 @@ def turn_ends(tokenizer: Tokenizer) -> list[int]:
     ]
 
 
-CHAT_TEMPLATES = {  # for a tokenizer that came without one; plain messages only
-    "llama3": "{{ '<|begin_of_text|>' }}{% for message in messages %}"
-    "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% "
-    "endif %}"
-    "{{ '<|start_header_id|>' + ('ipython' if message.role == 'tool' else message.role) + "
-    "'<|end_header_id|>' }}"
-    "{{ '\\n\\n' + message.content + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% "
-    "endif %}",
-    "chatml": "{% for message in messages %}"
-    "{% if message.tool_calls %}{{ raise_exception('this template writes no tool calls') }}{% "
-    "endif %}"
-    "{{ '<|im_start|>' + ('tool' if message.role == 'ipython' else message.role) + '\\n' }}"
-    "{{ message.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+# For a tokenizer that came without a template: what chapter 10 writes, in the template language.
+# A message may have tool_calls, as everywhere, or calls, tag and end, as `chat.parse_assistant`
+# returns them; functions are offered as `chat.system_prompt` does. The minus signs take away all
+# white space between the parts.
+TEMPLATE = r"""
+{%- if messages and messages[0].role == 'system' -%}
+  {%- set words, others = messages[0].content, messages[1:] -%}
+{%- else -%}
+  {%- set words, others = none, messages -%}
+{%- endif -%}
+{%- if tools or builtin_tools -%}
+  {%- set builtin = (builtin_tools or []) | reject('equalto', 'code_interpreter') | list -%}
+  {{- open + 'system' + close + 'Environment: ipython' -}}
+  {{- '\nTools: ' + builtin | join(', ') if builtin else '' -}}
+  {%- if tools -%}
+    {{- '\n\nYou can call these functions:' -}}
+    {%- for tool in tools -%}
+      {%- set offer = tool if tool.function else {'type': 'function', 'function': tool} -%}
+      {{- '\n\n' + offer | tojson(indent=4) -}}
+    {%- endfor -%}
+    {{- '\n\nTo call a function, answer with nothing but a line of this form:\n' -}}
+    {{- '{"type": "function", "name": "NAME", "parameters": {"PARAMETER": "VALUE"}}' -}}
+  {%- endif -%}
+  {{- ('\n\n' + words if words else '') + end -}}
+{%- elif words is not none -%}
+  {{- open + 'system' + close + words + end -}}
+{%- endif -%}
+{%- for message in others -%}
+  {%- set calls = message.tool_calls or message.calls or [] -%}
+  {%- if message.role not in ['system', 'user', 'assistant', 'tool', 'ipython'] -%}
+    {{- raise_exception('the role ' + message.role + ' is not known') -}}
+  {%- elif calls and message.role != 'assistant' -%}
+    {{- raise_exception('only the assistant calls tools, not ' + message.role) -}}
+  {%- endif -%}
+  {{- open + (tool_role if message.role in ['tool', 'ipython'] else message.role) + close -}}
+  {%- set first = (calls[0].function or calls[0]).name if calls else '' -%}
+  {{- tag if first == 'code_interpreter' and not message.tag else '' -}}
+  {{- message.content or '' -}}
+  {{- tag if message.tag else '' -}}
+  {%- for each in calls -%}
+    {%- set call = each.function or each -%}
+    {%- set given = call.arguments -%}
+    {%- set keys = given | list if given is mapping else [] -%}
+    {%- if call.name in ['brave_search', 'wolfram_alpha', 'photogen'] and keys == ['query'] -%}
+      {{- call.name + '.call(query="' + given.query + '")' -}}
+    {%- elif call.name == 'code_interpreter' and keys == ['code'] -%}
+      {{- given.code -}}
+    {%- else -%}
+      {{- '{"type": "function", "name": ' + call.name | tojson(ensure_ascii=true) -}}
+      {{- ', "parameters": ' -}}
+      {{- (given if given is string else given | tojson(ensure_ascii=true)) + '}' -}}
+    {%- endif -%}
+  {%- endfor -%}
+  {{- (message_end if message.end == 'eom' else end) -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- open + 'assistant' + close -}}
+{%- endif -%}
+"""
+CHAT_TEMPLATES = {
+    "llama3": "{%- set open, close = '<|start_header_id|>', '<|end_header_id|>\\n\\n' -%}"
+    "{%- set end, message_end = '<|eot_id|>', '<|eom_id|>' -%}"
+    "{%- set tool_role, tag = 'ipython', '<|python_tag|>' -%}"
+    "{{- '<|begin_of_text|>' -}}" + TEMPLATE,
+    "chatml": "{%- set open, close = '<|im_start|>', '\\n' -%}"
+    "{%- set end, message_end = '<|im_end|>\\n', '<|im_end|>\\n' -%}"
+    "{%- set tool_role, tag = 'tool', '' -%}" + TEMPLATE,
 }

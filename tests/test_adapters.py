@@ -7,6 +7,7 @@ import json
 import os
 import re
 
+import gguf
 import peft
 import pytest
 import torch
@@ -16,7 +17,15 @@ from test_finetuning import fill
 
 import minillama
 from minillama import CheckpointError
-from minillama.training.adapters import CONFIG, WEIGHTS, load_adapter, save_adapter
+from minillama.checkpoints.hugging_face import heads_of, to_halves
+from minillama.checkpoints.names import GGUF, HUGGING_FACE, rename
+from minillama.training.adapters import (
+    CONFIG,
+    WEIGHTS,
+    load_adapter,
+    save_adapter,
+    save_gguf_lora,
+)
 from minillama.training.finetuning import add_lora, lora_layers, merge_lora, without_lora
 
 
@@ -113,6 +122,15 @@ SETTINGS = {  # that are plain LoRA, as peft writes them
     ),
     "one block": dict(layers_to_transform=1),
     "blocks": dict(layers_to_transform=[0], layers_pattern="layers"),
+    "ranks and alphas of their own": dict(
+        rank_pattern={
+            "q_proj": 2,
+            "layers.1.mlp.up_proj": 7,
+            "^model.layers.0.self_attn.v_proj": 1,
+        },
+        alpha_pattern={"k_proj": 3, "layers.0.mlp.up_proj": 11.5},
+    ),
+    "ranks of their own, rslora": dict(rank_pattern={"q_proj": 2}, use_rslora=True),
 }
 
 
@@ -143,6 +161,68 @@ def test_settings_that_are_plain_lora(tmp_path, merged, settings):
         same(ours(ids), theirs(ids).logits)
         same(again(ids).logits, ours(ids))
         assert (theirs(ids).logits - base).abs().max() > 0.01 * base.abs().max()
+
+
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens", "lm_head"]], ids=len)
+@MERGED
+def test_an_embedding_and_a_head_of_its_own(tmp_path, merged, saved):
+    """peft's modules_to_save, read, written again, and read by peft."""
+    reference, ours = tiny_pair(tmp_path / "model")
+    theirs, ids = made_by_peft(reference, tmp_path / "first"), random_ids(20)
+    theirs = peft.get_peft_model(
+        copy.deepcopy(reference),
+        peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=saved),
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "modules_to_save" in name or "lora_B" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+        theirs.save_pretrained(tmp_path / "adapter")
+        base = ours(ids)
+        load_adapter(ours, tmp_path / "adapter")
+        same(ours(ids), theirs(ids).logits, base)
+        save_adapter(ours, tmp_path / "again")
+        again = peft.PeftModel.from_pretrained(copy.deepcopy(reference), tmp_path / "again").eval()
+        if merged:
+            ours, again = merge_lora(ours), again.merge_and_unload()
+        same(again(ids).logits, ours(ids), base)
+    with pytest.raises(CheckpointError, match="no embedding or head"):
+        save_gguf_lora(
+            load_adapter(tiny_pair(tmp_path / "m")[1], tmp_path / "adapter"), tmp_path / "g"
+        )
+
+
+def test_a_tied_head_has_none_of_its_own(tmp_path):
+    reference, _ = tiny_pair(tmp_path / "model")
+    config = dict(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    peft.get_peft_model(reference, peft.LoraConfig(**config)).save_pretrained(tmp_path / "adapter")
+    _, ours = tiny_pair(tmp_path / "tied", tie_word_embeddings=True)
+    with pytest.raises(CheckpointError, match="which this model has tied or quantized"):
+        load_adapter(ours, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", ["rslora", "ranks and alphas of their own", "one block"])
+def test_an_adapter_as_gguf(tmp_path, name):
+    """As llama.cpp applies it, alpha / rank * b a: the matrices that peft's own merging makes."""
+    reference, ours = tiny_pair(tmp_path / "model")
+    theirs = made_by_peft(reference, tmp_path / "adapter", **SETTINGS[name]).merge_and_unload()
+    count = save_gguf_lora(load_adapter(ours, tmp_path / "adapter"), tmp_path / "a.gguf")
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    keys = {key: field.contents() for key, field in reader.fields.items()}
+    assert (keys["general.type"], keys["adapter.type"]) == ("adapter", "lora")
+    assert keys["general.architecture"] == "llama"
+    tensors = {each.name: torch.from_numpy(each.data.copy()) for each in reader.tensors}
+    assert len(tensors) == 2 * count
+    after, before = theirs.state_dict(), reference.state_dict()
+    paths = {ours: theirs for theirs, ours in HUGGING_FACE.items()}
+    for each in [each for each in tensors if each.endswith(".lora_a")]:
+        a, b = tensors[each], tensors[each.replace("lora_a", "lora_b")]
+        change = keys["adapter.lora.alpha"] / len(a) * b @ a
+        mine = rename(each.removesuffix(".lora_a"), GGUF)
+        path = rename(mine, paths)
+        if heads := heads_of(mine, ours.cfg):
+            change = to_halves(change, heads)
+        torch.testing.assert_close(change, after[path] - before[path], atol=1e-6, rtol=1e-5)
 
 
 def test_what_is_saved_is_what_is_read_bit_for_bit(tmp_path):
@@ -274,10 +354,28 @@ REFUSED = {
     "pissa": (config(init_lora_weights="pissa"), "init_lora_weights = 'pissa'"),
     "olora": (config(init_lora_weights="olora"), "init_lora_weights = 'olora'"),
     "loftq": (config(init_lora_weights="loftq"), "init_lora_weights = 'loftq'"),
-    "ranks by layer": (config(rank_pattern={"q_proj": 2}), "rank_pattern = "),
-    "alphas by layer": (config(alpha_pattern={"q_proj": 2}), "alpha_pattern = "),
+    "a rank for a layer that has another": (
+        config(rank_pattern={"q_proj": 2}),
+        "for this model and r = 2 it is \\(2, 64\\)",
+    ),
+    "ranks by an expression": (
+        config(rank_pattern={"(q|k)+_proj": 4}),
+        "a rank_pattern that is not made of names of layers",
+    ),
+    "alphas in a list": (config(alpha_pattern=[2]), "an alpha_pattern that is not|a alpha_pattern"),
+    "an alpha that is none": (config(alpha_pattern={"q_proj": -1}), "has the alpha -1 for"),
+    "a rank that is none": (config(rank_pattern={"q_proj": "4"}), "has the rank '4' for"),
     "biases": (config(bias="all"), "bias = 'all'"),
-    "more modules": (config(modules_to_save=["lm_head"]), "modules_to_save = "),
+    "a head that is not there": (config(modules_to_save=["lm_head"]), "lm_head.weight is missing"),
+    "another module": (config(modules_to_save=["score"]), "saves 'score'; only embed_tokens, lm_h"),
+    "modules in words": (config(modules_to_save="lm_head"), "saves|modules_to_save = "),
+    "a head of another shape": (
+        lambda folder: (
+            config(modules_to_save=["lm_head"])(folder),
+            tensors(lambda t: t.update({"base_model.model.lm_head.weight": t[A].clone()}))(folder),
+        ),
+        "lm_head.weight has shape",
+    ),
     "some blocks": (
         config(layers_to_transform=[0]),
         "layers.1.self_attn.k_proj.lora_A.weight is no target",

@@ -28,6 +28,7 @@ from minillama.tokenizer import LLAMA3_PATTERN, gpt2_bytes
 
 Q, T = gguf.GGMLQuantizationType, gguf.GGUFValueType
 QUANTIZED = [Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.IQ4_NL, Q.Q4_K, Q.Q5_K, Q.Q6_K]
+QUANTIZED += [Q.Q2_K, Q.Q3_K, Q.MXFP4]
 KEYS = {  # of a model of one block
     "llama.embedding_length": (T.UINT32, 64),
     "llama.block_count": (T.UINT32, 1),
@@ -99,10 +100,9 @@ def blocks(kind, count=600):
     """Blocks of random bytes; among them scales that are infinite, not a number, tiny, or zero."""
     elements, size = gguf.GGML_QUANT_SIZES[kind]
     raw = np.random.default_rng(kind).integers(0, 256, (count, size), dtype=np.uint8)
+    two = {Q.Q4_1: [0, 2], Q.Q5_1: [0, 2], Q.Q4_K: [0, 2], Q.Q5_K: [0, 2], Q.Q2_K: [80, 82]}
     # of scales
-    places = {Q.Q6_K: [208], Q.Q4_1: [0, 2], Q.Q5_1: [0, 2], Q.Q4_K: [0, 2], Q.Q5_K: [0, 2]}.get(
-        kind, [0]
-    )
+    places = two.get(kind, {Q.Q6_K: [208], Q.Q3_K: [108]}.get(kind, [0]))
     special = np.array(
         [0x7C00, 0xFC00, 0x7E01, 0xFE02, 0x0001, 0x8001, 0x0000, 0x8000, 0x7BFF], dtype="<u2"
     )
@@ -132,7 +132,8 @@ def test_random_bytes_dequantized_as_gguf_does(tmp_path, monkeypatch, kind):
     with np.errstate(all="ignore"):
         theirs = gguf.dequantize(raw, kind)
     assert tensor.shape == theirs.shape and tensor.kind == kind.name
-    assert np.isinf(theirs).any() and np.isnan(theirs).any()
+    if kind != Q.MXFP4:  # its scales are powers of two
+        assert np.isinf(theirs).any() and np.isnan(theirs).any()
     same_bits(tensor.read(), theirs)
     np.testing.assert_array_equal(tensor.raw().numpy(), raw.ravel())
 
@@ -237,6 +238,64 @@ def test_config_of_the_real_file(ours):
     cfg = ours[0].cfg
     assert cfg.norm_eps == pytest.approx(1e-5, rel=1e-7)  # the file has it in float32
     assert dataclasses.replace(cfg, norm_eps=1e-5) == LlamaConfig.named("smollm2-135m")
+
+
+# Files in parts
+
+
+def write_parts(folder, tensors_per_file=5, **changes):
+    """A model in several files, by the gguf package; the first of them."""
+    writer = gguf.GGUFWriter(folder / "m.gguf", "llama", split_max_tensors=tensors_per_file)
+    for key, (kind, value) in KEYS.items():
+        writer.add_key_value(key, value, kind)
+    for name, (array, _) in tiny_tensors().items():
+        writer.add_tensor(name, array)
+    for step in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{step}_to_file")()
+    writer.close()
+    return sorted(folder.glob("m-*.gguf"))
+
+
+def test_a_model_in_several_files(tmp_path):
+    """Whichever of them is named."""
+    paths = write_parts(tmp_path)
+    assert [path.name for path in paths] == [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    whole = load(write_gguf(tmp_path / "whole.gguf", tiny_tensors()))[0].state_dict()
+    for path in paths:
+        state = load(path)[0].state_dict()
+        assert state.keys() == whole.keys()
+        assert all(torch.equal(state[name], whole[name]) for name in whole)
+
+
+def test_parts_that_do_not_belong_together(tmp_path):
+    first, second, third = write_parts(tmp_path)
+    content = second.read_bytes()
+    cases = {
+        "No such file": lambda: second.unlink(),
+        "not file 2 of 3": lambda: second.write_bytes(third.read_bytes()),
+        "not file 1 of 3": lambda: first.write_bytes(third.read_bytes()),
+        "truncated": lambda: second.write_bytes(content[:-1]),
+    }
+    before = first.read_bytes()
+    for match, change in cases.items():
+        change()
+        refused(third, match)
+        first.write_bytes(before)
+        second.write_bytes(content)
+    (tmp_path / "n.gguf").write_bytes(content)
+    refused(tmp_path / "n.gguf", "one of several files .3., whose names end in")
+    second.write_bytes(content.replace(b"blk.0.ffn_up.weight", b"blk.0.attn_q.weight"))
+    refused(first, "holds 'blk.0.attn_q.weight', as a file before it does")
+    second.write_bytes(content)
+    load(first)
+
+
+def test_a_big_endian_file_is_refused_by_name(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "b.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+    for step in ("header", "kv_data"):
+        getattr(writer, f"write_{step}_to_file")()
+    writer.close()
+    refused(tmp_path / "b.gguf", "big-endian")
 
 
 # Tokenizers
@@ -486,9 +545,9 @@ FIT = {
     "three dimensions": (lambda t: t.update({"output.weight": vector(2, 64, 64)}), {}, "shape"),
     "a head of 0 rows": (lambda t: t.update({"output.weight": vector(0, 64)}), {}, "shape"),
     "unsupported type": (
-        lambda t: t.update({"output.weight": (np.ones((128, 110), np.uint8), Q.Q3_K)}),
+        lambda t: t.update({"output.weight": (np.ones((128, 110), np.uint8), Q.IQ3_S)}),
         {},
-        "'output.weight' has type Q3_K, which is not supported; F32, .*Q4_K, .*Q5_0, .* are$",
+        "'output.weight' has type IQ3_S, which is not supported; F32, .*Q4_K, .*Q5_0, .* are$",
     ),
     "whole numbers": (
         lambda t: t.update({"output_norm.weight": (np.ones(64, np.int32), None)}),
@@ -674,7 +733,7 @@ HUGE = (2**31, 2**62, 2**63, 2**64 - 1)  # the last two are negative where count
 BROKEN = {
     "empty": (b"", "empty"),
     "magic": (header(magic=b"GGML"), "not a GGUF"),
-    "big endian": (header(version=3 << 24), "version"),
+    "big endian": (header(version=3 << 24), "big-endian"),
     "version 0": (header(version=0), "version"),
     "version 1": (header(version=1), "version"),
     "version 4": (header(version=4), "version"),

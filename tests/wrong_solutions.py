@@ -536,6 +536,17 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("block[:, 192:208].view(torch.int8)", "block[:, 192:208]", "signed byte"),
         ("- minima[:, :, None])", "+ minima[:, :, None])", "the minima are subtracted"),
     ],
+    "gguf-quantize_q8_0": [
+        ("/ 127", "/ 128", "not 128"),
+        ("whole += (2 * (levels.abs() - whole)).floor()", "pass", "do not cut off"),
+        ("levels.sign() * whole", "levels.round()", "away from zero"),
+    ],
+    "gguf-kind_of": [
+        ("if len(shape) == 1:", "if False:", "norms stay in F32"),
+        ('kind.startswith("Q4") and', "False and", "not stored in four bits"),
+        ('"embedding.weight" if tied else "head.weight"', '"head.weight"', "is the head"),
+        ("while shape", "if shape", "may need a fallback"),
+    ],
     "gguf-ex1": [
         ("// 32 * 20", "// 2", "also stores its step"),
     ],

@@ -62,6 +62,38 @@ def new_folder(folder, replaces: re.Pattern = FILES):
         shutil.rmtree(partial, ignore_errors=True)  # what is not finished, or what was replaced
 
 
+@contextmanager
+def new_file(path, force=False):
+    """A file to write bytes into, which takes its name at the end: a kill at any moment leaves what
+    was there before, or the new one.
+
+    force: whether a file of that name may be lost. CheckpointError if it may not, and if the file
+    cannot be written.
+    """
+    target = Path(path).resolve()
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        check_free(target, force)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "xb") as file:
+            yield file
+        check_free(target, force)  # again: writing may have taken an hour
+        put_in_place(partial, target)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def check_free(target: Path, force=False) -> None:
+    """CheckpointError if the name is a folder's or, unless forced, a file's."""
+    if target.is_dir():
+        raise CheckpointError(f"{target} is a folder: name a file in it")
+    if os.path.lexists(target) and not force:
+        raise CheckpointError(f"{target} exists: choose another name, or --force to replace it")
+
+
 def check_replaceable(target: Path, replaces: re.Pattern) -> None:
     """CheckpointError unless the name is free, or that of a folder with nothing in it but files of
     these names.

@@ -140,6 +140,8 @@ def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
     if header.bytes(4) != b"GGUF":
         raise CheckpointError("this is not a GGUF file (it does not start with GGUF)")
     [version] = header.scalars("I")
+    if version in (2 << 24, 3 << 24):
+        raise CheckpointError("this GGUF file is big-endian, which is not supported")
     if version not in (2, 3):
         raise CheckpointError(f"GGUF version {version} is not supported, only 2 and 3")
     n_tensors, n_keys, meta = header.count(header.TENSORS), header.count(header.KEYS), {}
@@ -151,21 +153,50 @@ def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
     return meta, [header.tensor() for _ in range(n_tensors)]
 
 
-def open_gguf(path: Path) -> Checkpoint:
-    """Read a GGUF file's header; a tensor is read and dequantized when it is asked for."""
-    file = RawFile(Path(path))
+def gguf_file(path: Path) -> tuple[dict, dict[str, StoredTensor]]:
+    """The keys and the tensors of one file."""
+    file = RawFile(path)
     header = GGUFHeader(file.read_small(0, min(file.size, GGUFHeader.BYTES)))
     meta, infos = gguf_header(header)
     alignment = meta.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 8 or alignment % 8:
         raise CheckpointError(f"general.alignment must be a multiple of 8, not {alignment!r}")
-    tensors = lay_out(file, padded(header.at, alignment), infos, alignment, GGML_TYPES)
+    return meta, lay_out(file, padded(header.at, alignment), infos, alignment, GGML_TYPES)
+
+
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def gguf_parts(path: Path) -> tuple[dict, dict[str, StoredTensor]]:
+    """As `gguf_file`; of a model that is cut into several files, any of which may be named, the
+    keys of the first and the tensors of all.
+    """
+    meta, tensors = gguf_file(path)
+    if (count := meta.get("split.count", 1)) == 1:
+        return meta, tensors
+    name = PART.fullmatch(path.name)
+    if not name or type(count) is not int or not 1 < count == int(name[3]):
+        raise CheckpointError(
+            f"this is one of several files ({count!r}), whose names end in -00001-of-0000N.gguf"
+        )
+    paths = [path.with_name(f"{name[1]}-{i:05}-of-{name[3]}.gguf") for i in range(1, count + 1)]
+    files, tensors = [gguf_file(part) for part in paths], {}
+    for i, (keys, more) in enumerate(files):
+        if (keys.get("split.no"), keys.get("split.count")) != (i, count):
+            raise CheckpointError(f"{paths[i].name} is not file {i + 1} of {count}")
+        if twice := sorted(tensors.keys() & more.keys()):
+            raise CheckpointError(f"{paths[i].name} holds {twice[0]!r}, as a file before it does")
+        tensors |= more
+    if files[0][0].get("split.tensors.count") != len(tensors):
+        raise CheckpointError(f"its files hold {len(tensors)} tensors, otherwise than they say")
+    return files[0][0], tensors
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Read a GGUF file's header; a tensor is read and dequantized when it is asked for."""
+    meta, tensors = gguf_parts(Path(path))
     if (architecture := meta.get("general.architecture")) != "llama":
         raise CheckpointError(f"the architecture is {architecture!r}, not 'llama'")
-    if meta.get("split.count", 1) != 1:
-        raise CheckpointError(
-            "this is one of several files; llama.cpp's llama-gguf-split --merge makes them one"
-        )
     divisors = tensors.pop("rope_freqs.weight", None)
     tensors = {rename(name, GGUF): tensor for name, tensor in tensors.items()}
     with reading("the header"):
@@ -204,20 +235,28 @@ def gguf_rope_scaling(
     """
     if divisors is None:
         return None
-    for scaling in (
-        (None, RopeScaling(8.0), RopeScaling(32.0)) if divisors.shape == (head_dim // 2,) else ()
-    ):
+    found, scalings = None, []
+    if divisors.shape == (head_dim // 2,):
+        found = divisors.read().float()
+        factor = found.max().item()  # of the slowest pairs
+        contexts = (8192, *(2**n for n in range(6, 18)))  # Llama 3's, then any power of two
+        if 1 <= factor < 1e6:
+            scalings = [RopeScaling(factor, original_max_seq_len=length) for length in contexts]
+    for scaling in (None, *scalings):
         expected = rope_frequencies(head_dim, theta) / rope_frequencies(head_dim, theta, scaling)
-        if torch.allclose(expected, divisors.read().float(), rtol=1e-4):
+        if found is not None and torch.allclose(expected, found, rtol=1e-4):
             return scaling
-    raise ValueError("rope_freqs.weight holds a scaling that is neither Llama 3.1's nor 3.2's")
+    raise ValueError("rope_freqs.weight holds a scaling that is not of Llama 3.1's kind")
 
 
 LLAMA_3_SPLITS = ("llama-bpe", "llama-v3", "llama3")  # three names of one pattern
-GGUF_SPLITS = dict.fromkeys(LLAMA_3_SPLITS, LLAMA3_PATTERN) | {
-    "smollm": SMOLLM_SPLIT,
-    "gpt-2": GPT2_SPLIT,
+GGUF_SPLITS = {  # name -> (pattern, whether a chunk that is a token is taken whole)
+    **dict.fromkeys(LLAMA_3_SPLITS, (LLAMA3_PATTERN, True)),
+    "smaug-bpe": (LLAMA3_PATTERN, False),
+    "smollm": (SMOLLM_SPLIT, False),
+    "gpt-2": (GPT2_SPLIT, False),
 }
+GGUF_PRE_NAMES = {how: name for name, how in reversed(GGUF_SPLITS.items())}  # for writing
 
 
 def gguf_tokenizer(meta: dict) -> Tokenizer | None:
@@ -241,11 +280,11 @@ def gguf_tokenizer(meta: dict) -> Tokenizer | None:
     ids = {token: id for id, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         raise ValueError("its tokenizer lists a token twice")
-    llama_3 = pre in LLAMA_3_SPLITS
+    pattern, whole_chunks = GGUF_SPLITS[pre]
     first = meta.get("tokenizer.ggml.bos_token_id")
-    bos = first if meta.get("tokenizer.ggml.add_bos_token", llama_3) else None
+    bos = first if meta.get("tokenizer.ggml.add_bos_token", pre in LLAMA_3_SPLITS) else None
     stop = [meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     stop += [specials.get(name) for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
-    merges, pattern = meta["tokenizer.ggml.merges"], GGUF_SPLITS[pre]
-    tokenizer = build_tokenizer(ids, specials, merges, pattern, bos, stop, llama_3, plain)
+    merges = meta["tokenizer.ggml.merges"]
+    tokenizer = build_tokenizer(ids, specials, merges, pattern, bos, stop, whole_chunks, plain)
     return set_chat_format(tokenizer, meta.get("tokenizer.chat_template"), first)

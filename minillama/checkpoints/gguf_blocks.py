@@ -94,3 +94,33 @@ GGML_TYPES |= {  # what llama-quantize falls back to
 def five_bits(data: torch.Tensor) -> torch.Tensor:
     """(N, 20) bytes, highest bits and then nibbles -> (N, 32) levels, 0..31"""
     return unpack(data[:, 4:], 4, 16) | unpack(data[:, :4], 1, 1) << 4
+
+
+def q2_k(block: torch.Tensor) -> torch.Tensor:
+    """Super-blocks of 16 blocks with 4-bit scales and minima: (N, 84) -> (N, 256)"""
+    scales = f16(block[:, 80:82]) * (block[:, :16] & 15)
+    minima = f16(block[:, 82:]) * (block[:, :16] >> 4)
+    levels = unpack(block[:, 16:80], 2, 32).view(-1, 16, 16)
+    return (scales[:, :, None] * levels - minima[:, :, None]).flatten(1)
+
+
+def q3_k(block: torch.Tensor) -> torch.Tensor:
+    """Super-blocks of 16 blocks with 6-bit scales, no minima: (N, 110) -> (N, 256)"""
+    levels = unpack(block[:, 32:96], 2, 32) | unpack(block[:, :32], 1, 32) << 2
+    scales = unpack(block[:, 96:104], 4, 8) | unpack(block[:, 104:108], 2, 4) << 4
+    scales = f16(block[:, 108:]) * (scales.view(torch.int8) - 32)
+    return (scales[:, :, None] * (levels.view(torch.int8) - 4).view(-1, 16, 16)).flatten(1)
+
+
+MXFP4 = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12])
+GGML_TYPES |= {
+    "Q2_K": (256, 84, q2_k),
+    "Q3_K": (256, 110, q3_k),
+    "MXFP4": (
+        32,
+        17,
+        lambda block: torch.ldexp(
+            MXFP4[unpack(block[:, 1:], 4, 16).int()].float(), block[:, :1].int() - 128
+        ),
+    ),
+}

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minillama.checkpoints.atomic import new_folder
+from minillama.checkpoints.atomic import new_file, new_folder
 from minillama.checkpoints.files import CheckpointError, inside, read_json, reading
+from minillama.checkpoints.gguf_writer import header_bytes, write_tensor
 from minillama.checkpoints.hugging_face import heads_of, interleave, to_halves
 from minillama.checkpoints.hugging_face_writer import write_safetensors
-from minillama.checkpoints.names import HUGGING_FACE, rename
+from minillama.checkpoints.names import GGUF, HUGGING_FACE, rename
 from minillama.checkpoints.tensors import StoredTensor, open_safetensors
 from minillama.model import Llama
 from minillama.training.finetuning import TARGETS, adapted, add_lora, lora_layers
@@ -49,7 +50,11 @@ SUPPORTED_SETTINGS = {  # what adapter_config.json may say, None for anything; a
     "megatron_core": None,
     "qalora_group_size": None,
     "ensure_weight_tying": None,
+    "rank_pattern": None,
+    "alpha_pattern": None,
+    "modules_to_save": None,
 }
+SAVED = {"embed_tokens": "embedding.weight", "lm_head": "head.weight"}  # whole, beside an adapter
 LIMIT = 2**31  # above any valid rank or alpha
 THEIRS = {ours: theirs for theirs, ours in HUGGING_FACE.items()}
 
@@ -90,6 +95,17 @@ def save_adapter(model: nn.Module, folder) -> None:
         "inference_mode": True,
     }
     config |= {"r": first.rank, "lora_alpha": first.alpha, "lora_dropout": 0.0, "bias": "none"}
+    for key in ("rank", "alpha"):
+        own = {module_path(name): getattr(layer, key) for name, layer in layers.items()}
+        own = {path: value for path, value in own.items() if value != getattr(first, key)}
+        config |= {f"{key}_pattern": own} if own else {}
+    if whole := saved_modules(model):
+        config["modules_to_save"] = [theirs for theirs, ours in SAVED.items() if ours in whole]
+        for name, weight in whole.items():
+            weight = weight.detach().float().cpu().contiguous()
+            tensors[f"base_model.model.{rename(name, THEIRS)}"] = StoredTensor(
+                tuple(weight.shape), partial(torch.clone, weight), "F32"
+            )
     with new_folder(folder, replaces=FILES) as new:
         write_safetensors(new / WEIGHTS, tensors)
         (new / CONFIG).write_text(
@@ -97,11 +113,39 @@ def save_adapter(model: nn.Module, folder) -> None:
         )
 
 
-def adapter_config(folder: Path) -> tuple[int, float, dict]:
-    """(rank, alpha, all of it) from adapter_config.json; alpha as if it were divided by the rank.
-    CheckpointError.
+def saved_modules(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Embedding and head, if they belong to the adapter: then they are trained with it."""
+    found = {name: weight for name, weight in model.named_parameters() if name in SAVED.values()}
+    return {name: weight for name, weight in found.items() if weight.requires_grad}
+
+
+def save_gguf_lora(model: nn.Module, path, force=False) -> int:
+    """Write the adapter alone as a GGUF file, which llama.cpp adds to a model's; returns how many
+    matrices it changes. Errors as `save_adapter`, and if a file of that name is not to be replaced.
     """
+    layers, tensors, theirs = adapted(model), {}, {ours: name for name, ours in GGUF.items()}
+    if saved_modules(model):
+        raise CheckpointError("a GGUF adapter holds no embedding or head: merge it into a model")
+    alpha = next(iter(layers.values())).alpha  # one for all, which is divided by each one's rank
+    for name, layer in layers.items():
+        parts = {"a": layer.a.detach(), "b": layer.alpha / alpha * layer.b.detach()}
+        for part, value in parts.items():
+            stored = StoredTensor(tuple(value.shape), partial(torch.clone, value))
+            tensors[f"{rename(f'{name}.weight', theirs)}.lora_{part}"] = stored, "F32"
+    keys = {"general.architecture": "llama", "general.type": "adapter"}
+    keys |= {"adapter.type": "lora", "adapter.lora.alpha": float(alpha)}
+    with new_file(path, force) as file:
+        file.write(header_bytes(keys, tensors))
+        for name, (tensor, kind) in tensors.items():
+            write_tensor(file, name, tensor, kind)
+    return len(layers)
+
+
+def adapter_config(folder: Path) -> tuple[int, float, dict]:
+    """(rank, alpha, all of it) from adapter_config.json. CheckpointError."""
     config = read_json(folder, CONFIG)
+    if config.get("use_dora"):
+        raise CheckpointError(f"{CONFIG} has use_dora = True: DoRA is not supported, LoRA is")
     for key, value in ({"peft_type": None} | config).items():
         allowed = SUPPORTED_SETTINGS.get(key, (None, False, [], {}))
         if allowed is not None and value not in allowed:
@@ -114,7 +158,33 @@ def adapter_config(folder: Path) -> tuple[int, float, dict]:
         or not 0 < alpha < LIMIT
     ):
         raise CheckpointError(f"{CONFIG} has r = {rank!r} and lora_alpha = {alpha!r}")
-    return rank, alpha * rank**0.5 if config.get("use_rslora") else alpha, config
+    for key in ("rank_pattern", "alpha_pattern"):
+        known = type(value := config.get(key) or {}) is dict
+        # peft takes regular expressions, and ones of strangers are not run here
+        if not known or not all(re.fullmatch(r"\^?[\w.]+", each) for each in value):
+            raise CheckpointError(f"{CONFIG} has a {key} that is not made of names of layers")
+    if unknown := set(saved := config.get("modules_to_save") or ()) - SAVED.keys():
+        raise CheckpointError(f"{CONFIG} saves {min(unknown)!r}; only {', '.join(SAVED)} can be")
+    if not isinstance(saved, list | tuple):
+        raise CheckpointError(f"{CONFIG} has modules_to_save = {saved!r}")
+    return rank, alpha, config
+
+
+def rank_and_alpha(config: dict, path: str) -> tuple[int, float]:
+    """Those of one layer, by its path; alpha as if it were divided by the rank. CheckpointError."""
+    found = {"rank": config["r"], "alpha": config["lora_alpha"]}
+    for key in found:
+        for pattern, value in (config.get(f"{key}_pattern") or {}).items():
+            whole = path if pattern.startswith("^") else f".{path}"
+            if whole == pattern[1:] or whole.endswith(f".{pattern}"):
+                found[key] = value
+                break
+    rank, alpha = found.values()
+    if type(rank) is not int or not 1 <= rank < LIMIT:
+        raise CheckpointError(f"{CONFIG} has the rank {rank!r} for {path}")
+    if type(alpha) not in (int, float) or not 0 < alpha < LIMIT:
+        raise CheckpointError(f"{CONFIG} has the alpha {alpha!r} for {path}")
+    return rank, alpha * rank**0.5 if config.get("use_rslora") else alpha
 
 
 def targets(config: dict, layers) -> set[str] | None:
@@ -141,12 +211,13 @@ def targets(config: dict, layers) -> set[str] | None:
         return {name for name in chosen if not blocks or int(name.split(".")[1]) in blocks}
 
 
-def read_adapter(llama: Llama, folder: Path) -> tuple[int, float, dict[str, torch.Tensor]]:
-    """(rank, alpha, parts): every part under the name that it will have in the model.
-    CheckpointError.
+def read_adapter(llama: Llama, folder: Path) -> tuple[dict, dict, dict[str, torch.Tensor]]:
+    """(layer -> (rank, alpha), parts, embedding and head where they are kept whole): every tensor
+    under the name that it will have in the model. CheckpointError.
     """
-    rank, alpha, config = adapter_config(folder)
+    _, _, config = adapter_config(folder)
     stored = open_safetensors(inside(folder, WEIGHTS))
+    whole = read_saved(llama, config, stored)
     layers = {
         name: layer for name, layer in llama.named_modules() if name.split(".")[-1] in TARGETS
     }
@@ -165,10 +236,11 @@ def read_adapter(llama: Llama, folder: Path) -> tuple[int, float, dict[str, torc
         )
     if not wanted:
         raise CheckpointError(f"{WEIGHTS} is empty")
-    parts = {}
+    settings, parts = {name: rank_and_alpha(config, module_path(name)) for name in chosen}, {}
     for theirs, tensor in stored.items():
         name, _, part = names[theirs].rpartition(".")
         layer, heads = layers[name], heads_of(f"{name}.weight", llama.cfg) if part == "b" else None
+        rank = settings[name][0]
         shape = (rank, layer.in_features) if part == "a" else (layer.out_features, rank)
         if tensor.shape != shape:
             raise CheckpointError(
@@ -176,24 +248,48 @@ def read_adapter(llama: Llama, folder: Path) -> tuple[int, float, dict[str, torc
             )
         value = tensor.read().float()
         parts[names[theirs]] = interleave(value, heads) if heads else value
-    return rank, alpha, parts
+    return settings, parts, whole
+
+
+def read_saved(llama: Llama, config: dict, stored: dict) -> dict[str, torch.Tensor]:
+    """Embedding and head of modules_to_save, which are taken out of the stored tensors."""
+    whole = {}
+    for name in [SAVED[each] for each in config.get("modules_to_save") or ()]:
+        theirs = f"base_model.model.{rename(name, THEIRS)}"
+        module = llama.get_submodule(name.removesuffix(".weight"))
+        if llama.cfg.tied_embeddings or not isinstance(module, nn.Linear | nn.Embedding):
+            raise CheckpointError(
+                f"{CONFIG} saves {name}, which this model has tied or quantized: one of its own is "
+                f"not supported"
+            )
+        if (tensor := stored.pop(theirs, None)) is None:
+            raise CheckpointError(f"{theirs} is missing")
+        if tensor.shape != tuple(module.weight.shape):
+            raise CheckpointError(f"{theirs} has shape {tensor.shape}, otherwise than this model")
+        whole[name] = tensor.read()
+    return whole
 
 
 def load_adapter(model: nn.Module, folder) -> nn.Module:
     """Give the model the adapter of a peft folder, in place, ready to be trained further.
 
-    CheckpointError, with the model as it was, for a folder that does not fit; ValueError as
-    `add_lora`.
+    Where the folder holds a whole embedding or head, these are replaced. CheckpointError, with the
+    model as it was, for a folder that does not fit; ValueError as `add_lora`.
     """
     try:
-        rank, alpha, parts = read_adapter(model, Path(folder))
+        settings, parts, whole = read_adapter(model, Path(folder))
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{folder}: {getattr(error, 'strerror', None) or error}") from None
-    add_lora(model, rank, alpha, {name.split(".")[-2] for name in parts})
+    add_lora(model, targets={name.split(".")[-1] for name in settings})
     for name, layer in lora_layers(model).items():
-        if f"{name}.a" not in parts:  # an adapter for some of the blocks
+        if name not in settings:  # an adapter for some of the blocks
             model.set_submodule(name, layer.base)
+            continue
+        layer.rank, layer.alpha = settings[name]
+        for part in "ab":
+            value = parts[f"{name}.{part}"].to(layer.a.device)
+            setattr(layer, part, nn.Parameter(value))
     with torch.no_grad():
-        for name, value in parts.items():
-            model.get_parameter(name).copy_(value)
+        for name, value in whole.items():
+            model.get_parameter(name).copy_(value).requires_grad_(True)
     return model
