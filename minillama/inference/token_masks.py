@@ -42,12 +42,13 @@ class TokenMasks:
     """Which tokens may come next under a constraint, for a tokenizer: `generate(constraint=...)`.
 
     A state is the automaton's. The tokenizer's stop ids are allowed where the text may end.
+    canonical: text that must come is cut into tokens as the tokenizer would cut it.
     """
 
     tries = weakref.WeakKeyDictionary()  # one for each tokenizer
 
-    def __init__(self, tokenizer, automaton, stop_ids=None):
-        self.automaton, self.masks = automaton, {}
+    def __init__(self, tokenizer, automaton, stop_ids=None, canonical=True):
+        self.automaton, self.canonical, self.masks = automaton, canonical, {}
         self.stop_ids = frozenset(tokenizer.stop_ids if stop_ids is None else stop_ids)
         if not self.stop_ids:
             raise ValueError("a constraint needs stop ids: this tokenizer has none, so give some")
@@ -78,13 +79,19 @@ class TokenMasks:
         return mask
 
     def mask(self, state) -> torch.Tensor:
-        """`walk`, once for each state: (V,) bool."""
+        """`walk`, once for each state, and of text that must come only its first token: (V,)
+        bool.
+        """
         if state not in self.masks:
             if len(self.automaton.states) > MAX_STATES:
                 self.automaton.forget()
             if len(self.masks) >= MAX_MASKS:
                 self.masks.clear()
-            self.masks[state] = np.packbits(self.walk(state))
+            mask, ids = self.walk(state), self.forced(state) if self.canonical else []
+            # subtle: the last of the ids could be another one together with what follows
+            if len(ids) > 1 and mask[ids[0]]:
+                mask[:] = np.arange(len(mask)) == ids[0]
+            self.masks[state] = np.packbits(mask)
         bits = np.unpackbits(self.masks[state], count=self.trie.size)
         return torch.from_numpy(bits.view(bool))
 
