@@ -43,14 +43,14 @@ class KVCache:
         self.length = 0
         self.padding = None
         if padding is not None:
-            filler = torch.as_tensor(padding, device=device)
-            right = filler.shape == (batch_size,) and filler.dtype == torch.int64
-            if not right or filler.min() < 0 or filler.max() >= max_seq_len:
+            counts = torch.as_tensor(padding, device=device)
+            right = counts.shape == (batch_size,) and counts.dtype == torch.int64
+            if not right or counts.min() < 0 or counts.max() >= max_seq_len:
                 raise ValueError(
                     f"padding must be {batch_size} whole numbers below {max_seq_len}, not {padding}"
                 )
             # rows of one length need nothing special
-            self.padding = filler if filler.any() else None
+            self.padding = counts if counts.any() else None
 
     @property
     def max_seq_len(self) -> int:
@@ -90,7 +90,7 @@ class KVCache:
         return mask if self.padding is None else self.hide_padding(mask)
 
     def hide_padding(self, mask: AttentionMask) -> AttentionMask:
-        """The same without padding: positions (B, 1, T) start behind it, and no query sees it,
+        """The same without padding: positions (B, 1, T) start after it, and no query sees it,
         allowed (B, 1, T, S).
 
         Except padding itself: a softmax over nothing would be NaN.

@@ -560,7 +560,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         (
             "offset * width, (last + 1) * width",
             "offset, (last + 1) * width - offset * (width - 1)",
-            "counts numbers, not bytes",
+            "counts elements, not bytes",
         ),
         ("last + 1", "last", "one behind"),
     ],

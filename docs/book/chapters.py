@@ -126,7 +126,8 @@ INTRODUCTION = """\
 Every chapter in order. *Needs* names the chapters that it builds on, apart from what those need
 themselves; it is computed from what each notebook imports and from the chapters that its text
 refers to. The hours are estimated from words and lines of code: for reading with the cells run,
-and for the exercises. *Advanced* chapters can be left out without losing the thread."""
+and for the exercises. *Advanced* chapters can be left out; what later ones use of them is
+imported."""
 
 
 def the_whole() -> str:
@@ -178,8 +179,8 @@ def draw(target: Path) -> None:
     columns = [part["chapters"] for part in parts()]
     advanced = {n for part in parts() for n in part.get("advanced", [])}
     place = {n: (1.75 * x, -y) for x, column in enumerate(columns) for y, n in enumerate(column)}
-    colours = ["#0072B2", "#009E73", "#D55E00", "#CC79A7", "#8A6D00", "#56606B"]
-    figure, axes = plt.subplots(figsize=(9.2, 5.2))
+    colours = ["#0072B2", "#009E73", "#D55E00", "#CC79A7", "#8A6D00", "#56606B", "#7A5195"]
+    figure, axes = plt.subplots(figsize=(10.2, 5.2))
     for number, before in needs().items():
         for other in before:
             bend = 0.32 if place[number][0] == place[other][0] else 0.08

@@ -55,7 +55,7 @@ def bfloat16_is_native() -> bool:
 
 
 def linear_bfloat16(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(M, C) and (N, C) -> (M, N), all bfloat16, accumulated in float32; the operands are
+    """(T, C) and (N, C) -> (T, N), all bfloat16, accumulated in float32; the operands are
     float32 too where that is faster.
     """
     if bfloat16_is_native():
@@ -162,7 +162,7 @@ class Int4Linear(nn.Module):
         return torch.addcmul(zero, scale, levels.bfloat16() - 8).flatten(1)[: self.out_features]
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """The kernel that reads 4 bits per weight: (M, C) -> (M, N), bfloat16"""
+        """The kernel that reads 4 bits per weight: (T, C) -> (T, N), bfloat16"""
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows, self.packed, self.group, self.scales.contiguous()
         )

@@ -19,14 +19,14 @@ def speculate(model, ids, max_new_tokens=64, stop_ids=(), stats=None, constraint
     repeats itself.
 
     A draft copied from the text so far goes through the model with the newest token; what the model
-    would have chosen itself stands, the rest is forgotten (Leviathan et al. 2022,
+    would have chosen itself is accepted, the rest is discarded (Leviathan et al. 2022,
     arXiv:2211.17192). constraint: which tokens may come (chapter 10a), and what must come is the
     draft. Errors are those of `generate`.
     """
     params = SamplingParams(max_new_tokens, stop_ids=stop_ids, constraint=constraint)
     text, stats = check_request(model.cfg, ids, params), stats or Statistics()
     prompt, end = len(text), len(text) + max_new_tokens
-    # gram -> place behind its last occurrence
+    # gram -> place after its last occurrence
     follows = {tuple(text[i - GRAM : i]): i for i in range(GRAM, prompt)}
 
     def steps():
@@ -45,10 +45,12 @@ def speculate(model, ids, max_new_tokens=64, stop_ids=(), stats=None, constraint
                 rows = zip(logits.split(1), states, strict=True)
                 # k + 1 ids
                 chosen = [params.sample(row, state=before).item() for row, before in rows]
-            held = next((i for i, id in enumerate(draft) if id != chosen[i]), len(draft))
-            cache.truncate(len(text) + held)  # forget the guesses that did not hold
-            stats.add(0 if len(text) > prompt else prompt, held + 1, time.perf_counter() - start)
-            for id in chosen[: held + 1]:
+            accepted = next((i for i, id in enumerate(draft) if id != chosen[i]), len(draft))
+            cache.truncate(len(text) + accepted)  # roll back the rejected guesses
+            stats.add(
+                0 if len(text) > prompt else prompt, accepted + 1, time.perf_counter() - start
+            )
+            for id in chosen[: accepted + 1]:
                 if id in params.stop_ids:
                     return
                 follows[tuple(text[-GRAM:])] = len(text)

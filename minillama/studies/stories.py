@@ -164,6 +164,13 @@ def held_back(name: str, thing: str) -> bool:
     return (2 * (GIRLS + BOYS).index(name) + THINGS.index(thing)) % 10 == 0
 
 
+def consequences(thing: str, fear: str) -> dict:
+    """The slots that follow from a story's thing and its fear."""
+    cross, remedy, comfort = FEARS[fear]
+    broke, mend = ("was torn", "needle and thread") if thing in SOFT else ("was broken", "glue")
+    return dict(cross=cross, remedy=remedy, comfort=comfort, broke=broke, mend=mend)
+
+
 def cast(rng: random.Random, plot: str, validation: bool) -> dict:
     """Who and what a story is about."""
     while True:
@@ -178,7 +185,6 @@ def cast(rng: random.Random, plot: str, validation: bool) -> dict:
     colour, colour2 = rng.sample(COLOURS, 2)
     spot, spot2 = rng.sample(SPOTS, 2)
     stuck, fear = rng.choice(list(STUCK)), rng.choice(list(FEARS))
-    cross, remedy, comfort = FEARS[fear]
     return dict(
         A=hero,
         B=animal if plot != "broken" and rng.random() < 0.4 else friend,
@@ -194,13 +200,9 @@ def cast(rng: random.Random, plot: str, validation: bool) -> dict:
         stuck=stuck,
         tool=rng.choice(STUCK[stuck]),
         fear=fear,
-        cross=cross,
-        remedy=remedy,
-        comfort=comfort,
-        broke="was torn" if thing in SOFT else "was broken",
-        mend="needle and thread" if thing in SOFT else "glue",
         time=rng.choice(["morning", "day", "evening"]),
         weather=rng.choice(["warm", "cold", "bright", "windy"]),
+        **consequences(thing, fear),
     )
 
 

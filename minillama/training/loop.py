@@ -85,10 +85,9 @@ def fit(
     loss_of(model, batch) -> scalar. batch_at(i) -> the i-th batch, a function of i alone (that
     makes a resumed run exact); `gradient_accumulation_steps` of them make a step, whose loss is the
     mean of theirs, weighted by weigh(batch) (see `train_step`). Tokens are counted in a batch's
-    first tensor. run: what keeps the files of the run and goes on from them; by default nothing is
-    kept. validate(model) -> loss on held-out text. progress: whether to show a bar. callbacks: each
-    is given each row. TrainingError if the loss or a gradient is not finite; the last state is
-    kept.
+    first tensor. run: keeps the files of the run and resumes from them; by default nothing is kept.
+    validate(model) -> loss on held-out text. progress: whether to show a bar. callbacks: each is
+    given each row. TrainingError if the loss or a gradient is not finite; the last state is kept.
     """
     run, optimizer = run or Run(), adamw(model, settings)
     first = run.resume(asdict(settings), trainable(model), optimizer)

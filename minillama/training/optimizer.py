@@ -12,8 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run but the model and the data; ValueError for what cannot be
-    meant.
+    """Everything that decides a run but the model and the data; ValueError for invalid values.
 
     warmup, save_every, eval_every: in steps. min_lr_ratio: the last learning rate as a share of the
     peak. max_grad_norm: the largest norm of a gradient. gradient_accumulation_steps: batches per
@@ -97,7 +96,7 @@ def train_step(
     weights = [weigh(batch) if weigh else 1 for batch in batches]
     for batch, weight in zip(batches, weights, strict=True):
         if not weight:
-            continue  # nothing is asked: the mean over nothing would be NaN
+            continue  # no targets: the mean over nothing would be NaN
         with torch.autocast(device, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
             loss = loss_of(model, batch) * (weight / sum(weights))
         loss.backward()

@@ -32,7 +32,7 @@ def shift(
     """What goes in, what should come out, and the document of each: rows (B, T + 1) -> three of (B,
     T).
 
-    The first id of a document is nobody's target: nothing before it belongs to it.
+    The first id of a document is never a target: nothing before it belongs to its document.
     """
     same = documents[:, 1:] == documents[:, :-1]
     return rows[:, :-1], rows[:, 1:].masked_fill(~same, IGNORE), documents[:, :-1]
@@ -45,9 +45,7 @@ def document_mask(documents: torch.Tensor) -> torch.Tensor:
 
 
 def document_positions(documents: torch.Tensor) -> torch.Tensor:
-    """How far each token stands behind the first one of its document in the row: (B, T) -> (B,
-    T)
-    """
+    """The distance of each token from the first one of its document in the row: (B, T) -> (B, T)"""
     places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     fresh = torch.ones_like(documents, dtype=torch.bool)
     fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -55,8 +53,8 @@ def document_positions(documents: torch.Tensor) -> torch.Tensor:
 
 
 def packed_mask(documents: torch.Tensor) -> AttentionMask:
-    """What the tokens of packed rows may see, and where each stands in its document: numbers of
-    documents (B, T).
+    """What the tokens of packed rows may see, and the position of each in its document: document
+    numbers (B, T).
     """
     return AttentionMask(
         document_positions(documents).unsqueeze(1), documents.shape[1], document_mask(documents)

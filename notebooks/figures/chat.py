@@ -152,6 +152,7 @@ def costs(rows, alt, xlabel):
             ax.text(value, place, f" {value}", va="center", fontsize=8)
     ax.set_yticks(range(len(labels)), labels, fontsize=9)
     ax.set(xlabel=xlabel)
+    ax.margins(x=0.08)
     ax.grid(axis="y", visible=False)
     if len(kinds) > 1:
         ax.legend(loc="lower right")
@@ -208,9 +209,10 @@ def window(sizes, limit, alt):
     """Length of the prompt over the turns of a chat, with and without dropping the oldest turns."""
     fig, ax = new(6.6, 2.7)
     for (label, values), colour in zip(sizes.items(), (WRONG, RIGHT), strict=True):
-        ax.plot(range(1, len(values) + 1), values, "o-", markersize=3, color=colour, label=label)
+        ax.plot(range(1, len(values) + 1), values, "o-", markersize=3, color=colour)
+        ax.text(len(values) + 0.2, values[-1], label, color=colour, va="top")
     ax.axhline(limit, color="#888888", linewidth=1, linestyle="--")
     ax.text(1, limit, " limit", va="bottom", fontsize=9, color="#666666")
     ax.set(xlabel="turn", ylabel="ids in the prompt", ylim=(0, None))
-    ax.legend(loc="upper left", bbox_to_anchor=(0, 0.95))
+    ax.set_xlim(0.5, len(values) + 1.6)
     show(fig, alt)

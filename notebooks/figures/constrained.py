@@ -55,7 +55,7 @@ def automaton(places, edges, ends, alt):
                 (a, b), (c, d), shrinkA=23, shrinkB=23, arrowstyle="-|>", mutation_scale=11,
                 color="#555555",
             )  # fmt: skip
-            ax.text((a + c) / 2, (b + d) / 2 + 0.1, label, ha="center", fontsize=9)
+            ax.text(0.62 * a + 0.38 * c, 0.62 * b + 0.38 * d + 0.12, label, ha="center", fontsize=9)
         ax.add_patch(arrow)
     xs, ys = zip(*places.values(), strict=True)
     bare(
@@ -81,7 +81,7 @@ def trie(layers, names, alt):
             ax.add_patch(Circle((x, y), 0.11, facecolor="white", edgecolor=colour, zorder=2))
             ax.text(x, y, char, ha="center", va="center", fontsize=9, color=colour, zorder=3)
             if (depth, place) in names:
-                ax.text(x + 0.17, y, names[depth, place], va="center", fontsize=9, color=colour)
+                ax.text(x, y + 0.17, names[depth, place], ha="center", fontsize=9, color=colour)
     bare(ax, xlim=(-0.2, 1.2 * len(layers) + 0.9), ylim=(-1.2, 1.2))
     show(fig, alt)
 
@@ -141,8 +141,8 @@ def nesting(deep, unrolled, stacked):
     ax.legend()
     show(
         fig,
-        f"On a logarithmic axis: written out to depth {deep[-1]} JSON takes {unrolled[-1]:,} "
-        f"expressions and triples with each level; with a stack it takes {stacked[-1]} at any depth.",
+        f"On a logarithmic axis: written out to depth {deep[-1]} nested arrays take {unrolled[-1]:,} "
+        f"expressions and doubles with each level; with a stack they take {stacked[-1]} at any depth.",
     )
 
 

@@ -235,9 +235,9 @@ def stops(counts, steps, prompts):
     axes[1].text(2.2, 130, "links", fontsize=9, color=WRONG)
     show(
         fig,
-        "Time against tensor ranks, 405B on H100, planned. Decoding: 251 ms with one rank, 34 with "
+        "Milliseconds against tensor ranks, 405B on H100, planned. Decoding: 251 with one rank, 34 with "
         "eight; beyond a server links are a third to three quarters of it, 14 with 128. Prefill: "
-        "587 ms with eight ranks, 1,509 with sixteen, nearly all of it links.",
+        "587 with eight ranks, 1,509 with sixteen, nearly all of it links.",
     )
 
 

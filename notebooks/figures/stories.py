@@ -23,8 +23,8 @@ def pairs(kept, children, things):
 
 
 def surprise(words, ideal, model=None, width=104):
-    """A story as lines of words, above each word a bar: what it tells the ideal reader and, behind,
-    the model.
+    """A story as lines of words, above each word a bar: its surprise for the ideal reader and, taller
+    behind it, for the model.
     """
     lines, line, used = [], [], 0
     for i, word in enumerate(words):
@@ -56,19 +56,19 @@ def surprise(words, ideal, model=None, width=104):
 
 
 def curve(steps, losses, tried, floor):
-    """The committed run: loss of every step, loss on stories kept back, and the grammar's floor."""
+    """The stored run: loss of every step, loss on held-out stories, and the grammar's floor."""
     fig, (left, right) = new(7.6, 2.9, columns=2)
     for ax in (left, right):
-        ax.plot(steps, losses, color=NEUTRAL, linewidth=0.8, label="training")
-        ax.plot(
-            *zip(*tried, strict=True), "o-", color=RIGHT, markersize=4, label="stories kept back"
-        )
-        ax.axhline(floor, color=WRONG, linestyle="--", label="floor of the grammar")
+        ax.plot(steps, losses, color=NEUTRAL, linewidth=0.8)
+        ax.plot(*zip(*tried, strict=True), "o-", color=RIGHT, markersize=4)
+        ax.axhline(floor, color=WRONG, linestyle="--")
         ax.set(xlabel="step")
     left.set(ylabel="nats per token")
-    left.legend(fontsize=8)
-    right.set(ylim=(0.15, 0.8), xlim=(200, None))
+    right.set(ylim=(0.14, 0.8), xlim=(200, None))
     right.set_title("the same, enlarged")
+    right.text(950, 0.46, "training, each step", color="#666666", fontsize=9)
+    right.text(950, 0.41, "held-out stories", color=RIGHT, fontsize=9)
+    right.text(1990, 0.15, "floor of the grammar", color=WRONG, fontsize=9, ha="right")
     show(
         fig,
         "The loss falls from 6.9 within 300 steps to 0.6, stands still near 0.5 from step 400 to "
@@ -82,9 +82,10 @@ def stream(layers, sizes):
     """Size of the stream after each layer at the start, for ways to draw the first weights."""
     fig, ax = new(6.4, 2.9)
     for (name, values), colour in zip(sizes.items(), (RIGHT, COLOURS["D"], WRONG), strict=True):
-        ax.semilogy(layers, values, color=colour, label=name)
-    ax.set(xlabel="layer", ylabel="size of the stream (rms)", ylim=(0.01, 8))
-    ax.legend(fontsize=8, loc="upper left", ncols=3)
+        ax.semilogy(layers, values, color=colour)
+        ax.text(layers[-1] + 1, values[-1], name, color=colour, fontsize=9, va="center")
+    ax.set(xlabel="layers", ylabel="size of the stream (rms)", ylim=(0.01, 4), xlim=(0, layers[-1]))
+    ax.set_yticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
     show(
         fig,
         "Three curves over 64 layers. Small weights with scaled writers stay near 0.02 to the end; "
@@ -106,14 +107,14 @@ def probe(slots, spent, chance, edges, right):
     left.legend(fontsize=8)
     middles = np.arange(len(edges) - 1)
     for (name, shares), colour in zip(right.items(), (RIGHT, WRONG), strict=True):
-        right_ax.plot(middles, shares, "o-", color=colour, label=name)
+        right_ax.plot(middles, shares, "o-", color=colour)
+        right_ax.text(1.5, shares[1] + 0.05, name, color=colour, ha="center", fontsize=9)
     right_ax.set_xticks(middles, [f"{a}-{b - 1}" for a, b in zip(edges, edges[1:], strict=False)])
     right_ax.set(
         xlabel="tokens since it was last told",
         ylabel="right with more than even odds",
-        ylim=(-0.05, 1.1),
+        ylim=(-0.05, 1.15),
     )
-    right_ax.legend(fontsize=8, loc="center right")
     show(
         fig,
         "Left: a thing, a child's or an animal's name that was told before costs the model next to "
@@ -129,10 +130,11 @@ def by_position(places, model, ideal):
     up.
     """
     fig, (left, right) = new(7.6, 2.8, columns=2)
-    left.plot(places, model, color=WRONG, label="model")
-    left.plot(places, ideal, color=RIGHT, label="ideal reader")
-    left.set(xlabel="token of the story", ylabel="nats per token", ylim=(0, None))
-    left.legend(fontsize=8)
+    left.plot(places, model, color=WRONG)
+    left.plot(places, ideal, color=RIGHT)
+    left.text(90, 0.2, "model", color=WRONG, fontsize=9)
+    left.text(places[-1] + 4, 0.0, "ideal reader", color=RIGHT, fontsize=9, ha="right", va="top")
+    left.set(xlabel="token of the story", ylabel="nats per token", ylim=(-0.12, None))
     right.plot(
         places,
         np.cumsum(np.array(model) - np.array(ideal)) * (places[1] - places[0]),
@@ -160,6 +162,7 @@ def stairs(steps, runs, even):
         ax.set(xlabel="step", ylim=(0, 6))
         ax.set_title(title)
     axes[0].set(ylabel="nats for the word")
+    axes[0].text(500, even + 0.08, "guess among 8", color="#666666", fontsize=8, ha="right")
     axes[0].legend(fontsize=8)
     show(
         fig,
@@ -174,10 +177,13 @@ def stairs(steps, runs, even):
 def temperatures(values, shares):
     """Share of drawn stories that the grammar could have told, over the temperature."""
     fig, ax = new(6.0, 2.9)
-    for (name, line), colour in zip(shares.items(), (WRONG, COLOURS["D"], RIGHT), strict=True):
-        ax.plot(values, line, "o-", color=colour, label=name)
-    ax.set(xlabel="temperature", ylabel="stories the grammar tells", ylim=(-0.03, 1.05))
-    ax.legend(fontsize=8, loc="upper right")
+    spots = ((0.36, 0.1), (0.28, 0.45), (1.03, 0.95))  # free of all lines
+    for (name, line), colour, spot in zip(
+        shares.items(), (WRONG, COLOURS["D"], RIGHT), spots, strict=True
+    ):
+        ax.plot(values, line, "o-", color=colour)
+        ax.text(*spot, name, color=colour, fontsize=9)
+    ax.set(xlabel="temperature", ylabel="stories the grammar could tell", ylim=(-0.03, 1.08))
     show(
         fig,
         "Hardly any drawn story keeps to the grammar at any temperature. If colours need not be "
@@ -188,14 +194,21 @@ def temperatures(values, shares):
 
 
 def novelty(lengths, shares):
-    """Share of the runs of n words that occur in training stories, for texts of three origins."""
+    """Share of the runs of n words that occur in training stories, for texts of two origins."""
     fig, ax = new(6.0, 2.8)
-    for (name, line), (colour, style) in zip(
-        shares.items(), ((WRONG, "o-"), (RIGHT, "s--")), strict=True
-    ):
-        ax.plot(lengths, line, style, color=colour, label=name, markersize=4)
+    for line, (colour, style) in zip(shares.values(), ((WRONG, "o-"), (RIGHT, "s--")), strict=True):
+        ax.plot(lengths, line, style, color=colour, markersize=4)
+    names = list(shares)
+    ax.text(21, shares[names[0]][2] + 0.03, names[0], color=WRONG, fontsize=9)
+    ax.text(
+        19,
+        shares[names[1]][2] - 0.16,
+        names[1].replace("of ", "of\n"),
+        color=RIGHT,
+        fontsize=9,
+        ha="right",
+    )
     ax.set(xlabel="words in a row", ylabel="also in a training story", ylim=(-0.03, 1.05))
-    ax.legend(fontsize=8)
     show(
         fig,
         "Of runs of five words nearly all occur in training stories, of twenty words a minority, "

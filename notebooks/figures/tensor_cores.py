@@ -7,7 +7,7 @@ from figures.style import COLOURS, NEUTRAL, RIGHT, WRONG, new, show
 
 
 def fragments(lane, of_a, of_b, of_c):
-    """The three matrices of one instruction, with the numbers that one lane holds filled in."""
+    """The three matrices of one instruction, with the entries that one lane holds filled in."""
     fig, axes = new(7.6, 3.3, 1, 3, width_ratios=[16, 8, 8])
     parts = [
         ("A, rows × inner", 16, 16, of_a, COLOURS["T"]),
@@ -36,7 +36,7 @@ def fragments(lane, of_a, of_b, of_c):
         ax.grid(False)
     show(
         fig,
-        f"Grids of A (16 by 16), B (16 by 8) and C (16 by 8). Lane {lane} holds eight numbers of "
+        f"Grids of A (16 by 16), B (16 by 8) and C (16 by 8). Lane {lane} holds eight entries of "
         f"A, two neighbours in rows 2 "
         "and 10 at columns 2 and 10; four of B, in column 2; four of C, two neighbours in rows 2 "
         "and 10.",
@@ -61,7 +61,7 @@ def sums(lengths, wide, narrow):
     ax.minorticks_off()
     show(
         fig,
-        "Error of a sum of products of bfloat16 numbers over its length, both axes logarithmic. "
+        "Error of a sum of products of bfloat16 values over its length, both axes logarithmic. "
         "Summed in float32 it stays below "
         "one in a million; summed in bfloat16 it grows from a hundredth to almost all of the sum.",
     )
@@ -102,31 +102,30 @@ def pieces(straight, turned):
 
 
 def on_the_way(tiles=4):
-    """Copying and looking, in turn and at once."""
+    """Copying and computing, in turn and at once."""
     fig, ax = new(7.2, 2.1)
     for i in range(tiles):
         for y, start, text, colour in (
             (1.0, 2 * i, "copy", COLOURS["S"]),
-            (1.0, 2 * i + 1, "look", COLOURS["H"]),
+            (1.0, 2 * i + 1, "compute", COLOURS["H"]),
             (0.0, i, "copy", COLOURS["S"]),
-            (-0.5, i + 1, "look", COLOURS["H"]),
+            (-0.5, i + 1, "compute", COLOURS["H"]),
         ):
             ax.add_patch(
                 Rectangle((start, y), 1, 0.42, facecolor=colour, edgecolor="#ffffff", alpha=0.75)
             )
-            ax.text(start + 0.5, y + 0.21, f"{text} {i}", ha="center", va="center", fontsize=8)
-    ax.text(-0.15, 1.21, "one tile in memory", ha="right", va="center", fontsize=9)
-    ax.text(-0.15, -0.04, "two tiles in memory", ha="right", va="center", fontsize=9)
-    ax.set(xlim=(-2.6, 2 * tiles + 0.1), ylim=(-0.6, 1.6), xticks=[], yticks=[])
+            ax.text(start + 0.5, y + 0.21, f"{text} {i}", ha="center", va="center", fontsize=7.5)
+    ax.text(-0.15, 1.21, "one buffer", ha="right", va="center", fontsize=9)
+    ax.text(-0.15, -0.04, "two buffers", ha="right", va="center", fontsize=9)
+    ax.set(xlim=(-1.5, 2 * tiles + 0.1), ylim=(-0.6, 1.6), xticks=[], yticks=[])
     ax.set_xlabel("time")
     ax.grid(False)
     for side in ax.spines.values():
         side.set_visible(False)
     show(
         fig,
-        "Two time lines. With room for one tile, copying and looking take turns: eight units for "
-        "four tiles. With room for two, "
-        "tile 1 is copied while tile 0 is looked at: five units.",
+        "Two time lines. With one buffer, copying and computing take turns: eight units for four "
+        "tiles. With two, tile 1 is copied while tile 0 is computed: five units.",
     )
 
 
@@ -155,7 +154,7 @@ def splits(counts, keys_each, chosen, processors):
         xscale="log",
         yscale="log",
         xlabel="parts of the keys",
-        ylabel="keys at the busiest",
+        ylabel="keys, busiest multiprocessor",
         ylim=(370, 10_000),
     )
     ax.set_xticks([1, 2, 4, 8, 16, 33, 64], ["1", "2", "4", "8", "16", "33", "64"])
@@ -163,7 +162,7 @@ def splits(counts, keys_each, chosen, processors):
     ax.minorticks_off()
     show(
         fig,
-        "Keys that the busiest of 132 multiprocessors looks at, over the number of parts, both "
+        "Keys of the busiest of 132 multiprocessors, over the number of parts, both "
         "axes logarithmic. One part: 8,192. "
         "It falls to about 512 at 16 parts, steps up at 17, and comes close to an equal share at "
         "33.",
@@ -182,6 +181,11 @@ def errors(found, limit):
     )
     ax.axvline(limit, color="#222222", linestyle="--", linewidth=1)
     ax.text(limit * 1.06, -0.45, "limit", fontsize=8, va="center")
+    for y, value in enumerate(found.values()):
+        if value >= 9:
+            ax.text(
+                8, y, "NaN, or 9 and more", color="white", ha="right", va="center", fontsize=8.5
+            )
     ax.set(xscale="log", xlabel="relative error against float64", xlim=(1e-3, 10))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)

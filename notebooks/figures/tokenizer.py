@@ -146,7 +146,9 @@ def compression(sizes, curves, points):
     for (label, values), colour in zip(
         curves.items(), (RIGHT, COLOURS["D"], COLOURS["H"]), strict=True
     ):
-        ax.plot(sizes, values, "o-", markersize=3, color=colour, label=label)
+        ax.plot(sizes, values, "o-", markersize=3, color=colour)
+        y = values[-1] - 4 if "\n" in (label := label.replace(" (", "\n(")) else values[-1] + 3
+        ax.text(sizes[-1] * 1.04, y, label, color=colour, va="center")
     for label, (x, y) in points.items():
         ax.plot(x, y, "s", color=NEUTRAL)
         ax.annotate(
@@ -158,7 +160,6 @@ def compression(sizes, curves, points):
     ax.set(
         xlabel="entries in the vocabulary (V)", ylabel="tokens per 100 characters", ylim=(0, None)
     )
-    ax.legend(loc="lower left")
     show(
         fig,
         "Tokens per 100 characters fall as the vocabulary grows from 256 to 700, steeply at first: "
@@ -216,11 +217,11 @@ def work(lengths, naive, queue):
         "o-",
         markersize=3,
         color=WRONG,
-        label="look at every pair again after each merge",
     )
-    ax.loglog(lengths, queue, "o-", markersize=3, color=RIGHT, label="a queue of pairs")
+    ax.loglog(lengths, queue, "o-", markersize=3, color=RIGHT)
+    ax.text(380, 1e5, "every pair again\nafter each merge", color=WRONG, ha="right")
+    ax.text(400, 350, "a queue of pairs", color=RIGHT)
     ax.set(xlabel="bytes in one chunk", ylabel="ranks looked up")
-    ax.legend()
     show(
         fig,
         "Log-log plot of rank look-ups against the length of a chunk: the simple loop's line is "
@@ -232,14 +233,13 @@ def work(lengths, naive, queue):
 def lengths(histogram, blocks):
     """How long the tokens are, and how their length grows with the rank."""
     fig, (left, right) = new(7.6, 2.8, columns=2)
-    left.bar(list(histogram), list(histogram.values()), width=1, color=COLOURS["V"])
-    left.set_yscale("log")
+    left.semilogy(list(histogram), list(histogram.values()), ".", markersize=4, color=COLOURS["V"])
     left.set(title="tokens by length", xlabel="bytes", ylabel="tokens")
     for (name, values), colour in zip(blocks.items(), (RIGHT, NEUTRAL), strict=True):
-        right.plot([4 * i + 2 for i in range(len(values))], values, color=colour, label=name)
+        right.plot([4 * i + 2 for i in range(len(values))], values, color=colour)
+        right.text(127, {"bytes": 5.2, "characters": 2.4}[name], name, color=colour, ha="right")
     right.set(title="average length by rank", xlabel="rank (thousands)", ylim=(0, None))
     right.axvline(100.256, color="#cccccc", linewidth=1)
-    right.legend()
     show(
         fig,
         "Left, log scale: most of the 128,000 tokens have 2 to 10 bytes, a thin tail reaches 128. "
@@ -257,28 +257,27 @@ def scripts(counts, added):
     fig, ax = new(7, 3.4)
     names = sorted(counts, key=counts.get, reverse=True)
     values = [counts[name] for name in names]
-    ax.barh(range(len(names)), values, color=COLOURS["V"], label="all 128,000")
-    ax.barh(
-        range(len(names)),
-        [added[name] for name in names],
-        height=0.35,
-        color=COLOURS["D"],
-        label="rank 100,256 and up",
-    )
-    ax.legend(loc="lower right")
+    for i, name in enumerate(names):
+        if added[name]:
+            ax.plot([added[name], counts[name]], [i, i], color="#cccccc", linewidth=2, zorder=1)
+            ax.scatter(added[name], i, s=34, color=COLOURS["D"], zorder=2)
+        if counts[name]:
+            ax.scatter(counts[name], i, s=18, color=COLOURS["V"], zorder=3)
     for i, value in enumerate(values):
-        ax.text(max(value, 1) * 1.08, i, f"{value:,}", va="center", fontsize=8)
+        ax.text(value * 1.25 if value else 1.0, i, f"{value:,}", va="center", fontsize=8)
+    ax.text(counts[names[0]], -0.55, "all 128,000", color=COLOURS["V"], ha="center", fontsize=8)
+    ax.text(added[names[0]], -0.55, "rank 100,256 and up", color="#a06a00", ha="center", fontsize=8)
     ax.set_xscale("log")
     ax.set_yticks(range(len(names)), names)
     ax.set(
         xlabel="tokens with a character of the script (log scale)",
-        ylim=(len(names) - 0.4, -0.6),
-        xlim=(1, 400_000),
+        ylim=(len(names) - 0.4, -1.1),
+        xlim=(0.9, 400_000),
     )
     ax.grid(axis="y", visible=False)
     show(
         fig,
-        "Bars on a log scale: "
+        "Dots on a log scale: "
         + ", ".join(f"{name} {value:,}" for name, value in counts.items())
         + ".",
     )

@@ -105,7 +105,7 @@ def by_distance(edges, losses):
     middles = [
         f"{a}" if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges[:-1], edges[1:], strict=True)
     ]
-    spots = ((2.3, 1.5), (0.0, 4.4), (3.4, 6.6))  # free of all curves
+    spots = ((2.3, 1.5), (-0.25, 4.4), (3.4, 6.6))  # free of all curves
     for (name, values), colour, spot in zip(losses.items(), colours, spots, strict=True):
         ax.plot(range(len(values)), values, "o-", color=colour)
         ax.text(*spot, name.replace(", ", ",\n"), color=colour, fontsize=9)
@@ -189,7 +189,7 @@ def schedule(rates, norms, clip):
         fig,
         "Left: the learning rate rises along a line for 100 steps and then falls along half a "
         "cosine to a tenth of its peak. "
-        "Right: the norms of the gradients of the committed run on a logarithmic scale; only some "
+        "Right: the norms of the gradients of the stored run on a logarithmic scale; only some "
         "of the first steps are "
         "above the line at 1 where they are clipped, and single later ones stand out of the rest.",
     )
@@ -300,7 +300,7 @@ def blocks_of_queries(results, size=128, length=256):
         "Left, the square of queries and keys with its diagonal: two blocks of rows reach to the "
         "last key that their queries "
         "may see, and a quarter of the square stays empty. Right, bars of training speed in a "
-        "committed run: our step in "
+        "stored run: our step in "
         "blocks is faster than with the fused kernel; transformers' four runs are below, one of them, with bfloat16 weights, faster than ours.",
     )
 
@@ -449,7 +449,7 @@ def mistakes(curves, start):
 
 
 def full_run(rows, start):
-    """The committed run: loss of every step, and on held-out stories."""
+    """The stored run: loss of every step, and on held-out stories."""
     fig, (left, right) = new(7.6, 3.0, columns=2)
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     tried = [
@@ -467,7 +467,7 @@ def full_run(rows, start):
     right.text(1050, 0.41, "held-out stories", color=WRONG, fontsize=9)
     show(
         fig,
-        "The loss of the committed run over 2,000 steps falls from 6.9 to about 0.27, most of it "
+        "The loss of the stored run over 2,000 steps falls from 6.9 to about 0.27, most of it "
         "in the first two hundred steps. "
         "Enlarged, the loss on held-out stories lies on the training loss; both hardly fall until "
         "step 800, then by a third "
