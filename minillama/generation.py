@@ -125,8 +125,8 @@ def generate(
             stats.add(0 if n else len(ids), 1, time.perf_counter() - start)
             if id in params.stop_ids:
                 return
-            state = params.step(state, id)
             yield id
+            state = params.step(state, id)
 
     return steps()
 

@@ -133,7 +133,7 @@ def passes(names, plain, drafted):
 
 
 def nesting(deep, unrolled, stacked):
-    """Bytes of a regular expression for nested arrays, and parts of the rule with a stack."""
+    """How many expressions nested arrays take, written out and with a stack."""
     fig, ax = new(6.4, 2.7)
     ax.plot(deep, unrolled, "o-", color=WRONG, label="written out as a regular expression")
     ax.plot(deep, stacked, "s-", color=RIGHT, label="a rule and a stack")
