@@ -677,11 +677,11 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("-log_p.mean()", "log_p.mean()", "minus sign"),
     ],
     "speculation-speculate": [
-        ("chosen[: accepted + 1]:", "chosen[: accepted + 2]:", "only guesses that hold stand"),
+        ("chosen[: accepted + 1]:", "chosen[: accepted + 2]:", "only accepted guesses count"),
         (
             "if id != chosen[i]), len(draft))",
             "if False), len(draft))",
-            "only guesses that hold stand",
+            "only accepted guesses count",
         ),
         ("copied[: end - len(text) - 1]", "copied[: end - len(text)]", "not one more"),
         (
@@ -712,15 +712,15 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             "",
             "the number of ranges",
         ),
-        ("last -= 1", "last -= 2", "the number of characters"),
-        ("*[(least, most)] * tail", "*[(0x80, 0xBF)] * tail", "from `least` to `most`"),
+        ("last -= 1", "last -= 2", "without the ragged beginning or end"),
+        ("*[(least, most)] * tail", "*[(0x80, 0xBF)] * tail", "numbers from 37 to 205"),
     ],
     "automata-TokenMasks": [
         ("if automaton.accepts(state):", "if False:", "where the text may end"),
         ("states[trie.nodes] > 0", "states[trie.nodes] >= 0", "the mask at the start"),
     ],
     "automata-ex1": [
-        ("3, 3, 1", "2, 3, 1", "may have been begun as well"),
+        ("3, 3, 1", "2, 3, 1", "the second group opens in two ways"),
         ("3, 3, 1", "3, 2, 1", "opens in two ways"),
         ("3, 3, 1", "3, 3, 0", "is a whole text"),
     ],
@@ -729,7 +729,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("(joint * allowed).sum(-1)", "joint.sum(-1) * allowed.any(-1)", "the mask's answer"),
     ],
     "automata-ex3": [
-        ("10 ** (digits - 1) if digits > 1 else 0", "0", "no leading zeros"),
+        ("10 ** (digits - 1) if digits > 1 else 0", "0", "the numbers"),
         ("min(high, 10**digits - 1)", "min(high - 1, 10**digits - 1)", "one of them"),
         ("len(str(high)) + 1", "len(str(high))", "the numbers"),
     ],
