@@ -95,20 +95,24 @@ def generate(
     stop_ids=(),
     stats=None,
     params: SamplingParams | None = None,
+    constraint=None,
 ):
     """Iterate over up to max_new_tokens ids that continue `ids`, ending before the first of
     stop_ids.
 
     Prefill once, then one decode step per token. The same seed gives the same ids. stats: a
-    Statistics to fill on the way. params: a SamplingParams, in place of the settings. ValueError,
-    at the call and not at the first token, for settings that have no meaning and for a prompt that
-    is empty, foreign or too long.
+    Statistics to fill on the way. params: a SamplingParams, in place of the settings. constraint:
+    which tokens may come (chapter 10a). ValueError, at the call and not at the first token, for
+    settings that have no meaning and for a prompt that is empty, foreign or too long.
     """
-    params = params or SamplingParams(max_new_tokens, temperature, top_k, top_p, seed, stop_ids)
+    params = params or SamplingParams(
+        max_new_tokens, temperature, top_k, top_p, seed, stop_ids, constraint
+    )
     ids = check_request(model.cfg, ids, params)
     generator, stats = seeded(params.seed, model.device), stats or Statistics()
 
     def steps():
+        state = params.step()
         cache = KVCache(model.cfg, 1, len(ids) + params.max_new_tokens, model.dtype, model.device)
         tokens = torch.tensor([ids], device=model.device)  # (1, T): prefill
         for n in range(params.max_new_tokens):
@@ -116,12 +120,13 @@ def generate(
             with torch.no_grad():
                 logits = next_logits(model, tokens, cache)[:, -1]  # (1, V)
                 # (1, 1): from now on a decode step
-                tokens = params.sample(logits, generator)[:, None]
+                tokens = params.sample(logits, generator, state)[:, None]
             id = tokens.item()
             stats.add(0 if n else len(ids), 1, time.perf_counter() - start)
             if id in params.stop_ids:
                 return
             yield id
+            state = params.step(state, id)
 
     return steps()
 
@@ -162,13 +167,16 @@ def generate_batch(
     stop_ids=(),
     stats=None,
     params: SamplingParams | None = None,
+    constraint=None,
 ) -> list[list[int]]:
     """What continues each of several prompts, all in the same passes: a list of ids per prompt.
 
     Prompt b gets what `generate` gives it alone, with seed + b as its seed. Settings and errors are
     `generate`'s.
     """
-    params = params or SamplingParams(max_new_tokens, temperature, top_k, top_p, seed, stop_ids)
+    params = params or SamplingParams(
+        max_new_tokens, temperature, top_k, top_p, seed, stop_ids, constraint
+    )
     prompts = [check_request(model.cfg, ids, params) for ids in prompts]
     answers, rows = [[] for _ in prompts], list(range(len(prompts)))  # rows: the prompts that go on
     if not prompts:
@@ -181,10 +189,14 @@ def generate_batch(
     )
     # (B, T): padding first
     tokens = [[0] * n + ids for n, ids in zip(padding, prompts, strict=True)]
+    states = [params.step() for _ in rows]
     for n in range(params.max_new_tokens):
         start = time.perf_counter()
         logits = next_logits(model, torch.tensor(tokens, device=model.device), cache)  # (B, 1, V)
-        drawn = [params.sample(logits[i], generators[row]).item() for i, row in enumerate(rows)]
+        drawn = [
+            params.sample(logits[i], generators[row], states[row]).item()
+            for i, row in enumerate(rows)
+        ]
         stats.add(0 if n else sum(map(len, prompts)), len(rows), time.perf_counter() - start)
         going = [i for i, id in enumerate(drawn) if id not in params.stop_ids]
         if not going:
@@ -194,4 +206,5 @@ def generate_batch(
         rows, tokens = [rows[i] for i in going], [[drawn[i]] for i in going]
         for row, (id,) in zip(rows, tokens, strict=True):
             answers[row].append(id)
+            states[row] = params.step(states[row], id)
     return answers

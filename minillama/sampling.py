@@ -79,7 +79,8 @@ class SamplingParams:
     """How an answer is drawn and when it ends: at max_new_tokens, or before the first of stop_ids.
 
     temperature, top_k, top_p: as for `sample`. seed: the same seed draws the same ids; None draws
-    others each time. ValueError for settings that have no meaning.
+    others each time. constraint: which tokens may come, chapter 10a's TokenMasks; its stop_ids end
+    the answer too. ValueError for settings that have no meaning.
     """
 
     max_new_tokens: int = 64
@@ -88,6 +89,7 @@ class SamplingParams:
     top_p: float | None = None
     seed: int | None = None
     stop_ids: Collection[int] = ()
+    constraint: object = None
 
     def __post_init__(self):
         check_settings(self.temperature, self.top_k, self.top_p)
@@ -99,10 +101,19 @@ class SamplingParams:
             not is_number(self.seed, Integral) or not 0 <= self.seed < 2**64
         ):
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {self.seed!r}")
-        object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
+        more = self.constraint.stop_ids if self.constraint else ()
+        object.__setattr__(self, "stop_ids", frozenset(self.stop_ids) | frozenset(more))
 
     def sample(
-        self, logits: torch.Tensor, generator: torch.Generator | None = None
+        self, logits: torch.Tensor, generator: torch.Generator | None = None, state=None
     ) -> torch.Tensor:
-        """`sample` under these settings: (B, V) -> (B,)"""
+        """`sample` under these settings: (B, V) -> (B,). state: the constraint's, if there is one."""
+        if self.constraint:
+            logits = self.constraint.rule_out(logits, state)
         return sample(logits, self.temperature, self.top_k, self.top_p, generator)
+
+    def step(self, state=None, id=None):
+        """The constraint's state behind one more id, or before the first; None without one."""
+        if not self.constraint:
+            return None
+        return self.constraint.start if id is None else self.constraint.step(state, id)

@@ -643,8 +643,8 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
             "the stop id is no part",
         ),
         (
-            "params.sample(logits, generator)[:, None]",
-            "params.sample(logits)[:, None]",
+            "params.sample(logits, generator, state)[:, None]",
+            "params.sample(logits, None, state)[:, None]",
             "the same seed, the same ids",
         ),
         ("if id in params.stop_ids", "if id == -1", "a stop id ends the text"),
@@ -688,13 +688,13 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("-log_p.mean()", "log_p.mean()", "minus sign"),
     ],
     "speculation-speculate": [
-        ("chosen[: held + 1]:", "chosen[: held + 2]:", "only guesses that hold stand"),
+        ("chosen[: accepted + 1]:", "chosen[: accepted + 2]:", "only accepted guesses count"),
         (
             "if id != chosen[i]), len(draft))",
             "if False), len(draft))",
-            "only guesses that hold stand",
+            "only accepted guesses count",
         ),
-        ("min(DRAFT, end - len(text) - 1)", "min(DRAFT, end - len(text))", "not one more"),
+        ("copied[: end - len(text) - 1]", "copied[: end - len(text)]", "not one more"),
         (
             "                if id in params.stop_ids:\n                    return\n",
             "",
@@ -715,6 +715,42 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     ],
     "speculation-ex4": [
         ("    others[d] = 0.0\n", "", "draw from the others"),
+    ],
+    "automata-spans": [
+        (
+            "    if high[1:] != highest:\n        found += [((last, last), *rest) for rest in "
+            "spans(lowest, high[1:], least, most)]\n        last -= 1\n",
+            "",
+            "the number of ranges",
+        ),
+        ("last -= 1", "last -= 2", "without the ragged beginning or end"),
+        ("*[(least, most)] * tail", "*[(0x80, 0xBF)] * tail", "numbers from 37 to 205"),
+    ],
+    "automata-TokenMasks": [
+        ("if automaton.accepts(state):", "if False:", "where the text may end"),
+        ("states[trie.nodes] > 0", "states[trie.nodes] >= 0", "the mask at the start"),
+    ],
+    "automata-ex1": [
+        ("3, 3, 1", "2, 3, 1", "the second group opens in two ways"),
+        ("3, 3, 1", "3, 2, 1", "opens in two ways"),
+        ("3, 3, 1", "3, 3, 0", "is a whole text"),
+    ],
+    "automata-ex2": [
+        ("return fit / fit.sum()", "return fit", "divide by the sum"),
+        ("(joint * allowed).sum(-1)", "joint.sum(-1) * allowed.any(-1)", "the mask's answer"),
+    ],
+    "automata-ex3": [
+        ("10 ** (digits - 1) if digits > 1 else 0", "0", "the numbers"),
+        ("min(high, 10**digits - 1)", "min(high - 1, 10**digits - 1)", "one of them"),
+        ("len(str(high)) + 1", "len(str(high))", "the numbers"),
+    ],
+    "automata-ex4": [
+        ('stack.pop() + char not in ("()", "[]")', "not stack.pop()", "a counter does not see"),
+        ("            return -1\n", "            continue\n", "the open brackets"),
+    ],
+    "automata-ex5": [
+        ("return 2**optional, any_order", "return 2**optional, 24 * 2**optional", "orders, k!"),
+        ("return 2**optional, any_order", "return 6, any_order", "there or not"),
     ],
     "chat-encode_llama3": [
         (', *encode("\\n\\n")', "", "blank line"),

@@ -7,38 +7,44 @@ import time
 
 import torch
 
-from minillama.generation import SamplingParams, Statistics, check_request, next_logits, sample
+from minillama.generation import SamplingParams, Statistics, check_request, next_logits
 from minillama.kv_cache import KVCache
 
 
 GRAM, DRAFT = 2, 8  # copy what followed the newest 2 tokens when they last occurred, 8 tokens of it
 
 
-def speculate(model, ids, max_new_tokens=64, stop_ids=(), stats=None):
+def speculate(model, ids, max_new_tokens=64, stop_ids=(), stats=None, constraint=None):
     """Iterate over the ids that greedy `generate` gives, several from one pass where the text
     repeats itself.
 
     A draft copied from the text so far goes through the model with the newest token; what the model
     would have chosen itself is accepted, the rest is discarded (Leviathan et al. 2022,
-    arXiv:2211.17192). Errors are those of `generate`.
+    arXiv:2211.17192). constraint: which tokens may come (chapter 10a), and what must come is the
+    draft. Errors are those of `generate`.
     """
-    params = SamplingParams(max_new_tokens, stop_ids=stop_ids)
+    params = SamplingParams(max_new_tokens, stop_ids=stop_ids, constraint=constraint)
     text, stats = check_request(model.cfg, ids, params), stats or Statistics()
     prompt, end = len(text), len(text) + max_new_tokens
     # gram -> place after its last occurrence
     follows = {tuple(text[i - GRAM : i]): i for i in range(GRAM, prompt)}
 
     def steps():
+        state = params.step()
         cache = KVCache(model.cfg, 1, end, model.dtype, model.device)
         while len(text) < end:
             start, at = time.perf_counter(), follows.get(tuple(text[-GRAM:]))
             # round and round if it is short
-            copied = text[at : at + DRAFT] * DRAFT if at and cache.length else []
-            draft = copied[: min(DRAFT, end - len(text) - 1)]
+            copied = (text[at : at + DRAFT] * DRAFT if at and cache.length else [])[:DRAFT]
+            if constraint and cache.length:
+                copied = constraint.forced(state) or copied
+            draft, states = allowed(copied[: end - len(text) - 1], state, params)
             tokens = torch.tensor([text[cache.length :] + draft], device=model.device)  # (1, T)
             with torch.no_grad():
+                logits = next_logits(model, tokens, cache, 1 + len(draft))[0]  # (k + 1, V)
+                rows = zip(logits.split(1), states, strict=True)
                 # k + 1 ids
-                chosen = sample(next_logits(model, tokens, cache, 1 + len(draft))[0]).tolist()
+                chosen = [params.sample(row, state=before).item() for row, before in rows]
             accepted = next((i for i, id in enumerate(draft) if id != chosen[i]), len(draft))
             cache.truncate(len(text) + accepted)  # roll back the rejected guesses
             stats.add(
@@ -49,6 +55,19 @@ def speculate(model, ids, max_new_tokens=64, stop_ids=(), stats=None):
                     return
                 follows[tuple(text[-GRAM:])] = len(text)
                 text.append(id)
+                state = params.step(state, id)
                 yield id
 
     return steps()
+
+
+def allowed(draft, state, params):
+    """The draft up to what a constraint rules out, and the state before each of its ids and behind
+    them.
+    """
+    states = [state]
+    for id in draft:
+        states.append(params.step(states[-1], id))
+        if params.constraint and not states[-1]:
+            return draft[: len(states) - 2], states[:-1]
+    return draft, states
