@@ -15,11 +15,11 @@ from minillama.training.finetuning import merge_lora
 
 def add(commands) -> None:
     fetch = commands.add_parser(
-        "fetch", help="fetch real weights or a vocabulary by name, once",
+        "fetch", help="fetch real weights, a vocabulary or a benchmark by name, once",
         epilog=repository.HELP, formatter_class=RawDescriptionHelpFormatter,
     )  # fmt: skip
     fetch.add_argument(
-        "name", help=", ".join([*hub.ARTEFACTS, "all (both)", "or ORG/NAME at Hugging Face"])
+        "name", help=", ".join([*hub.ARTEFACTS, "all (of these)", "or ORG/NAME at Hugging Face"])
     )
     fetch.set_defaults(run=run_fetch)
 
