@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from course.run_code import program, run_program
+from course.run_code import run_program
 from minillama import generate_batch, load
 from minillama.checkpoints.atomic import write_whole
 from minillama.evaluation.exact import cut_at
@@ -28,24 +28,29 @@ BATCH, LONGEST = 16, 128
 
 
 def save(kept: dict) -> None:
+    """Write everything, a line for each program."""
     about = {"command": "python data/studies/make_humaneval.py", "torch": torch.__version__}
     about |= {"model": NAME, "max_new_tokens": LONGEST, "decoding": "greedy", "dtype": "float32"}
-    parts = [
-        f" {json.dumps(way)}: [\n  {',\n  '.join(map(json.dumps, rows))}]"
-        if rows
-        else f" {json.dumps(way)}: []"
-        for way, rows in kept.items()
-    ]
-    text = f'{{"about": {json.dumps(about)},\n "ways": {{\n{",\n".join(parts)}}}}}\n'
-    write_whole(OUT, text.encode())
+    lines = (",\n  ".join(json.dumps([way, *row]) for row in rows) for way, rows in kept.items())
+    text = f' "about": {json.dumps(about)},\n "written": [\n  ' + ",\n  ".join(filter(None, lines))
+    write_whole(OUT, f"{{{text[1:]}\n]}}\n".encode())
+
+
+def read() -> dict:
+    """What is kept so far: for each way, [program's end, how it ended] of the first problems."""
+    kept = {way: [] for way in WAYS}
+    if OUT.exists():
+        for way, *row in json.loads(OUT.read_text(encoding="utf-8"))["written"]:
+            kept[way].append(row)
+    return kept
 
 
 def main() -> None:
     model, tokenizer = load(NAME)
     items = read_task("human-eval")
-    kept = json.loads(OUT.read_text(encoding="utf-8"))["ways"] if OUT.exists() else {}
+    kept = read()
     for way, end in WAYS.items():
-        rows = kept.setdefault(way, [])
+        rows = kept[way]
         for at in tqdm(range(len(rows), len(items), BATCH), way):
             batch = items[at : at + BATCH]
             prompts = [encode_text(tokenizer, end(item.prompt)) for item in batch]

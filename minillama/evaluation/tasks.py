@@ -8,12 +8,13 @@ import json
 from dataclasses import dataclass
 
 
-KINDS = {  # what an item asks for, by the fields that it has
-    "choice": ("choices", "answer"),
-    "code": ("prompt", "test", "entry_point"),
+KINDS = {  # what an item asks for, and the fields that it must have
+    "choice": ("question", "choices", "answer"),
     "exact": ("question", "answer"),
+    "code": ("prompt", "test", "entry_point"),
     "text": ("text",),
 }
+MARKS = {"choice": "choices", "code": "test", "text": "text"}  # the field that tells the kind
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,9 @@ def parse_item(value) -> Item:
     """An item from a line's JSON value; ValueError says which field is missing or wrong."""
     if not isinstance(value, dict):
         raise ValueError('an item is an object, such as {"question": ..., "answer": ...}')
-    kind = "choice" if "choices" in value else "code" if "test" in value else "exact"
-    kind = "text" if "text" in value else kind
-    needed = (*KINDS[kind], *(["question or context"] * (kind == "choice")))
-    if kind == "choice" and ("question" in value) != ("context" in value):
-        needed = needed[:-1]
-    if missing := [name for name in needed if name not in value]:
+    kind = next((kind for kind, mark in MARKS.items() if mark in value), "exact")
+    given = {*value, "question"} if "context" in value else {*value}
+    if missing := [name for name in KINDS[kind] if name not in given]:
         raise ValueError(f"the field {missing[0]!r} is missing")
     for name in ("question", "context", "prompt", "test", "entry_point", "text", "group"):
         if name in value and not (isinstance(value[name], str) and value[name].strip()):
@@ -111,7 +109,7 @@ def encode_pair(tokenizer, context: str, continuation: str) -> tuple[list[int], 
     bare = context.rstrip()
     continuation, context = context[len(bare) :] + continuation, bare
     if not context:
-        return [prefix_id(tokenizer)], encode_text(tokenizer, continuation)
+        return [prefix_id(tokenizer)], tokenizer.encode(continuation)
     ids = encode_text(tokenizer, context)
     return ids, encode_text(tokenizer, context + continuation)[len(ids) :]
 
