@@ -15,9 +15,7 @@ def write_until(
     sampling: as for `generate`.
     """
     ids = ids[-(model.cfg.max_seq_len - max_new_tokens) :]
-    stream = generate(
-        model, ids, max_new_tokens, stop_ids=tokenizer.stop_ids, **sampling
-    )
+    stream = generate(model, ids, max_new_tokens, stop_ids=tokenizer.stop_ids, **sampling)
     text = ""
     for part in tokenizer.decode_stream(stream):
         text += part

@@ -8,6 +8,32 @@ import json
 from dataclasses import dataclass
 
 
+def encode_pair(tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Ids of a context and of what continues it, cut where the context's own ids end.
+
+    Spaces at the context's end belong to the continuation: tokens begin with a space.
+    """
+    bare = context.rstrip()
+    continuation, context = context[len(bare) :] + continuation, bare
+    if not context:
+        return [prefix_id(tokenizer)], tokenizer.encode(continuation)
+    ids = encode_text(tokenizer, context)
+    return ids, encode_text(tokenizer, context + continuation)[len(ids) :]
+
+
+def encode_text(tokenizer, text: str) -> list[int]:
+    """Ids of a text, behind the token for its beginning if the model was trained with one."""
+    return tokenizer.encode(text, bos=tokenizer.bos_id is not None)
+
+
+def prefix_id(tokenizer) -> int:
+    """The id that stands before a text's first: its beginning's or, without one, an ending's."""
+    ids = (tokenizer.bos_id, tokenizer.eos_id, *tokenizer.stop_ids)
+    if (found := next((id for id in ids if id is not None), None)) is None:
+        raise ValueError("the tokenizer has no token for the beginning or the end of a text")
+    return found
+
+
 KINDS = {  # what an item asks for, and the fields that it must have
     "choice": ("question", "choices", "answer"),
     "exact": ("question", "answer"),
@@ -99,29 +125,3 @@ def fingerprint(*parts) -> str:
     """A short name for anything that JSON can write: other parts, another name."""
     text = json.dumps(parts, default=lambda part: getattr(part, "__dict__", str(part)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def encode_pair(tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of a context and of what continues it, cut where the context's own ids end.
-
-    Spaces at the context's end belong to the continuation: tokens begin with a space.
-    """
-    bare = context.rstrip()
-    continuation, context = context[len(bare) :] + continuation, bare
-    if not context:
-        return [prefix_id(tokenizer)], tokenizer.encode(continuation)
-    ids = encode_text(tokenizer, context)
-    return ids, encode_text(tokenizer, context + continuation)[len(ids) :]
-
-
-def encode_text(tokenizer, text: str) -> list[int]:
-    """Ids of a text, behind the token for its beginning if the model was trained with one."""
-    return tokenizer.encode(text, bos=tokenizer.bos_id is not None)
-
-
-def prefix_id(tokenizer) -> int:
-    """The id that stands before a text's first: its beginning's or, without one, an ending's."""
-    ids = (tokenizer.bos_id, tokenizer.eos_id, *tokenizer.stop_ids)
-    if (found := next((id for id in ids if id is not None), None)) is None:
-        raise ValueError("the tokenizer has no token for the beginning or the end of a text")
-    return found

@@ -29,7 +29,10 @@ def paired_bootstrap(a, b, resamples: int = 10_000, seed: int = 0) -> dict:
         means = torch.cat((means, x[drawn].mean(1)))
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return dict(
-        difference=x.mean().item(), low=low, high=high, not_ahead=(means <= 0).double().mean().item()
+        difference=x.mean().item(),
+        low=low,
+        high=high,
+        not_ahead=(means <= 0).double().mean().item(),
     )
 
 
