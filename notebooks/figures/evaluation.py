@@ -37,7 +37,7 @@ def window_cost(full, cut, window):
     place = np.arange(len(more)) % window
     groups = [more[window:][place[window:] // 16 == g].mean() for g in range(window // 16)]
     right.bar(range(len(groups)), groups, color=WRONG)
-    right.set(xlabel="sixteenth tokens of a window", title="on average", xticks=range(len(groups)))
+    right.set(xlabel="quarter of a window", title="on average", xticks=range(len(groups)))
     show(
         fig,
         f"Extra loss of each token if the text is cut into windows of {window}: large right after "
@@ -149,7 +149,7 @@ def sampling(means, p, n):
 def paired(unpaired, together):
     """Bootstrapped differences of two models, on separate draws and on the same draws."""
     fig, ax = new(6.4, 2.6)
-    bins = np.linspace(-0.16, 0.17, 67)
+    bins = np.arange(-0.1625, 0.175, 0.005)  # a difference is a multiple of 0.005
     ax.hist(unpaired, bins, density=True, color=WRONG, alpha=0.55, label="questions drawn for each")
     ax.hist(together, bins, density=True, color=RIGHT, alpha=0.75, label="the same questions")
     ax.axvline(0, color="#222222", linewidth=1)
@@ -173,7 +173,7 @@ def needed(differences, curves):
     ax.set_xticklabels(["0.5 %", "1 %", "2 %", "5 %", "10 %", "20 %"])
     ax.minorticks_off()
     ax.axhline(164, color=NEUTRAL, linestyle=":")
-    ax.text(0.2, 175, "HumanEval: 164", fontsize=8, ha="right", color="#555555")
+    ax.text(0.005, 180, "HumanEval: 164", fontsize=8, color="#555555")
     ax.legend()
     show(
         fig,
@@ -219,7 +219,7 @@ def contamination(before, after):
     for ax, pairs, title in zip(axes, (before, after), ("clean", "trained on them"), strict=True):
         item, twin = np.array(pairs).T
         ax.scatter(twin, item, color=WRONG if ax is axes[1] else RIGHT)
-        ax.plot([0, 0.9], [0, 0.9], color=NEUTRAL, linestyle="--", linewidth=1)
+        ax.plot([0, 0.5], [0, 0.5], color=NEUTRAL, linestyle="--", linewidth=1)
         ax.set(xlabel="loss of the twin", title=title)
     axes[0].set_ylabel("loss of the item")
     show(
