@@ -1,10 +1,10 @@
-"""How fast is attention, rung by rung, and a step of 8B, on one GPU? One run, ways in turns,
+"""How fast is attention, kernel by kernel, and a step of 8B, on one GPU? One run, ways in turns,
 medians, fresh memory.
 
     python -m benchmarks.gpu [--json FILE] [--repeats 7] [--quick] [--device cpu]
 
 Ceilings first: what a copy moves and what a matrix product computes a second, here and now. Then
-each way of attending in a prompt and in a step of 8B's shape, then whole steps and a whole prompt
+each attention kernel in a prompt and in a step of 8B's shape, then whole steps and a whole prompt
 of a random 8B in bfloat16: the chapters' model as it is, as one graph (chapter 11d), and as
 PyTorch's own compiler makes it where Triton is installed. A way that this machine does not have is
 named with the reason. --device cpu with --quick: does the script run at all?
@@ -106,7 +106,7 @@ def ceilings(device: str, repeats: int, size: int) -> dict:
 
 
 def questions(T: int, S: int, device: str) -> list[tuple]:
-    """Random q, k, v of T queries behind S keys in all, often enough that none is still in a cache
+    """Random q, k, v of T queries, the last of S tokens, often enough that none is still in a cache
     on the chip.
     """
     each = 2 * WIDTH * (2 * HEADS * T + 2 * KV_HEADS * S)
@@ -148,9 +148,9 @@ def attention_ways(T: int, S: int, device: str) -> dict[str, Callable]:
     if T == 1:
         ways["flash, length on the device"] = on_device("sdpa")
     ways["cudnn"] = cudnn
-    for name, rung in ATTENTION_KERNELS.items():
-        if name != "combine" and (rung.rows or T * HEADS // KV_HEADS <= MAX_SPLIT_ROWS):
-            ways[name] = lambda q, k, v, n, rung=rung: run_kernel(rung, q, k, v, n)
+    for name, variant in ATTENTION_KERNELS.items():
+        if name != "combine" and (variant.rows or T * HEADS // KV_HEADS <= MAX_SPLIT_ROWS):
+            ways[name] = lambda q, k, v, n, variant=variant: run_kernel(variant, q, k, v, n)
     return ways
 
 

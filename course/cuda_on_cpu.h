@@ -133,7 +133,7 @@ static uint4 dynamic[1 << 14];  // 256 KiB
 static uint4 *shared_memory() { return dynamic; }
 
 static void start() { threadIdx = {(unsigned)current, 0, 0}; body(); fibers[current].done = true; }
-static int play(dim3 grid, int threads, int seed, std::function<void()> kernel) {
+static int emulate(dim3 grid, int threads, int seed, std::function<void()> kernel) {
     body = kernel; drawn.seed(seed); fault = 0; gridDim = grid; blockDim = {(unsigned)threads, 1, 1};
     for (unsigned z = 0; z < grid.z; z++) for (unsigned y = 0; y < grid.y; y++) for (unsigned x = 0; x < grid.x; x++) {
         blockIdx = {x, y, z};

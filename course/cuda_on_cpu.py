@@ -27,7 +27,7 @@ FAULTS = {
 }
 LAUNCH = """
 extern "C" int launch(const Problem *p, int x, int y, int z, int threads, unsigned seed) {
-    return play({(unsigned)x, (unsigned)y, (unsigned)z}, threads, seed, [&] { kernel(*p); });
+    return emulate({(unsigned)x, (unsigned)y, (unsigned)z}, threads, seed, [&] { kernel(*p); });
 }
 """
 
@@ -65,7 +65,7 @@ def compile_text(text: str):
         return ctypes.CDLL(str(library)).launch
 
 
-def play(kernel: Kernel, grid: tuple[int, int, int], *values, seed=0) -> None:
+def emulate(kernel: Kernel, grid: tuple[int, int, int], *values, seed=0) -> None:
     """As kernel.launch, on tensors of the CPU; AssertionError for what no GPU would forgive."""
     launch = compile_text(kernel.source(preamble=HEADER.read_text(encoding="utf-8")) + LAUNCH)
     problem = kernel.problem(*(v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values))

@@ -100,7 +100,7 @@ class AttentionBackend:
     name: str
     attend: Attend
     # whether it can use AttentionMask.allowed; if not, such passes are attended naively
-    takes_tables: bool = True
+    supports_tables: bool = True
 
 
 NAIVE = AttentionBackend("naive", attend_naive)

@@ -36,15 +36,13 @@ class Block(nn.Module):
 
 
 class DecodeStep(Protocol):
-    """A way to take one token through the blocks behind a cache, as `Llama.hidden` does, and
-    faster.
-    """
+    """One token through all blocks, after what the cache holds: as `Llama.hidden`, but faster."""
 
-    def takes(self, cache: KVCache) -> bool:
-        """Whether it can go on behind this cache."""
+    def supports(self, cache: KVCache) -> bool:
+        """Whether it supports this cache."""
 
     def __call__(self, token: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """token (1, 1) -> (1, 1, D); its keys and values are in the cache then, and counted."""
+        """token (1, 1) -> (1, 1, D); its keys and values are added to the cache."""
 
 
 class Llama(nn.Module):
@@ -82,7 +80,7 @@ class Llama(nn.Module):
         return model
 
     def init_weights(self) -> None:
-        """Matrices of small random numbers, smaller where a layer writes to the residual stream."""
+        """Small random matrices, smaller where a layer writes to the residual stream."""
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 writes = name.endswith(("wo.weight", "down.weight"))
@@ -101,7 +99,7 @@ class Llama(nn.Module):
     ):
         step = self.decode_step
         one = cache is not None and mask is None and tokens.shape == (1, 1)
-        if step is not None and one and step.takes(cache):
+        if step is not None and one and step.supports(cache):
             x = step(tokens, cache)
         else:
             x = self.hidden(tokens, cache, mask)
@@ -138,7 +136,7 @@ class Llama(nn.Module):
         """The model's attention backend, or the naive one if that cannot use the mask's table."""
         backend = (
             self.attention_backend
-            if mask.allowed is None or self.attention_backend.takes_tables
+            if mask.allowed is None or self.attention_backend.supports_tables
             else NAIVE
         )
         if cache is not None:

@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 from course.cuda_on_cpu import HEADER, LAUNCH, compile_text
 from minillama.inference import decode_graph
-from minillama.inference.attention_backends import fused
+from minillama.inference.attention_backends import fused_attention
 from minillama.inference.decode_graph import compile_apart
 from minillama.kernels import cuda, small
-from minillama.kernels.attention import kernel
+from minillama.kernels.attention import instantiate
 from minillama.kernels.mma import MMA_PREAMBLE
 
 
@@ -30,20 +30,20 @@ SMALLEST, MOST = 48 * 1024, 99 * 1024
 
 
 class Driver:
-    """libcuda.so.1, as far as minillama.kernels.cuda calls it. played: compute what is launched, or
+    """libcuda.so.1, as far as minillama.kernels.cuda calls it. emulated: compute what is launched, or
     only look at it.
     """
 
-    def __init__(self, played: bool):
-        self.played, self.texts, self.room, self.launched = played, [], {}, []
+    def __init__(self, emulated: bool):
+        self.emulated, self.sources, self.room, self.launched = emulated, [], {}, []
 
     def cuModuleLoadData(self, module, code):
-        self.texts.append(code.decode())
-        module._obj.value = len(self.texts)
+        self.sources.append(code.decode())
+        module._obj.value = len(self.sources)
 
     def cuModuleGetFunction(self, function, module, name):
         assert (
-            'extern "C" __global__ void __launch_bounds__' in self.texts[module.value - 1]
+            'extern "C" __global__ void __launch_bounds__' in self.sources[module.value - 1]
             and name == b"kernel"
         )
         function._obj.value = module.value
@@ -53,13 +53,13 @@ class Driver:
         self.room[function.value] = size
 
     def cuLaunchKernel(self, function, x, y, z, threads, by, bz, shared, stream, args, extra):
-        text = self.texts[function.value - 1]
+        text = self.sources[function.value - 1]
         assert 0 < x < 2**31 and 0 < y < 2**16 and 0 < z < 2**16 and (by, bz, extra) == (1, 1, None)
         assert f"__launch_bounds__({threads})" in text and threads <= 1024
         assert shared <= self.room.get(function.value, SMALLEST)
         self.launched.append(text.rpartition("{ ")[2].partition("(p)")[0])
-        if self.played:
-            body = text.removeprefix(cuda.NUMBERS).removeprefix(MMA_PREAMBLE)
+        if self.emulated:
+            body = text.removeprefix(cuda.TYPES_CPP).removeprefix(MMA_PREAMBLE)
             launch = compile_text(HEADER.read_text(encoding="utf-8") + body + LAUNCH)
             assert launch(ctypes.c_void_p(args[0]), x, y, z, threads, 0) == 0
 
@@ -115,7 +115,7 @@ class Event:
 
 
 @contextlib.contextmanager
-def gpu(monkeypatch, played=True, capability=(9, 0), place="cpu"):
+def gpu(monkeypatch, emulated=True, capability=(9, 0), place="cpu"):
     """The driver of a GPU that is there as long as the context lasts; its tensors lie in
     `place`.
     """
@@ -137,11 +137,11 @@ def gpu(monkeypatch, played=True, capability=(9, 0), place="cpu"):
         "graph": lambda graph, stream: graph,
         "Event": Event,
     }
-    driver = Driver(played)
+    driver = Driver(emulated)
     with monkeypatch.context() as patch:
         for name, value in pretended.items():
             patch.setattr(torch.cuda, name, value)
-        for operation in (small.norm, small.rope, small.swiglu, fused):
+        for operation in (small.norm, small.rope, small.swiglu, fused_attention):
             patch.setitem(operation._backend_fns, "cpu", operation._backend_fns["cuda"])
         patch.setattr(torch.Tensor, "is_cuda", property(lambda x: True), raising=False)
         patch.setattr(decode_graph, "compile_apart", apart)
@@ -155,5 +155,5 @@ def gpu(monkeypatch, played=True, capability=(9, 0), place="cpu"):
 
 def forget() -> None:
     """Kernels that were loaded before are loaded anew."""
-    for each in (kernel, small.norm_kernel, small.rope_kernel, small.swiglu_kernel):
+    for each in (instantiate, small.norm_kernel, small.rope_kernel, small.swiglu_kernel):
         each.cache_clear()

@@ -1,4 +1,4 @@
-"""Kernels without a GPU: each compiles for three generations, and its own text, played on a
+"""Kernels without a GPU: each compiles for three generations, and its own source, emulated on a
 processor, is right.
 """
 
@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 
 import minillama
 from benchmarks import gpu as benchmark
-from course.cuda_on_cpu import compiler, play
+from course.cuda_on_cpu import compiler, emulate
 from minillama import LlamaConfig
 from minillama.checkpoints.assemble import Checkpoint, assemble, skeleton
 from minillama.checkpoints.tensors import StoredTensor
@@ -26,7 +26,7 @@ from minillama.inference.attention_backends import attend_flash, use_attention
 from minillama.inference.decode_graph import RecordedStep, through_block
 from minillama.kernels import attention as attention_kernels
 from minillama.kernels import cuda, small
-from minillama.kernels.attention import kernel, launches
+from minillama.kernels.attention import instantiate, launches
 from minillama.kernels.cuda import CudaError, compile_cuda
 from minillama.kernels.tensor_cores import ATTENTION_KERNELS
 
@@ -45,11 +45,11 @@ def all_kernels(dtype, widths=(64, 128)):
         *(small.rope_kernel(dtype, w) for w in widths),
     ]
     wide = [
-        rung
-        for rung in ATTENTION_KERNELS.values()
-        if dtype != torch.float32 or not rung.only_16_bits
+        variant
+        for variant in ATTENTION_KERNELS.values()
+        if dtype != torch.float32 or not variant.only_16_bits
     ]
-    return first + [kernel(rung, dtype, w) for rung in wide for w in widths]
+    return first + [instantiate(variant, dtype, w) for variant in wide for w in widths]
 
 
 @pytest.mark.parametrize("arch, widths", [("sm_80", [64]), ("sm_90", [64, 128]), ("sm_100", [128])])
@@ -79,14 +79,14 @@ SHAPES = [(1, 4, 1, 1, 7, 9), (2, 8, 2, 1, 100, 128), (1, 4, 2, 5, 5, 5), (1, 3,
 WIDE_SHAPES = [(1, 4, 1, 1, 7, 9), (1, 2, 1, 1, 70, 80), (1, 3, 1, 24, 70, 70)]
 
 
-def played(name, q, k, v, length, splits=3, seed=0):
+def emulated(name, q, k, v, length, splits=3, seed=0):
     out, todo = launches(
         ATTENTION_KERNELS[name], q, k, v, torch.tensor([length], dtype=torch.int32), splits
     )
     out.fill_(math.nan)
     todo[0][2][5].fill_(math.nan)  # the parts' results
     for each, grid, values in todo:
-        play(each, grid, *values, seed=seed)
+        emulate(each, grid, *values, seed=seed)
     return out
 
 
@@ -98,22 +98,22 @@ def test_rungs_played_on_a_processor(name, width):
         if name == "split" and shape[1] // shape[2] * shape[3] > attention_kernels.MAX_SPLIT_ROWS:
             continue
         q, k, v, want = problem(*shape, width, torch.bfloat16, seed)
-        assert off(played(name, q, k, v, shape[4], seed=seed), want) < 5e-3, shape
+        assert off(emulated(name, q, k, v, shape[4], seed=seed), want) < 5e-3, shape
 
 
 @needs_gxx
 @pytest.mark.parametrize(
     "name, dtype, limit", [("wide", torch.float16, 1e-3), ("tiles", torch.float32, 1e-6)]
 )
-def test_other_types_played(name, dtype, limit):
+def test_other_types_emulated(name, dtype, limit):
     q, k, v, want = problem(1, 6, 2, 9, 40, 48, 64, dtype)
-    assert off(played(name, q, k, v, 40), want) < limit
+    assert off(emulated(name, q, k, v, 40), want) < limit
 
 
 @needs_gxx
 def test_more_parts_than_keys():
     q, k, v, want = problem(1, 4, 1, 1, 20, 64, 64, torch.bfloat16)
-    assert off(played("split", q, k, v, 20, splits=9), want) < 5e-3
+    assert off(emulated("split", q, k, v, 20, splits=9), want) < 5e-3
 
 
 @needs_gxx
@@ -124,16 +124,16 @@ def test_small_kernels_are_the_chapters(dtype):
         torch.randn(*shape, generator=g).to(dtype) for shape in ((3, 700), (3, 700), (700,))
     )
     out = torch.full_like(a, math.nan)
-    play(small.swiglu_kernel(dtype), (math.ceil(a.numel() / 256), 1, 1), a, b, out, a.numel())
+    emulate(small.swiglu_kernel(dtype), (math.ceil(a.numel() / 256), 1, 1), a, b, out, a.numel())
     torch.testing.assert_close(out, small.swiglu(a, b), atol=limit, rtol=0)
-    play(small.norm_kernel(dtype), (3, 1, 1), a, weight, out, 700, 1e-5)
+    emulate(small.norm_kernel(dtype), (3, 1, 1), a, weight, out, 700, 1e-5)
     torch.testing.assert_close(out, small.norm(a, weight, 1e-5), atol=limit, rtol=0)
     x, (cos, sin) = (
         torch.randn(2, 5, 3, 64, generator=g).to(dtype).transpose(1, 2),
         torch.randn(2, 5, 32, generator=g),
     )
-    out = small.turned_like(x).fill_(math.nan)
-    play(small.rope_kernel(dtype, 64), (5, 3, 2), x, cos, sin, out, *x.stride()[:3], 3, 5, 32)
+    out = small.empty_rotated(x).fill_(math.nan)
+    emulate(small.rope_kernel(dtype, 64), (5, 3, 2), x, cos, sin, out, *x.stride()[:3], 3, 5, 32)
     torch.testing.assert_close(out, small.rope(x, cos, sin), atol=limit, rtol=0)
 
 
@@ -157,7 +157,7 @@ def test_small_operations_are_good_citizens():
     ids=["no barrier", "no wait", "two rows in one place", "one key too many"],
 )
 def test_the_emulation_notices(right, wrong):
-    broken = kernel.__wrapped__(ATTENTION_KERNELS["tensor"], torch.bfloat16, 64)
+    broken = instantiate.__wrapped__(ATTENTION_KERNELS["tensor"], torch.bfloat16, 64)
     assert right in broken.body
     broken.body = broken.body.replace(right, wrong)
     q, k, v, want = problem(1, 2, 1, 40, 200, 200, 64, torch.bfloat16)
@@ -165,14 +165,14 @@ def test_the_emulation_notices(right, wrong):
         ATTENTION_KERNELS["tensor"], q, k, v, torch.tensor([200], dtype=torch.int32)
     )
     out.fill_(math.nan)
-    play(broken, todo[0][1], *todo[0][2], seed=1)
+    emulate(broken, todo[0][1], *todo[0][2], seed=1)
     assert off(out, want) > 1e-2
 
 
 def test_what_kernels_do_not_know_is_one_line():
     length = torch.tensor([5], dtype=torch.int32)
     q, k, v, _ = problem(1, 4, 2, 3, 5, 9, 16, torch.bfloat16)
-    with pytest.raises(CudaError, match="heads of \\(64, 128\\) numbers with 16 bits, not 16"):
+    with pytest.raises(CudaError, match="heads of \\(64, 128\\) elements with 16 bits, not 16"):
         launches(ATTENTION_KERNELS["wide"], q, k, v, length)
     q, k, v, _ = problem(1, 4, 2, 30, 30, 30, 64, torch.bfloat16)
     with pytest.raises(CudaError, match="up to 16 rows, not 60"):
@@ -191,7 +191,7 @@ def test_what_kernels_do_not_know_is_one_line():
 
 
 def test_without_nvrtc_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(cuda, "folders", list)
+    monkeypatch.setattr(cuda, "library_folders", list)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
     with pytest.raises(CudaError, match="pip install nvidia-cuda-nvrtc"):
         cuda.nvrtc.__wrapped__()
@@ -207,7 +207,7 @@ def test_of_two_nvrtcs_the_one_of_pytorchs_cuda_is_loaded(monkeypatch, tmp_path)
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    monkeypatch.setattr(cuda, "folders", lambda: [tmp_path / "13", tmp_path / "12"])
+    monkeypatch.setattr(cuda, "library_folders", lambda: [tmp_path / "13", tmp_path / "12"])
     with pytest.raises(
         CudaError, match="^NVRTC, which compiles CUDA C\\+\\+, cannot be loaded: .*file too short$"
     ):
@@ -224,7 +224,7 @@ def test_of_two_nvrtcs_the_one_of_pytorchs_cuda_is_loaded(monkeypatch, tmp_path)
 
 @pytest.fixture
 def smaller(monkeypatch):
-    """What tests/test_gpu.py tries, with few numbers: threads that are played take their time."""
+    """What tests/test_gpu.py tries, with few elements: threads that are emulated take their time."""
     monkeypatch.setattr(test_gpu, "SHAPES", [(1, 4, 2, 1, 7, 9), (1, 2, 1, 9, 9, 9)])
     monkeypatch.setattr(test_gpu, "TOKENS", 5)
     monkeypatch.setattr(test_gpu, "LAYERS", 1)
@@ -248,26 +248,26 @@ def test_the_switch_on_a_pretended_gpu(monkeypatch, tmp_path):
 
 @needs_gxx
 @pytest.mark.usefixtures("smaller")
-def test_every_rung_on_a_pretended_gpu(monkeypatch):
+def test_every_kernel_on_a_pretended_gpu(monkeypatch):
     with gpu(monkeypatch) as driver:
         for name in ("warp", "tiles", "tensor", "wide", "split"):
-            test_gpu.test_every_rung_against_float64(name, 64, torch.bfloat16)
-    rungs = {"warp_per_query", "tiles", "tensor_cores", "split", "combine"}
-    assert {name.partition("<")[0] for name in driver.launched} == rungs
+            test_gpu.test_every_kernel_against_float64(name, 64, torch.bfloat16)
+    entries = {"warp_per_query", "tiles", "tensor_cores", "split", "combine"}
+    assert {name.partition("<")[0] for name in driver.launched} == entries
 
 
 @pytest.mark.usefixtures("smaller")
 def test_what_is_missing_is_said_once_on_a_pretended_gpu(monkeypatch, tmp_path):
-    """NVRTC, a GPU that is new enough, a type that the kernels know; what is used instead is
+    """NVRTC, a GPU that is new enough, a type that the kernels support; what is used instead is
     named.
     """
     path, old = (
         tmp_path / "model",
         "these kernels need a GPU of compute capability 8.0 or newer, not 7.5",
     )
-    with gpu(monkeypatch, played=False):
+    with gpu(monkeypatch, emulated=False):
         test_gpu.test_without_nvrtc_the_next_best_is_named(monkeypatch, tmp_path)
-    with gpu(monkeypatch, played=False, capability=(7, 5)) as driver:
+    with gpu(monkeypatch, emulated=False, capability=(7, 5)) as driver:
         with pytest.warns(
             UserWarning, match=f"^falling back to sdpa attention, uncompiled: [^;]*: {old}$"
         ):
@@ -276,7 +276,7 @@ def test_what_is_missing_is_said_once_on_a_pretended_gpu(monkeypatch, tmp_path):
             minillama.load(path, device="cuda", compiled=True, attention="fused")
         with pytest.warns(
             UserWarning,
-            match="^falling back to uncompiled: kernels know .*, not torch.float64$",
+            match="^falling back to uncompiled: kernels support .*, not torch.float64$",
         ):
             minillama.load(
                 path, device="cuda", compiled=True, attention="naive", dtype=torch.float64
@@ -292,7 +292,7 @@ def test_no_step_mixes_devices(monkeypatch):
     """
     cfg = LlamaConfig(128, 2, 4, 2, 64, 128, 96)
     monkeypatch.setattr(Graph, "replay", lambda graph: None)
-    with gpu(monkeypatch, played=False, place="meta"), FakeTensorMode(), torch.inference_mode():
+    with gpu(monkeypatch, emulated=False, place="meta"), FakeTensorMode(), torch.inference_mode():
         shapes = {name: tuple(p.shape) for name, p in skeleton(cfg, 100).named_parameters()}
         tensors = {
             name: StoredTensor(shape, partial(torch.empty, shape)) for name, shape in shapes.items()
@@ -317,13 +317,13 @@ def test_no_step_mixes_devices(monkeypatch):
 
 
 def test_the_benchmark_on_a_pretended_gpu(monkeypatch, tmp_path, capsys):
-    """Every rung and every way to take a step, launched but not computed."""
+    """Every kernel and every way to take a step, launched but not computed."""
     monkeypatch.setattr(benchmark, "FRESH", 1)
     monkeypatch.setattr(
         benchmark, "seconds", lambda calls, device: benchmark.timed(calls[0], device)
     )
     monkeypatch.setattr("sys.argv", ["gpu.py", "--quick", "--json", str(tmp_path / "gpu.json")])
-    with gpu(monkeypatch, played=False) as driver:
+    with gpu(monkeypatch, emulated=False) as driver:
         benchmark.main()
     said = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     ways = {(row["phase"], row["way"]) for row in said["attention"]}

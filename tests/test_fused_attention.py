@@ -15,7 +15,7 @@ from minillama.inference import decode_graph
 from minillama.inference.attention_backends import (
     BACKENDS,
     AttentionError,
-    fused,
+    fused_attention,
     use_attention,
     use_fastest_attention,
 )
@@ -63,7 +63,7 @@ def test_a_length_on_the_device_says_the_same(name):
 def test_our_operation_is_a_good_citizen_of_pytorch():
     q, k, v, _ = problem(1, 4, 2, 3, 5, 9, 16, torch.float32)
     torch.library.opcheck(
-        fused, (q, k.nan_to_num(), v.nan_to_num(), torch.tensor([5], dtype=torch.int32))
+        fused_attention, (q, k.nan_to_num(), v.nan_to_num(), torch.tensor([5], dtype=torch.int32))
     )
 
 

@@ -97,7 +97,7 @@ def test_a_model_dequantized_as_gguf_does(tmp_path, kind):
 
 def blocks(kind, count=600):
     """Blocks of random bytes; among them scales that are infinite, not a number, tiny, or zero."""
-    numbers, size = gguf.GGML_QUANT_SIZES[kind]
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
     raw = np.random.default_rng(kind).integers(0, 256, (count, size), dtype=np.uint8)
     # of scales
     places = {Q.Q6_K: [208], Q.Q4_1: [0, 2], Q.Q5_1: [0, 2], Q.Q4_K: [0, 2], Q.Q5_K: [0, 2]}.get(
@@ -153,7 +153,7 @@ print(tensors["head.weight"].read().nbytes, memory("VmHWM") - before)
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux does"
 )
-def test_a_large_tensor_needs_little_more_than_its_numbers(tmp_path):
+def test_a_large_tensor_needs_little_more_than_its_elements(tmp_path):
     """Q6_K, 105 MB on disk (a file with a hole: nothing but zeros), 512 MB as float32."""
     path, rows = tmp_path / "large.gguf", 32_768
     write_gguf(
@@ -177,8 +177,8 @@ def test_a_large_tensor_needs_little_more_than_its_numbers(tmp_path):
 
 
 def test_the_sizes_of_blocks():
-    for name, (numbers, size, _) in GGML_TYPES.items():
-        assert (numbers, size) == gguf.GGML_QUANT_SIZES[Q[name]], name
+    for name, (elements, size, _) in GGML_TYPES.items():
+        assert (elements, size) == gguf.GGML_QUANT_SIZES[Q[name]], name
 
 
 def test_the_names_of_types():

@@ -22,7 +22,7 @@ from pretend_gpu import forget
 
 import minillama
 from minillama.checkpoints import hub
-from minillama.inference.attention_backends import BACKENDS, fused
+from minillama.inference.attention_backends import BACKENDS, fused_attention
 from minillama.inference.decode_graph import GraphStep
 from minillama.kernels import cuda, small
 from minillama.kernels.attention import MAX_SPLIT_ROWS, launches
@@ -60,7 +60,7 @@ def length_of(n: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("name", ["warp", "tiles", "tensor", "wide", "split"])
-def test_every_rung_against_float64(name, width, dtype):
+def test_every_kernel_against_float64(name, width, dtype):
     """Fresh inputs, NaN behind the keys in use and in the answer's room, and two lengths with one
     launch's values.
     """
@@ -134,7 +134,7 @@ def test_our_operation_is_a_good_citizen_on_cuda():
     for shape in ((1, 4, 2, 3, 5, 9), (1, 8, 2, 1, 100, 128)):
         q, k, v, _ = problem(*shape, 64, torch.bfloat16)
         torch.library.opcheck(
-            fused, (*on_cuda(q, k.nan_to_num(), v.nan_to_num()), length_of(shape[4]))
+            fused_attention, (*on_cuda(q, k.nan_to_num(), v.nan_to_num()), length_of(shape[4]))
         )
 
 

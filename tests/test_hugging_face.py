@@ -937,7 +937,7 @@ def test_what_the_file_says_of_itself(tmp_path, trained):
         assert file.metadata() == {"format": "pt"}
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}
     data = (tmp_path / "saved" / "model.safetensors").read_bytes()
-    assert int.from_bytes(data[:8], "little") % 8 == 0  # so that the numbers behind it are aligned
+    assert int.from_bytes(data[:8], "little") % 8 == 0  # so that the data after it is aligned
     config = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
     assert config["torch_dtype"] == "bfloat16" and config["eos_token_id"] == [trained.eos_id]
     # transformers 4 reads only this form

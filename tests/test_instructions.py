@@ -329,7 +329,7 @@ BAD = {  # a line of a file, what is said about it
     '{"x": NaN}': "line 2: NaN is no number of JSON",
     "[" * 100_000: "line 2: nested too deeply",
     b'{"x": "\xff"}': "line 2: not UTF-8 at byte 7",
-    "x" * (jsonl.LONGEST + 9): "line 2: longer than 1,000,000 bytes",
+    "x" * (jsonl.MAX_LINE_BYTES + 9): "line 2: longer than 1,000,000 bytes",
 }
 GOOD = (
     json.dumps(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from minillama import CheckpointError, Llama, LlamaConfig
 from minillama.checkpoints.meta_writer import save_meta
-from minillama.checkpoints.pth import DESCRIPTION, STEPS, open_pth, run_pickle
+from minillama.checkpoints.pth import MAX_DESCRIPTION, MAX_INSTRUCTIONS, open_pth, run_pickle
 
 
 # What torch.save writes
@@ -125,7 +125,7 @@ def test_a_file_that_changes(tmp_path):
 
 # Programs that no weights need
 
-TENSOR = program_of({"norm.weight": torch.ones(64)})  # its storage is entry 0, 64 numbers
+TENSOR = program_of({"norm.weight": torch.ones(64)})  # its storage is entry 0, 64 elements
 HASH_BOMB = b"\x80\x02}K\x01\x85q\x00" + 60 * b"h\x00\x86q\x00" + b"K\x01s."
 
 
@@ -140,7 +140,7 @@ class Call:
 
 
 def tensor_program(**changes) -> bytes:
-    """The program of one tensor of 64 numbers, with other values than PyTorch would write."""
+    """The program of one tensor of 64 elements, with other values than PyTorch would write."""
     value = (
         dict(key="0", count=64, offset=0, shape=(64,), stride=(1,), kind=b"ctorch\nFloatStorage\n")
         | changes
@@ -187,7 +187,7 @@ PROGRAMS = {
         "_load_from_bytes",
     ),
     "a class": (b"\x80\x02ccollections\ndeque\n)\x81.", "deque"),
-    "numbers of 8 bytes": (tensor_program(kind=b"ctorch\nDoubleStorage\n"), "DoubleStorage"),
+    "elements of 8 bytes": (tensor_program(kind=b"ctorch\nDoubleStorage\n"), "DoubleStorage"),
     "whole numbers": (tensor_program(kind=b"ctorch\nIntStorage\n"), "IntStorage"),
     "a kind that is a text": (tensor_program(kind="F64"), "storage"),
     "a list": (pickle.dumps([1], 2), "EMPTY_LIST"),
@@ -238,8 +238,8 @@ PROGRAMS = {
     "a text of 4 GB": (b"\x80\x02X\xff\xff\xff\xffa.", "malformed"),
     "a text that is not UTF-8": (b"\x80\x02X\x01\0\0\0\xff.", "malformed"),
     "a number of 2 GB": (b"\x80\x02\x8b\xff\xff\xff\x7f.", "malformed"),
-    "too many instructions": (b"\x80\x02" + b"}" * (STEPS + 5) + b".", "instructions"),
-    "too long": (b"\x80\x02" + b"}" * (DESCRIPTION + 1), "long"),
+    "too many instructions": (b"\x80\x02" + b"}" * (MAX_INSTRUCTIONS + 5) + b".", "instructions"),
+    "too long": (b"\x80\x02" + b"}" * (MAX_DESCRIPTION + 1), "long"),
     "many arguments, many times": (
         b"\x80\x02("
         + b"N" * 90_000
@@ -270,14 +270,14 @@ PROGRAMS = {
     "a size of 2,000 bits": (tensor_program(shape=(2**2000,)), "whole number"),
     "an offset behind the storage": (tensor_program(offset=1), "fit"),
     "a negative offset": (tensor_program(offset=-1), "whole number"),
-    "fewer numbers than the entry has": (tensor_program(count=63), "fit"),
-    "more numbers than the entry has": (tensor_program(count=65, shape=(65,)), "fit"),
+    "fewer elements than the entry has": (tensor_program(count=63), "fit"),
+    "more elements than the entry has": (tensor_program(count=65, shape=(65,)), "fit"),
     "an entry that is not there": (tensor_program(key="1"), "data/1"),
     "an entry elsewhere": (tensor_program(key="../../data.pkl"), "has no"),
 }
 
 
-def archive(program=TENSOR, numbers=bytes(256), compression=zipfile.ZIP_STORED, extra=()) -> bytes:
+def archive(program=TENSOR, elements=bytes(256), compression=zipfile.ZIP_STORED, extra=()) -> bytes:
     """A .pth file, written by hand: extra entries are (name, bytes)."""
     buffer = io.BytesIO()
     with (
@@ -285,7 +285,7 @@ def archive(program=TENSOR, numbers=bytes(256), compression=zipfile.ZIP_STORED, 
         zipfile.ZipFile(buffer, "w", compression) as zipped,
     ):
         zipped.writestr("x/data.pkl", program)
-        zipped.writestr("x/data/0", numbers)
+        zipped.writestr("x/data/0", elements)
         for name, data in extra:
             zipped.writestr(name, data)
     return buffer.getvalue()
@@ -329,7 +329,7 @@ def archives() -> dict[str, tuple[bytes, str]]:
         "begins too late": (archive()[100:], "no zip|overlap|fit|malformed|has no|packs"),
         "no program": (edited(b"data.pkl", b"data.pkm"), "data.pkl"),
         "compressed": (archive(compression=zipfile.ZIP_DEFLATED), "compressed"),
-        "a bomb": (archive(numbers=bytes(10**7), compression=zipfile.ZIP_DEFLATED), "compressed"),
+        "a bomb": (archive(elements=bytes(10**7), compression=zipfile.ZIP_DEFLATED), "compressed"),
         "a bomb of a program": (archive(b"}" * 10**7, compression=zipfile.ZIP_LZMA), "compressed"),
         "an entry twice": (archive(extra=[("x/data/0", bytes(256))]), "twice"),
         "two programs": (archive(extra=[("y/data.pkl", TENSOR)]), "twice"),
@@ -404,11 +404,11 @@ def test_files_that_no_weights_need(tmp_path):
 def test_every_byte(tmp_path):
     """Cut anywhere, refused; any byte another one, refused or harmless."""
     data, path, loaded = archive(), tmp_path / "x.pth", 0
-    numbers = data.index(bytes(256))  # of which eight are enough
+    elements = data.index(bytes(256))  # of which eight are enough
     for n in range(1, len(data)):
         path.write_bytes(data[:n])
         refused(path, "")
-    for n in (*range(numbers + 8), *range(numbers + 256, len(data))):
+    for n in (*range(elements + 8), *range(elements + 256, len(data))):
         for byte in (0, 1, 255):
             path.write_bytes(data[:n] + bytes([byte]) + data[n + 1 :])
             try:

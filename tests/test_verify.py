@@ -38,7 +38,7 @@ def test_a_sound_folder(tmp_path, capsys, dtype):
     assert cli.main(["verify", str(tmp_path)]) == 0
     said = lines(capsys)
     assert said["known as"] == "no published size" and said["end"] == "all of these checks hold"
-    assert said["numbers"].startswith("ok") and str(dtype).split(".")[1] in said["numbers"]
+    assert said["values"].startswith("ok") and str(dtype).split(".")[1] in said["values"]
     assert said["same rotation"].startswith("ok") and said["same logits"].startswith("ok")
 
 
@@ -61,14 +61,14 @@ def test_a_known_shape_with_other_settings(folder, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "value, word", [(float("nan"), "NaN"), (float("inf"), "infinity"), (0.0, "zeros")]
 )
-def test_numbers_that_are_none(folder, capsys, value, word):
+def test_values_that_are_not_finite(folder, capsys, value, word):
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     where = (3, 5) if value else slice(None)
     tensors[name][where] = value
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     assert cli.main(["verify", str(folder)]) == 1
-    said = lines(capsys)["numbers"]
+    said = lines(capsys)["values"]
     assert said.startswith("WRONG") and word in said and "blocks.1.feed_forward.up" in said
 
 

@@ -560,7 +560,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         (
             "offset * width, (last + 1) * width",
             "offset, (last + 1) * width - offset * (width - 1)",
-            "counts numbers, not bytes",
+            "counts elements, not bytes",
         ),
         ("last + 1", "last", "one behind"),
     ],
@@ -1036,7 +1036,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("n_tokens / n_bytes", "n_bytes / n_tokens", "a token has several bytes"),
     ],
     "evaluation-ex2": [
-        ("i - start", "i - start + 1", "has shape"),
+        ("i - start", "i - start + 1", "is not its context"),
         ("i - start", "i", "a window that moves"),
         ("i - start", "end - 1 - start", "token 4 stands behind token 3"),
     ],

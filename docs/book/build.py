@@ -20,6 +20,7 @@ from chapters import DOCS, ROOT, notebook, parts
 
 
 BOOK = Path(__file__).resolve().parent
+LINK = re.compile(r"\[([^\]]+)\]\(\.\./([^)]+)\)")
 ROOMS = {
     "": "The core",
     "checkpoints": "Checkpoints",
@@ -68,6 +69,12 @@ def chapter(path: Path) -> dict:
     return book
 
 
+def elsewhere(link: re.Match) -> str:
+    """A link to a file that is no page: to the repository, or just the words while it has none."""
+    url = repository()
+    return f"[{link[1]}]({url}/blob/main/{link[2]})" if url else f"{link[1]} (`{link[2]}`)"
+
+
 def slug(heading: str) -> str:
     """The anchor of a heading: "3.3" of "3.3 One frequency is not enough", else its words."""
     if number := re.match(r"\d+[a-d]?\.\d+", heading):
@@ -81,7 +88,7 @@ def lay_out(source: Path) -> None:
     (source / "notebooks").mkdir(parents=True)
     for page in [*DOCS.glob("*.md"), *BOOK.glob("*.md")]:
         text = page.read_text(encoding="utf-8").replace("](../notebooks/", "](notebooks/")
-        (source / page.name).write_text(text, encoding="utf-8")
+        (source / page.name).write_text(LINK.sub(elsewhere, text), encoding="utf-8")
     for picture in DOCS.glob("*.png"):
         shutil.copy(picture, source / picture.name)
     shutil.copytree(BOOK / "_static", source / "_static")

@@ -126,7 +126,8 @@ INTRODUCTION = """\
 Every chapter in order. *Needs* names the chapters that it builds on, apart from what those need
 themselves; it is computed from what each notebook imports and from the chapters that its text
 refers to. The hours are estimated from words and lines of code: for reading with the cells run,
-and for the exercises. *Advanced* chapters can be left out: what later ones use of them is imported."""
+and for the exercises. *Advanced* chapters can be left out; what later ones use of them is
+imported."""
 
 
 def the_whole() -> str:

@@ -29,7 +29,7 @@ nb_execution_mode = "off"  # the outputs are those that CI compares
 nb_ipywidgets_js = {}  # no widget's JavaScript from elsewhere
 nb_merge_streams = True
 nb_render_markdown_format = "commonmark"
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 myst_heading_slug_func = slug
 myst_dmath_double_inline = True
@@ -38,11 +38,16 @@ autodoc_default_options = {"members": True, "undoc-members": False}
 add_module_names = False
 # a chapter's links to files of the repository are the repository's affair
 suppress_warnings = ["myst.xref_missing", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
-suppress_warnings += ["config.cache"]  # a function among the settings
+suppress_warnings += [
+    "config.cache",
+    "ref.python",
+]  # a function; a name of several
 
 html_theme = "sphinx_book_theme"
 html_title = "minillama: Llama 3.1 from scratch"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}
 html_css_files = ["book.css"]
 html_js_files = ["book.js"]
 html_show_sphinx = False
@@ -51,6 +56,7 @@ html_theme_options = {
     "home_page_in_toc": True,
     "use_fullscreen_button": False,
     "show_toc_level": 2,
+    "navbar_persistent": [],  # the sidebar has the search
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }

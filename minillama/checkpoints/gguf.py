@@ -69,7 +69,7 @@ class GGUFHeader:
         before = self.move(self.at + size)
         return self.data[before : self.at]
 
-    def numbers(self, code: str, count: int = 1) -> list:
+    def scalars(self, code: str, count: int = 1) -> list:
         return list(
             struct.unpack(f"<{count}{code}", self.bytes(count * struct.calcsize("<" + code)))
         )
@@ -105,13 +105,13 @@ class GGUFHeader:
             raise CheckpointError(
                 f"the header has a value or array of unknown type {kind} at byte {self.at}"
             )
-        return self.numbers(self.SCALARS[kind], count)
+        return self.scalars(self.SCALARS[kind], count)
 
     def pair(self) -> tuple:
         """A key and its value."""
-        [key], [kind] = self.strings(1), self.numbers("I")
+        [key], [kind] = self.strings(1), self.scalars("I")
         if kind == self.ARRAY:
-            [kind], count = self.numbers("I"), self.count(self.items_left)
+            [kind], count = self.scalars("I"), self.count(self.items_left)
             self.items_left -= count
             return key, self.values(kind, count)
         return key, self.values(kind, 1)[0]
@@ -120,10 +120,10 @@ class GGUFHeader:
         """Name, shape (slowest dimension first, as in PyTorch), kind and offset of the next
         tensor.
         """
-        [name], [n_dims] = self.strings(1), self.numbers("I")
+        [name], [n_dims] = self.strings(1), self.scalars("I")
         if not 1 <= n_dims <= 4:
             raise CheckpointError(f"tensor {name!r} has {n_dims} dimensions")
-        shape, [kind, offset] = tuple(self.numbers("Q", n_dims)[::-1]), self.numbers("IQ")
+        shape, [kind, offset] = tuple(self.scalars("Q", n_dims)[::-1]), self.scalars("IQ")
         kind = self.TYPES[kind] if kind < len(self.TYPES) else kind
         if kind not in GGML_TYPES:
             raise CheckpointError(
@@ -134,12 +134,12 @@ class GGUFHeader:
 
 
 def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
-    """Everything before the numbers: the keys with their values, and what `header.tensor` says of
-    each tensor.
+    """Everything before the tensor data: the keys with their values, and what `header.tensor` says
+    of each tensor.
     """
     if header.bytes(4) != b"GGUF":
         raise CheckpointError("this is not a GGUF file (it does not start with GGUF)")
-    [version] = header.numbers("I")
+    [version] = header.scalars("I")
     if version not in (2, 3):
         raise CheckpointError(f"GGUF version {version} is not supported, only 2 and 3")
     n_tensors, n_keys, meta = header.count(header.TENSORS), header.count(header.KEYS), {}

@@ -14,8 +14,8 @@ def f16(block_bytes: torch.Tensor) -> torch.Tensor:
 
 
 def unpack(data: torch.Tensor, bits: int, run: int) -> torch.Tensor:
-    """(N, B) bytes -> (N, 8 B / bits) levels; in each run of bytes the lowest bits of all, then the
-    next of all, ...
+    """(N, B) bytes -> (N, 8 B / bits) quantized values; in each run of bytes the lowest
+    bits of all, then the next of all, ...
     """
     runs = data.reshape(len(data), -1, run)
     parts = [runs >> shift & 2**bits - 1 for shift in range(0, 8, bits)]
@@ -24,7 +24,7 @@ def unpack(data: torch.Tensor, bits: int, run: int) -> torch.Tensor:
 
 GGML_TYPES = (
     KINDS
-    | {  # blocks of 32 numbers with a step of their own
+    | {  # blocks of 32 weights with a scale of their own
         "Q4_0": (
             32,
             18,
@@ -41,31 +41,31 @@ GGML_TYPES = (
 
 
 def six_bits(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, 12) bytes -> steps (N, 8) and minima (N, 8) of a super-block's blocks, 0..63"""
+    """(N, 12) bytes -> scales (N, 8) and minima (N, 8) of a super-block's blocks, 0..63"""
     # the last four of each are cut: 4 bits shared, 2 above
-    steps, minima, shared = data.reshape(-1, 3, 4).unbind(1)
+    scales, minima, shared = data.reshape(-1, 3, 4).unbind(1)
     return (
-        torch.cat((steps & 63, shared & 15 | steps >> 6 << 4), dim=1),
+        torch.cat((scales & 63, shared & 15 | scales >> 6 << 4), dim=1),
         torch.cat((minima & 63, shared >> 4 | minima >> 6 << 4), dim=1),
     )
 
 
 def q4_k_or_q5_k(block: torch.Tensor) -> torch.Tensor:
-    """Super-blocks of 8 blocks with 6-bit steps and minima: (N, 144) or, with a fifth bit, (N, 176)
-    -> (N, 256)
+    """Super-blocks of 8 blocks with 6-bit scales and minima: (N, 144) or, with a fifth bit, (N,
+    176) -> (N, 256)
     """
-    (steps, minima), levels = six_bits(block[:, 4:16]), unpack(block[:, -128:], 4, 32)
+    (scales, minima), levels = six_bits(block[:, 4:16]), unpack(block[:, -128:], 4, 32)
     if block.shape[1] == 176:
         levels |= unpack(block[:, 16:48], 1, 32) << 4
-    steps, minima = f16(block[:, :2]) * steps, f16(block[:, 2:4]) * minima
-    return (steps[:, :, None] * levels.view(-1, 8, 32) - minima[:, :, None]).flatten(1)
+    scales, minima = f16(block[:, :2]) * scales, f16(block[:, 2:4]) * minima
+    return (scales[:, :, None] * levels.view(-1, 8, 32) - minima[:, :, None]).flatten(1)
 
 
 def q6_k(block: torch.Tensor) -> torch.Tensor:
-    """Super-blocks of 16 blocks with 8-bit steps, no minima: (N, 210) -> (N, 256)"""
+    """Super-blocks of 16 blocks with 8-bit scales, no minima: (N, 210) -> (N, 256)"""
     levels = unpack(block[:, :128], 4, 64) | unpack(block[:, 128:192], 2, 32) << 4
-    steps = f16(block[:, 208:]) * block[:, 192:208].view(torch.int8)
-    return (steps[:, :, None] * (levels.view(torch.int8) - 32).view(-1, 16, 16)).flatten(1)
+    scales = f16(block[:, 208:]) * block[:, 192:208].view(torch.int8)
+    return (scales[:, :, None] * (levels.view(torch.int8) - 32).view(-1, 16, 16)).flatten(1)
 
 
 GGML_TYPES |= {

@@ -195,7 +195,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict:
         tokenizer.specials,
     )
     if sorted(specials.values()) != list(range(len(vocab), len(vocab) + len(specials))):
-        vocab |= specials  # or the library would number them anew, behind the vocabulary
+        vocab |= specials  # or the library would renumber them, after the vocabulary
     plain = tokenizer.plain
     added = [
         {"id": id, "content": name, "normalized": plain.get(name, False)}

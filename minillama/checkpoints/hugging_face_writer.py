@@ -131,7 +131,7 @@ def save_hugging_face(
 ) -> None:
     """Write what `load` returns as a Hugging Face folder, which transformers and most engines read.
 
-    dtype: of the numbers in the files, by default the model's. A model above max_shard_bytes is cut
+    dtype: of the stored weights, by default the model's. A model above max_shard_bytes is cut
     into several files. The folder appears when all is written, and an older checkpoint in it stays
     until then. CheckpointError if the model is not a plain Llama, if the folder cannot be written,
     or if it holds anything that is no part of a checkpoint.

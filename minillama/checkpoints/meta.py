@@ -29,8 +29,8 @@ PARAMS = {  # the keys that may be missing, and what Meta's code assumes then
 
 
 def read_params(folder: Path) -> dict:
-    """params.json with all its keys; CheckpointError for unknown keys and for numbers that cannot
-    be meant.
+    """params.json with all its keys; CheckpointError for unknown keys and for invalid
+    values.
     """
     found = {
         key: value for key, value in read_json(folder, "params.json").items() if value is not None
@@ -95,7 +95,7 @@ def meta_config(params: dict, vocab_size: int, n_kv_heads: int, tied: bool) -> L
 
 
 def rank_files(folder: Path) -> list[Path]:
-    """consolidated.00.pth, .01., ...; CheckpointError if there is none, or a number is missing."""
+    """consolidated.00.pth, .01., ...; CheckpointError if there is none, or a rank is missing."""
     found = sorted(path.name for path in folder.glob("consolidated.*.pth"))[:100]
     expected = [f"consolidated.{rank:02}.pth" for rank in range(max(1, len(found)))]
     if missing := [name for name in expected if name not in found]:

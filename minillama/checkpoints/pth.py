@@ -17,10 +17,10 @@ from minillama.checkpoints.tensors import StoredTensor, n_bytes, read_bytes, rea
 
 @dataclass(frozen=True)
 class View:
-    """A tensor as a program describes it: part of a storage ("storage", kind, entry, device, how
-    many numbers).
+    """A tensor as a program describes it: part of a storage ("storage", kind, entry, device, number
+    of elements).
 
-    offset and stride count numbers of the storage. Nothing of this has been checked.
+    offset and stride count elements of the storage. Nothing of this has been checked.
     """
 
     storage: tuple
@@ -30,11 +30,11 @@ class View:
 
 
 def rebuild_tensor(storage, offset, shape, stride, needs_gradient, hooks, metadata=None) -> View:
-    """In the place of torch._utils._rebuild_tensor_v2: write down what it was asked for."""
+    """Stands in for torch._utils._rebuild_tensor_v2, and only records its arguments."""
     return View(storage, offset, shape, stride)
 
 
-NAMED = {  # all that a program may ask for by name, and what it gets
+ALLOWED_GLOBALS = {  # all that a program may ask for by name, and what it gets
     "torch._utils _rebuild_tensor_v2": rebuild_tensor,
     "torch._utils _rebuild_parameter": lambda view, needs_gradient, hooks: view,
     "collections OrderedDict": lambda: {},
@@ -43,7 +43,7 @@ NAMED = {  # all that a program may ask for by name, and what it gets
     "torch BFloat16Storage": "BF16",
 }
 CONSTANTS = {"NEWTRUE": True, "NEWFALSE": False, "NONE": None, "EMPTY_TUPLE": ()}
-STEPS = 200_000  # instructions; the largest file of Llama 3.1 has about 35,000
+MAX_INSTRUCTIONS = 200_000  # instructions; the largest file of Llama 3.1 has about 35,000
 
 
 def fill(target: dict, items: list) -> None:
@@ -60,8 +60,8 @@ def run_pickle(program: bytes):
     """
     stack, outer, memory = [], [], {}
     for step, (instruction, value, _) in enumerate(pickletools.genops(program)):
-        if step == STEPS:
-            raise ValueError(f"its program has more than {STEPS} instructions")
+        if step == MAX_INSTRUCTIONS:
+            raise ValueError(f"its program has more than {MAX_INSTRUCTIONS} instructions")
         match instruction.name:
             case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
                 stack.append(value)
@@ -88,8 +88,8 @@ def run_pickle(program: bytes):
             case "SETITEMS":
                 items, stack = stack, outer.pop()
                 fill(stack[-1], items)
-            case "GLOBAL" if value in NAMED:
-                stack.append(NAMED[value])
+            case "GLOBAL" if value in ALLOWED_GLOBALS:
+                stack.append(ALLOWED_GLOBALS[value])
             case "REDUCE":
                 arguments = stack.pop()
                 stack.append(stack.pop()(*arguments))
@@ -106,8 +106,8 @@ def run_pickle(program: bytes):
 
 
 # bytes of an archive's directory, and of its program; Llama 3.1's have about 200,000 each
-DESCRIPTION = 1_000_000
-ENTRIES = 4_000
+MAX_DESCRIPTION = 1_000_000
+MAX_ENTRIES = 4_000
 
 
 class Bounded(io.FileIO):
@@ -116,7 +116,7 @@ class Bounded(io.FileIO):
     """
 
     def read(self, size: int = -1) -> bytes:
-        return super().read(DESCRIPTION if size < 0 else min(size, DESCRIPTION))
+        return super().read(MAX_DESCRIPTION if size < 0 else min(size, MAX_DESCRIPTION))
 
 
 def archive_entries(file: RawFile) -> dict[str, tuple[int, int]]:
@@ -132,15 +132,15 @@ def archive_entries(file: RawFile) -> dict[str, tuple[int, int]]:
             f"{name} is no zip archive: truncated, or from a PyTorch older than 1.6?"
         ) from None
     entries, end = {}, 0
-    for info in infos[: ENTRIES + 1]:
+    for info in infos[: MAX_ENTRIES + 1]:
         entry = info.filename.partition("/")[2]
         if info.compress_type or info.flag_bits & 1 or info.compress_size != info.file_size:
             raise CheckpointError(
                 f"{name} has a compressed or encrypted entry; weights are stored as they are"
             )
-        if info.header_offset < end or entry in entries or len(entries) == ENTRIES:
+        if info.header_offset < end or entry in entries or len(entries) == MAX_ENTRIES:
             raise CheckpointError(
-                f"{name} has entries that overlap, one twice, or more than {ENTRIES}"
+                f"{name} has entries that overlap, one twice, or more than {MAX_ENTRIES}"
             )
         header = file.read_small(info.header_offset, 30)
         start = (
@@ -188,13 +188,13 @@ def open_pth(path: Path) -> dict[str, StoredTensor]:
     file, places, tensors = RawFile(path), {}, {}
     entries = archive_entries(file)
     with reading(path.name):
-        if entries["data.pkl"][1] > DESCRIPTION or file.read_small(
+        if entries["data.pkl"][1] > MAX_DESCRIPTION or file.read_small(
             *entries.get("byteorder", (0, 0))
         ) not in (
             b"",
             b"little",
         ):
-            raise ValueError("its program is too long, or its numbers are big-endian")
+            raise ValueError("its program is too long, or its elements are big-endian")
         try:
             views = run_pickle(file.read_small(*entries["data.pkl"]))
         except LookupError:

@@ -14,18 +14,18 @@ import torch
 from minillama.checkpoints.files import CheckpointError, RawFile, parse_json, reading
 
 
-KINDS = {  # of numbers: how many in a unit, bytes of a unit, (N, bytes) uint8 -> (N, how many)
-    "F32": (1, 4, lambda unit: unit.view(torch.float32)),
-    "F16": (1, 2, lambda unit: unit.view(torch.float16)),
-    "BF16": (1, 2, lambda unit: unit.view(torch.bfloat16)),
+KINDS = {  # elements of a block, bytes of a block, (N, bytes) uint8 -> (N, elements)
+    "F32": (1, 4, lambda block: block.view(torch.float32)),
+    "F16": (1, 2, lambda block: block.view(torch.float16)),
+    "BF16": (1, 2, lambda block: block.view(torch.bfloat16)),
 }
-SLICE = 2**20  # numbers that are turned from blocks at a time
+SLICE = 2**20  # elements that are dequantized at a time
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that still lies in its file: its shape, and `read`, which fetches it; if its rows
-    may stay in the order of the file, also the kind of its numbers and `raw(first=0, last=None)`,
+    """A tensor that still lies in its file: its shape, and `read`, which reads it; if its rows
+    may stay in the order of the file, also the kind of its elements and `raw(first=0, last=None)`,
     its bytes as they are.
     """
 
@@ -36,11 +36,11 @@ class StoredTensor:
 
 
 def n_bytes(shape: tuple[int, ...], kind: str, kinds: dict = KINDS) -> int:
-    """What a tensor takes in the file; ValueError where its rows do not divide into units."""
-    numbers, size, _ = kinds[kind]
-    if not 1 <= len(shape) <= 4 or 0 in shape or shape[-1] % numbers:
+    """What a tensor takes in the file; ValueError where its rows do not divide into blocks."""
+    elements, size, _ = kinds[kind]
+    if not 1 <= len(shape) <= 4 or 0 in shape or shape[-1] % elements:
         raise ValueError(f"its shape {str(shape)[:80]} does not divide into {kind} blocks")
-    return math.prod(shape) // numbers * size
+    return math.prod(shape) // elements * size
 
 
 def padded(position: int, alignment: int) -> int:
@@ -51,16 +51,16 @@ def padded(position: int, alignment: int) -> int:
 def read_tensor(
     file: RawFile, at: int, shape: tuple[int, ...], kind: str, kinds: dict = KINDS
 ) -> torch.Tensor:
-    """A tensor's bytes, turned into numbers: blocks slice by slice, so that nothing but the result
+    """A tensor's bytes as elements, dequantized block by block in slices, so that only the result
     is large.
     """
-    numbers, size, to_numbers = kinds[kind]
-    if numbers == 1:
-        return to_numbers(file.read(at, n_bytes(shape, kind, kinds)).view(-1, size)).view(shape)
-    result = torch.empty(math.prod(shape) // numbers, numbers)
-    for first in range(0, len(result), SLICE // numbers):
-        part = result[first : first + SLICE // numbers]
-        part.copy_(to_numbers(file.read(at + first * size, len(part) * size).view(-1, size)))
+    elements, size, to_elements = kinds[kind]
+    if elements == 1:
+        return to_elements(file.read(at, n_bytes(shape, kind, kinds)).view(-1, size)).view(shape)
+    result = torch.empty(math.prod(shape) // elements, elements)
+    for first in range(0, len(result), SLICE // elements):
+        part = result[first : first + SLICE // elements]
+        part.copy_(to_elements(file.read(at + first * size, len(part) * size).view(-1, size)))
     return result.view(shape)
 
 
@@ -88,7 +88,7 @@ def lay_out(
     """Tensors (name, shape, kind, offset from `start`), each of which must begin where the one
     before ends, padded.
 
-    kinds: the kinds of numbers that the format knows, as KINDS.
+    kinds: the kinds of elements that the format has, as KINDS.
     """
     tensors, expected = {}, 0
     for name, shape, kind, offset in infos:
@@ -111,7 +111,7 @@ def lay_out(
 
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file: 8 bytes of header length, the header as JSON, then the
-    numbers.
+    elements.
     """
     file, infos = RawFile(Path(path)), []
     start = end = 8 + int.from_bytes(file.read_small(0, 8), "little")

@@ -38,7 +38,7 @@ def verify(name_or_path) -> int:
     check_sizes(report, model.cfg)
     check_tokenizer(report, tokenizer)
     if not check_numbers(report, model):
-        print("with such numbers there is nothing to compare")
+        print("with such values there is nothing to compare")
         return 1
     if path == hub.find(GOLDEN_NAME):
         compare_with_meta(report, model)

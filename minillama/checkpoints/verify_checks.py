@@ -1,4 +1,4 @@
-"""What `verify` asks of a checkpoint by itself: published sizes, sound numbers, special tokens, a
+"""What `verify` asks of a checkpoint by itself: published sizes, finite values, special tokens, a
 known answer.
 """
 
@@ -90,8 +90,8 @@ def settings_that_differ(known: LlamaConfig, cfg: LlamaConfig) -> list[str]:
 
 @torch.inference_mode()
 def check_numbers(report: Report, model) -> bool:
-    """NaN, infinities and matrices of nothing but zeros, which a broken download or conversion
-    leaves behind.
+    """NaN, infinities and matrices of nothing but zeros, signs of a broken download or
+    conversion.
     """
     count, broken, empty = 0, [], []
     for name, weight in model.named_parameters():  # a tied head is met once
@@ -107,7 +107,7 @@ def check_numbers(report: Report, model) -> bool:
         if empty
         else "all finite"
     )
-    report.check("numbers", not broken and not empty, text)
+    report.check("values", not broken and not empty, text)
     return not broken
 
 

@@ -47,7 +47,7 @@ def compare_with_meta(report: Report, model) -> None:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model makes of a text: logits (T, V), the greedy tokens behind it, its rotation's
+    """What a model makes of a text: logits (T, V), the greedy tokens after it, its rotation's
     frequencies (W/2,).
     """
 

@@ -143,7 +143,7 @@ def answer(
         return list(said)
 
     try:
-        told = chat.run_dialog(reply, tokenizer, kept, tools)
+        dialog = chat.run_dialog(reply, tokenizer, kept, tools)
     except KeyboardInterrupt:
         print("\n[stopped]", flush=True)
         return (
@@ -153,7 +153,7 @@ def answer(
         )
     return [
         each if each.get("calls") else {"role": each["role"], "content": each["content"]}
-        for each in told
+        for each in dialog
     ]
 
 

@@ -53,7 +53,7 @@ def add(commands) -> None:
     change.add_argument(
         "--dtype",
         choices=DTYPE_NAMES,
-        help="of the numbers (the source's; float32 if it is quantized)",
+        help="of the weights (the source's; float32 if it is quantized)",
     )
     change.set_defaults(run=run_convert)
 

@@ -117,7 +117,7 @@ def run(args) -> int:
 
 
 def check(args) -> None:
-    """ValueError for numbers that is invalid and for a folder with something else in it."""
+    """ValueError for invalid values and for a folder with something else in it."""
     for name in ("rank", "epochs", "batch", "length"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")

@@ -25,7 +25,7 @@ DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 
 def add_model(parser) -> None:
-    """--model and how it is loaded; `load` obeys."""
+    """--model and how it is loaded; `load` reads them."""
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="a name, a .gguf file or a folder (%(default)s)"
     )

@@ -32,7 +32,7 @@ def command(args, mesh) -> int:
     """Rank 0 leads and the others follow; errors are those of the command, on rank 0 alone."""
     # the time that a person may take to type
     group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
-    return (follow if mesh.get_local_rank() else lead)(args, mesh, group)
+    return (run_follower if mesh.get_local_rank() else run_leader)(args, mesh, group)
 
 
 def stop(*_) -> None:
@@ -41,49 +41,49 @@ def stop(*_) -> None:
     raise SystemExit(130)
 
 
-def lead(args, mesh, group) -> int:
-    """Rank 0's part: the command; however it ends, the others are told, unless by Ctrl-C."""
-    tell = partial(worker.broadcast, group=group)
+def run_leader(args, mesh, group) -> int:
+    """Rank 0's part: the command; however it ends, the others are notified, unless by Ctrl-C."""
+    send = partial(worker.broadcast, group=group)
     try:
         if not hasattr(args, "lead"):
             raise ValueError(
                 "only generate and chat run on several ranks: start this without torchrun"
             )
-        args.lead = partial(load_leading, mesh=mesh, group=group)
+        args.lead = partial(load_on_leader, mesh=mesh, group=group)
         code = args.run(args)
     except Exception:
-        tell(("end",))
+        send(("end",))
         raise
-    tell(("end",))
+    send(("end",))
     return code
 
 
-def load_leading(args, mesh, group):
+def load_on_leader(args, mesh, group):
     """(model, tokenizer) for rank 0 when all ranks have loaded; CheckpointError if one of them
     cannot.
     """
-    tell = partial(worker.broadcast, group=group)
-    tell(("load",))
+    send = partial(worker.broadcast, group=group)
+    send(("load",))
     found, errors = load_everywhere(args, mesh, group)
     for rank, error in errors.items():
         raise CheckpointError(f"rank {rank}: {error}" if rank else error)
-    return worker.broadcast_passes(found[0], tell), found[1]
+    return worker.broadcast_passes(found[0], send), found[1]
 
 
-def follow(args, mesh, group) -> int:
-    """The part of the others: what rank 0's model does, if it comes to have one."""
-    hear = partial(worker.broadcast, group=group)
-    if hear() == ("load",):
+def run_follower(args, mesh, group) -> int:
+    """The other ranks' part: the passes of rank 0's model, if it gets one."""
+    receive = partial(worker.broadcast, group=group)
+    if receive() == ("load",):
         found, errors = load_everywhere(args, mesh, group)
         if errors:
-            hear()  # that this is the end
+            receive()  # the end message
         else:
-            worker.replay_passes(found[0], hear)
+            worker.replay_passes(found[0], receive)
     return 0
 
 
 def load_everywhere(args, mesh, group):
-    """This rank's (model, tokenizer), and what the ranks that have none say."""
+    """This rank's (model, tokenizer), and the errors of the ranks that have none."""
     found = error = None
     try:
         found = load(args, mesh)

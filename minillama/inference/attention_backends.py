@@ -57,10 +57,10 @@ def attend_in_blocks(q, k, v, mask: AttentionMask, size: int = 128) -> torch.Ten
 
 
 def attend_sdpa(q, k, v, mask: AttentionMask) -> torch.Tensor:
-    """Attention backend: PyTorch's scaled_dot_product_attention; causal attention of a length
-    that is a number in a fused kernel or not at all.
+    """Attention backend: PyTorch's scaled_dot_product_attention; causal attention with an int
+    length runs in a fused kernel or not at all.
 
-    RuntimeError where there is none for this device, type and form; nothing slower takes its place.
+    RuntimeError where there is none for this device, dtype and shape: no slower fallback.
     """
     T, S, grouped = q.shape[2], k.shape[2], {"enable_gqa": q.shape[1] != k.shape[1]}
     if isinstance(mask.length, torch.Tensor) and q.is_cuda:
@@ -78,8 +78,8 @@ def attend_sdpa(q, k, v, mask: AttentionMask) -> torch.Tensor:
 
 
 def attend_flash(q, k, v, length) -> torch.Tensor:
-    """The flash kernel that reads the length on the device: one row only, q (1, H, 1, W)."""
-    # one text, from 0 to 1; its keys from 0 to 1 * S
+    """The flash kernel that reads the length on the device: batch size 1, q (1, H, 1, W)."""
+    # one sequence: queries 0 to 1, keys 0 to S
     ends = torch.arange(2, dtype=torch.int32, device=q.device)
     rows = (x[0].transpose(0, 1) for x in (q, k, v))  # (1, H, W), (S, K, W)
     y = torch.ops.aten._flash_attention_forward(
@@ -89,19 +89,21 @@ def attend_flash(q, k, v, length) -> torch.Tensor:
 
 
 @torch.library.custom_op("minillama::attend", mutates_args=(), device_types="cpu")
-def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+def fused_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: torch.Tensor
+) -> torch.Tensor:
     """Causal attention as one operation, on every device that has a kernel for it (chapter 11c
     registers CUDA's).
 
     q (B, H, T, W), k and v (B, K, S, W), length (1,) int32 on their device: slots in use -> (B, H,
     T, W)
     """
-    return empty_answer(q).copy_(attend_in_tiles(q, k, v, length.item()))
+    return empty_output(q).copy_(attend_in_tiles(q, k, v, length.item()))
 
 
-@fused.register_fake
-def empty_answer(q, k=None, v=None, length=None) -> torch.Tensor:
-    """Room for the answers (B, H, T, W): each token's heads side by side in memory, as the next
+@fused_attention.register_fake
+def empty_output(q, k=None, v=None, length=None) -> torch.Tensor:
+    """An uninitialized output (B, H, T, W): each token's heads contiguous in memory, as the next
     layer reads them.
     """
     B, H, T, W = q.shape
@@ -109,11 +111,11 @@ def empty_answer(q, k=None, v=None, length=None) -> torch.Tensor:
 
 
 def attend_fused(q, k, v, mask: AttentionMask) -> torch.Tensor:
-    """Attention backend: all of causal attention in one kernel, ours. It cannot use a table."""
+    """Attention backend: causal attention in one kernel, ours. It cannot use a mask table."""
     length = mask.length
     if isinstance(length, int):
         length = torch.full((1,), length, dtype=torch.int32, device=q.device)
-    return fused(q, k, v, length)
+    return fused_attention(q, k, v, length)
 
 
 BACKENDS = {
@@ -122,7 +124,7 @@ BACKENDS = {
         NAIVE,
         AttentionBackend("blocks", attend_in_blocks),
         AttentionBackend("sdpa", attend_sdpa),
-        AttentionBackend("fused", attend_fused, takes_tables=False),
+        AttentionBackend("fused", attend_fused, supports_tables=False),
     )
 }
 
@@ -145,8 +147,8 @@ def use_attention(model: Llama, name: str) -> Llama:
 
 
 def try_backend(model: Llama, backend: AttentionBackend) -> None:
-    """A decode step and a short prompt of random numbers: what is missing is an AttentionError now,
-    not later.
+    """Try a decode step and a short prompt of random values: what is missing is an AttentionError
+    now, not later.
     """
     heads = (model.cfg.n_heads, model.cfg.n_kv_heads)
     q, k = (
@@ -155,7 +157,7 @@ def try_backend(model: Llama, backend: AttentionBackend) -> None:
     )
     try:
         with torch.no_grad():
-            for T in (1, 17):  # of 17 keys; to our kernels 17 queries are many, and one is few
+            for T in (1, 17):  # of 17 keys: our kernels take one path for 1 query, another for 17
                 backend.attend(q[:, :, :T], k, k, AttentionMask.causal(T, 17 - T, model.device))
     except RuntimeError as error:
         raise AttentionError(

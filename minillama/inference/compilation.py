@@ -117,7 +117,7 @@ class CompiledStep:
                 reason = str(error).partition("\n")[0]
         raise CompileError(f"{path} cannot be loaded: {reason}")
 
-    def takes(self, cache: KVCache) -> bool:
+    def supports(self, cache: KVCache) -> bool:
         """Whether compiled code can read it: one row without padding, a past, the type, the order
         in memory.
         """

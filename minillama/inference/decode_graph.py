@@ -23,8 +23,8 @@ from minillama.rope import apply_rope, rope_table
 
 
 class Slots:
-    """One layer of a cache, whole, for a step that reads its own slot from the device; to a block,
-    a LayerCache.
+    """One layer of a cache at full length, for a step that reads its slot on the device; a block
+    uses it as a LayerCache.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor):
@@ -39,28 +39,28 @@ class Slots:
 
 
 def through_block(block, attend, x, cos, sin, slot, length, keys, values) -> torch.Tensor:
-    """The chapters' block for one token, x (1, 1, D), with a backend; where the token stands is on
+    """A block's decode step, x (1, 1, D), with an attention backend; the token's slot is read on
     the device.
     """
     return block(x, (cos, sin), AttentionMask(slot, length), Slots(keys, values, slot), attend)
 
 
 def compile_apart(f, backend):
-    """torch.compile, whole or not at all, with a memory of its own: for one piece of code it keeps
-    eight versions.
+    """torch.compile of the whole function, with a compile cache of its own: a code object keeps at
+    most eight versions.
     """
 
     def call(*args):
         return f(*args)
 
-    # the memory hangs on this
+    # the compile cache belongs to this code object
     own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
     return torch.compile(own, backend=backend, fullgraph=True, dynamic=False)
 
 
 def graph_of(f, *args) -> torch.fx.GraphModule:
-    """What torch.compile finds in a function: every tensor operation, in order, nothing yet
-    replaced.
+    """The graph that torch.compile traces: every tensor operation of a function, in order, nothing
+    replaced yet.
     """
     found = []
 
@@ -79,8 +79,8 @@ def swiglu_of_chapter_5(gate, up):
 
 @cache
 def rules(dtype: torch.dtype, eps: float) -> dict:
-    """Name -> (graph of some of the chapters' lines, the one kernel that takes their place, how
-    often in a block).
+    """Name -> (graph of some of a block's lines, the one kernel that replaces them, matches per
+    block).
     """
     x, y, cos, sin = (
         torch.zeros(1, 1, 1, 2, dtype=dtype),
@@ -103,7 +103,7 @@ def rules(dtype: torch.dtype, eps: float) -> dict:
     }
 
 
-def replace_known(
+def replace_patterns(
     graph: torch.fx.GraphModule, dtype: torch.dtype, eps: float
 ) -> torch.fx.GraphModule:
     """A block's graph with one kernel for each pattern of `rules`; CompileError if one is not
@@ -118,9 +118,9 @@ def replace_known(
 
 
 @cache
-def aside(device: int) -> "torch.cuda.Stream":
-    """A device's stream for writing graphs down: always the same, since libraries set memory aside
-    for each stream.
+def capture_stream(device: int) -> "torch.cuda.Stream":
+    """The stream on which a device's graphs are captured: always the same, since libraries reserve
+    memory for each stream.
     """
     return torch.cuda.Stream(device)
 
@@ -146,7 +146,7 @@ class RecordedStep:
             self.capture()
 
     def once(self) -> torch.Tensor:
-        """The token through all blocks: (1, 1, D). Where it stands is read on the device."""
+        """The token through all blocks: (1, 1, D). Its slot is read on the device."""
         # subtle: Llama.hidden cannot be captured: rope_table copies its frequencies from the host
         length, x = (self.slot + 1).to(torch.int32), self.model.embedding(self.token)
         cos, sin = self.cos[self.slot], self.sin[self.slot]  # (1, W/2)
@@ -155,11 +155,11 @@ class RecordedStep:
         return self.model.norm(x)
 
     def capture(self) -> None:
-        """Write all launches of a step down as one graph. The slot it is tried on is the one to be
-        written next.
+        """Capture all launches of a step as one graph. The warm-up uses the slot that is written
+        next.
         """
         with torch.cuda.device(self.token.device):
-            stream = aside(torch.cuda.current_device())
+            stream = capture_stream(torch.cuda.current_device())
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(2):  # compiles what is not yet compiled, which a graph cannot hold
@@ -197,15 +197,15 @@ class GraphStep:
 
         def backend(graph, inputs):
             self.rewritten.update(compiled=1)
-            return replace_known(graph, dtype, eps).forward
+            return replace_patterns(graph, dtype, eps).forward
 
         self.block = compile_apart(through_block, backend)
         if model.norm.weight.is_cuda:
             self.try_out()
 
     def try_out(self) -> None:
-        """A step on a cache of its own, thrown away: what is missing for a graph is a CompileError
-        now, not later.
+        """A step on a temporary cache: what is missing for a graph is a CompileError now, not
+        later.
         """
         model, weight = self.model, self.model.norm.weight
         cache = KVCache(model.cfg, 1, 40, model.dtype, model.device)
@@ -221,7 +221,7 @@ class GraphStep:
                 str(error).strip().partition("\n")[0] or type(error).__name__
             ) from error
 
-    def takes(self, cache: KVCache) -> bool:
+    def supports(self, cache: KVCache) -> bool:
         """One row without padding."""
         return cache.keys.shape[1] == 1 and cache.padding is None
 

@@ -1,4 +1,4 @@
-"""A model by name or path: in which numbers, on which device, quantized, with which attention
+"""A model by name or path: in which dtype, on which device, quantized, with which attention
 backend, compiled.
 """
 
@@ -26,7 +26,7 @@ COMPILED = (False, True, "max")
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The type of a file's numbers; float32 where there are several types, or they are
+    """The dtype of a file's weights; float32 where there are several, or they are
     quantized.
     """
     kinds = {tensor.kind for tensor in checkpoint.tensors.values()} - {None}
@@ -39,7 +39,7 @@ def load(
     """(model, tokenizer) of a .gguf file, a folder (open_checkpoint), a name in ARTEFACTS, or a
     fetched ORG/NAME.
 
-    dtype: of the numbers in memory; None for that of the file, or float32 if it is quantized.
+    dtype: of the weights in memory; None for that of the file, or float32 if it is quantized.
     quantize: None, "int8" or "int4" for linear layers of 8 or 4 bits (chapter 12; CPU only).
     compiled: True for decode steps through one compiled block (made once per machine in some 15
     seconds, then kept on disk), "max" for all blocks as one function (a minute or two); on CUDA

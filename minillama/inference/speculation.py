@@ -19,13 +19,13 @@ def speculate(model, ids, max_new_tokens=64, stop_ids=(), stats=None):
     repeats itself.
 
     A draft copied from the text so far goes through the model with the newest token; what the model
-    would have chosen itself stands, the rest is forgotten (Leviathan et al. 2022,
+    would have chosen itself is accepted, the rest is discarded (Leviathan et al. 2022,
     arXiv:2211.17192). Errors are those of `generate`.
     """
     params = SamplingParams(max_new_tokens, stop_ids=stop_ids)
     text, stats = check_request(model.cfg, ids, params), stats or Statistics()
     prompt, end = len(text), len(text) + max_new_tokens
-    # gram -> place behind its last occurrence
+    # gram -> place after its last occurrence
     follows = {tuple(text[i - GRAM : i]): i for i in range(GRAM, prompt)}
 
     def steps():
@@ -39,10 +39,12 @@ def speculate(model, ids, max_new_tokens=64, stop_ids=(), stats=None):
             with torch.no_grad():
                 # k + 1 ids
                 chosen = sample(next_logits(model, tokens, cache, 1 + len(draft))[0]).tolist()
-            held = next((i for i, id in enumerate(draft) if id != chosen[i]), len(draft))
-            cache.truncate(len(text) + held)  # forget the guesses that did not hold
-            stats.add(0 if len(text) > prompt else prompt, held + 1, time.perf_counter() - start)
-            for id in chosen[: held + 1]:
+            accepted = next((i for i, id in enumerate(draft) if id != chosen[i]), len(draft))
+            cache.truncate(len(text) + accepted)  # roll back the rejected guesses
+            stats.add(
+                0 if len(text) > prompt else prompt, accepted + 1, time.perf_counter() - start
+            )
+            for id in chosen[: accepted + 1]:
                 if id in params.stop_ids:
                     return
                 follows[tuple(text[-GRAM:])] = len(text)

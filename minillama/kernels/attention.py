@@ -9,8 +9,8 @@ from functools import cache
 
 import torch
 
-from minillama.inference.attention_backends import empty_answer
-from minillama.kernels.cuda import C_NAMES, LANES, NUMBERS, CudaError, Kernel, struct
+from minillama.inference.attention_backends import empty_output
+from minillama.kernels.cuda import C_NAMES, LANES, TYPES_CPP, CudaError, Kernel, struct
 
 
 PROBLEM_CPP = r"""
@@ -24,7 +24,7 @@ struct Problem {
     float scale;                        // log2(e) / sqrt(W): exp(x) is exp2(x log2(e)), and exp2 is one instruction
 };
 
-#define NOTHING (-__int_as_float(0x7f800000))  // minus infinity: the largest of no scores
+#define MINUS_INFINITY (-__int_as_float(0x7f800000))  // minus infinity: the largest of no scores
 
 // The rows of a kv head: its G query heads are more queries to the same keys; row = t * G + g
 template <typename N> struct Rows {
@@ -42,11 +42,11 @@ template <typename N> struct Rows {
         visible_to_first = *p.length - p.queries + 1;
     }
     __device__ const N *query(int row) const { return q + row % p.group * p.q_head + row / p.group * p.q_token; }
-    __device__ N *answer(int row) const { return out + row % p.group * p.o_head + row / p.group * p.o_token; }
+    __device__ N *output(int row) const { return out + row % p.group * p.o_head + row / p.group * p.o_token; }
     __device__ int visible(int row) const { return visible_to_first + min(row, n - 1) / p.group; }  // keys before this
 };
 
-__device__ float finite(float x) { return x == NOTHING ? 0 : x; }
+__device__ float finite(float x) { return x == MINUS_INFINITY ? 0 : x; }
 """
 
 
@@ -55,7 +55,7 @@ template <typename N, int W> __device__ void warp_per_query(const Problem &p) {
     Rows<N> rows(p);
     int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows.n) return;
-    float q[W / 32], sum[W / 32] = {}, largest = NOTHING, total = 0;
+    float q[W / 32], sum[W / 32] = {}, largest = MINUS_INFINITY, total = 0;
     for (int i = 0; i < W / 32; i++) q[i] = p.scale * to_float(rows.query(row)[lane + 32 * i]);
     for (int s = 0; s < rows.visible(row); s++) {
         const N *key = rows.k + s * p.k_token, *value = rows.v + s * p.v_token;
@@ -68,7 +68,7 @@ template <typename N, int W> __device__ void warp_per_query(const Problem &p) {
         for (int i = 0; i < W / 32; i++) sum[i] = shrink * sum[i] + weight * to_float(value[lane + 32 * i]);
         largest = next;
     }
-    for (int i = 0; i < W / 32; i++) store(rows.answer(row) + lane + 32 * i, total ? sum[i] / total : 0);
+    for (int i = 0; i < W / 32; i++) store(rows.output(row) + lane + 32 * i, total ? sum[i] / total : 0);
 }
 """
 
@@ -80,7 +80,7 @@ template <typename N, int W> __device__ void tiles(const Problem &p) {
     Rows<N> rows(p);
     int lane = threadIdx.x % 32, first = blockIdx.x * 4 * MINE, mine = threadIdx.x / 32 * MINE;
     float sum[MINE][W / 32] = {}, largest[MINE], total[MINE] = {};
-    for (int r = 0; r < MINE; r++) largest[r] = NOTHING;
+    for (int r = 0; r < MINE; r++) largest[r] = MINUS_INFINITY;
     for (int i = threadIdx.x; i < 4 * MINE * W; i += 128)
         queries[i / W][i % W] = first + i / W < rows.n ? p.scale * to_float(rows.query(first + i / W)[i % W]) : 0;
     int end = rows.visible(first + 4 * MINE - 1);
@@ -94,15 +94,15 @@ template <typename N, int W> __device__ void tiles(const Problem &p) {
         __syncthreads();                                             // the tile is complete
         #pragma unroll
         for (int r = 0; r < MINE; r++) {
-            float score = 0;                                         // this lane's key, all its numbers
+            float score = 0;                                         // this lane's key, all its elements
             for (int i = 0; i < W; i++) score += queries[mine + r][i] * keys[lane][i];
-            if (s + lane >= rows.visible(first + mine + r)) score = NOTHING;
+            if (s + lane >= rows.visible(first + mine + r)) score = MINUS_INFINITY;
             float next = fmaxf(largest[r], over_lanes_max(score, 32));
             float shrink = exp2f(largest[r] - finite(next)), weight = exp2f(score - finite(next));
             total[r] = shrink * total[r] + over_lanes_sum(weight, 32);
             for (int i = 0; i < W / 32; i++) sum[r][i] *= shrink;
             for (int j = 0; j < KEYS; j++) {
-                float w = __shfl_sync(~0u, weight, j);               // key j's weight; this lane's numbers of its value
+                float w = __shfl_sync(~0u, weight, j);               // key j's weight; this lane's elements of its value
                 for (int i = 0; i < W / 32; i++) sum[r][i] += w * values[j][lane + 32 * i];
             }
             largest[r] = next;
@@ -112,21 +112,21 @@ template <typename N, int W> __device__ void tiles(const Problem &p) {
     for (int r = 0; r < MINE; r++)
         if (first + mine + r < rows.n)
             for (int i = 0; i < W / 32; i++)
-                store(rows.answer(first + mine + r) + lane + 32 * i, total[r] ? sum[r][i] / total[r] : 0);
+                store(rows.output(first + mine + r) + lane + 32 * i, total[r] ? sum[r][i] / total[r] : 0);
 }
 """
 
 
 @dataclass(frozen=True)
 class AttentionKernel:
-    """A kernel of the ladder: how C++ calls it, its text, and what it needs."""
+    """One of the attention kernels: its C++ entry point, its source and what a launch needs."""
 
     entry: str
-    text: str
+    source: str
     rows: int = 0  # rows of a block; 0: a block looks at all rows, and at one part of the keys
     keys: int = 0  # keys of its tiles in dynamic shared memory
     threads: int | None = 128  # None: as many as a head is wide
-    preamble: str = ""  # C++ before its text, beside NUMBERS
+    preamble: str = ""  # C++ before its source, after TYPES_CPP
     only_16_bits: bool = False
     then: "AttentionKernel | None" = None  # the kernel that finishes its work
 
@@ -146,36 +146,36 @@ PROBLEM = struct(
 
 
 @cache
-def kernel(rung: AttentionKernel, dtype: torch.dtype, width: int) -> Kernel:
-    """A rung for one type and width of heads, not yet compiled."""
-    shared = 2 * 2 * rung.keys * width * 2  # two tiles of keys and of values, 16 bits each
-    text = LANES + PROBLEM_CPP + rung.text
+def instantiate(variant: AttentionKernel, dtype: torch.dtype, width: int) -> Kernel:
+    """The template for one type and width of heads, not yet compiled."""
+    shared = 2 * 2 * variant.keys * width * 2  # two tiles of keys and of values, 16 bits each
+    body = LANES + PROBLEM_CPP + variant.source
     return Kernel(
-        text,
-        rung.entry.format(C_NAMES[dtype], width),
+        body,
+        variant.entry.format(C_NAMES[dtype], width),
         PROBLEM,
-        rung.threads or width,
+        variant.threads or width,
         shared,
-        NUMBERS + rung.preamble,
+        TYPES_CPP + variant.preamble,
     )
 
 
-def check_problem(q, k, v, length, rung: AttentionKernel) -> None:
-    """CudaError for what a rung does not know."""
+def check_problem(q, k, v, length, variant: AttentionKernel) -> None:
+    """CudaError for arguments that a kernel does not support."""
     name, width, rows = (
-        rung.entry.partition("<")[0],
+        variant.entry.partition("<")[0],
         q.shape[-1],
         q.shape[1] // k.shape[1] * q.shape[2],
     )
     narrow = (torch.bfloat16, torch.float16)
-    types = narrow if rung.only_16_bits else (*narrow, torch.float32)
+    types = narrow if variant.only_16_bits else (*narrow, torch.float32)
     if width not in WIDTHS or q.dtype not in types or not q.dtype == k.dtype == v.dtype:
-        bits = "16 bits" if rung.only_16_bits else "16 or 32 bits"
+        bits = "16 bits" if variant.only_16_bits else "16 or 32 bits"
         raise CudaError(
-            f"the {name} kernel knows heads of {WIDTHS} numbers with {bits}, not {width} of "
+            f"the {name} kernel supports heads of {WIDTHS} elements with {bits}, not {width} of "
             f"{q.dtype}"
         )
-    if not rung.rows and rows > MAX_SPLIT_ROWS:
+    if not variant.rows and rows > MAX_SPLIT_ROWS:
         raise CudaError(f"the {name} kernel takes up to {MAX_SPLIT_ROWS} rows, not {rows}")
     if length.dtype != torch.int32 or any(x.device != q.device for x in (k, v, length)):
         raise CudaError(
@@ -185,17 +185,17 @@ def check_problem(q, k, v, length, rung: AttentionKernel) -> None:
         steps, item = x.stride(), x.element_size()
         if steps[-1] != 1 or any(step * item % 16 for step in steps[:3]) or x.data_ptr() % 16:
             raise CudaError(
-                "a head's numbers must be neighbours in memory and begin at a multiple of 16 bytes"
+                "a head's elements must be contiguous in memory and start at a multiple of 16 bytes"
             )
 
 
-def launches(rung: AttentionKernel, q, k, v, length, splits=1) -> tuple[torch.Tensor, list]:
-    """Room for the answer, and what to launch in turn: (kernel, grid, values of its Problem)."""
-    check_problem(q, k, v, length, rung)
+def launches(variant: AttentionKernel, q, k, v, length, splits=1) -> tuple[torch.Tensor, list]:
+    """The output, not yet filled, and what to launch: (kernel, grid, values of its Problem), ..."""
+    check_problem(q, k, v, length, variant)
     B, H, T, W, K = *q.shape, k.shape[1]
-    rows, out = H // K * T, empty_answer(q)
+    rows, out = H // K * T, empty_output(q)
     partial = q.new_empty(
-        (B, K, splits, MAX_SPLIT_ROWS, W + 2) if rung.then else 0, dtype=torch.float32
+        (B, K, splits, MAX_SPLIT_ROWS, W + 2) if variant.then else 0, dtype=torch.float32
     )
     steps = [step for x in (q, k, v, out) for step in x.stride()[:3]]
     values = (
@@ -211,22 +211,23 @@ def launches(rung: AttentionKernel, q, k, v, length, splits=1) -> tuple[torch.Te
         splits,
         math.log2(math.e) / math.sqrt(W),
     )
-    rungs = [each for each in (rung, rung.then) if each]
-    blocks = [math.ceil(rows / each.rows) if each.rows else splits for each in rungs]
+    variants = [each for each in (variant, variant.then) if each]
+    blocks = [math.ceil(rows / each.rows) if each.rows else splits for each in variants]
     return out, [
-        (kernel(each, q.dtype, W), (n, K, B), values) for each, n in zip(rungs, blocks, strict=True)
+        (instantiate(each, q.dtype, W), (n, K, B), values)
+        for each, n in zip(variants, blocks, strict=True)
     ]
 
 
-def run_kernel(rung: AttentionKernel, q, k, v, length) -> torch.Tensor:
-    """Attention by one rung, as `fused`: q (B, H, T, W), k and v (B, K, S, W), length (1,) int32,
-    all on one GPU.
+def run_kernel(variant: AttentionKernel, q, k, v, length) -> torch.Tensor:
+    """Attention by one kernel, as `fused_attention`: q (B, H, T, W), k and v (B, K, S, W), length
+    (1,) int32, all on one GPU.
     """
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count
     # so that each has two blocks to work on
     splits = max(1, 2 * processors // (len(q) * k.shape[1]))
     with torch.cuda.device(q.device):
-        out, todo = launches(rung, q, k, v, length, splits)
+        out, todo = launches(variant, q, k, v, length, splits)
         for each, grid, values in todo:
             each.launch(grid, *values)
     return out

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 
-NUMBERS = r"""
+TYPES_CPP = r"""
 struct bf16 { unsigned short bits; };
 struct f16 { unsigned short bits; };
 
@@ -22,7 +22,7 @@ __device__ float to_float(float x) { return x; }
 __device__ float to_float(bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }
 __device__ float to_float(f16 x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }
 
-// two numbers, rounded to the nearest, in one register
+// two values, rounded to nearest, in one register
 template <typename N> __device__ unsigned pair(float low, float high);
 template <> __device__ unsigned pair<bf16>(float low, float high) {
     unsigned both;
@@ -53,8 +53,8 @@ __device__ float over_lanes_max(float x, int lanes) {
 
 
 def struct(**fields: str) -> type[ctypes.Structure]:
-    """A C struct's twin: struct(pointers="x out", longs="n", ints="dim", floats="eps"), in this
-    order as in C.
+    """The layout of a C struct: struct(pointers="x out", longs="n", ints="dim", floats="eps"), its
+    fields in this order.
     """
     kinds = {
         "pointers": ctypes.c_void_p,
@@ -76,7 +76,7 @@ class Kernel:
         problem: type[ctypes.Structure],
         threads: int,
         shared=0,
-        preamble=NUMBERS,
+        preamble=TYPES_CPP,
     ):
         """body: C++ with struct Problem and the template; entry: its name, as in norm<bf16>;
         preamble: C++ before the body.
@@ -111,14 +111,14 @@ class CudaError(RuntimeError):
 
 
 def c_name(dtype: torch.dtype) -> str:
-    """What a type is called in the kernels' source; CudaError for one they do not know."""
+    """The C++ name of a type; CudaError for one that the kernels do not support."""
     if dtype not in C_NAMES:
-        raise CudaError(f"kernels know {', '.join(map(str, C_NAMES))}, not {dtype}")
+        raise CudaError(f"kernels support {', '.join(map(str, C_NAMES))}, not {dtype}")
     return C_NAMES[dtype]
 
 
-def folders() -> list[Path]:
-    """Where NVRTC may lie, best first: beside PyTorch's own CUDA libraries, in PyTorch, in a
+def library_folders() -> list[Path]:
+    """Where NVRTC is looked for, best first: beside PyTorch's own CUDA libraries, in PyTorch, in a
     toolkit.
     """
     package = importlib.util.find_spec("nvidia")
@@ -146,7 +146,10 @@ def nvrtc() -> ctypes.CDLL:
         else ("libnvrtc.so*", "libnvrtc-builtins.so*")
     )
     found = [
-        path for folder in folders() for path in sorted(folder.glob(name)) if "alt" not in path.name
+        path
+        for folder in library_folders()
+        for path in sorted(folder.glob(name))
+        if "alt" not in path.name
     ]
     # PyTorch's own: a driver may refuse a later one's code
     version = (torch.version.cuda or "").partition(".")[0]
@@ -155,7 +158,7 @@ def nvrtc() -> ctypes.CDLL:
     )
     try:
         for path in found:
-            # NVRTC asks for it by name; it is found if it is loaded already
+            # NVRTC asks for it by name, and finds it if it is loaded already
             for helper in path.parent.glob(builtins):
                 ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL)
             return ctypes.CDLL(str(path))

@@ -40,7 +40,7 @@ template <typename N, int W> __device__ void split(const Problem &p) {
     float *partial = p.partial + ((blockIdx.z * gridDim.y + blockIdx.y) * p.splits + blockIdx.x) * 16 * (W + 2);
     for (int i = threadIdx.x; i < rows.n * (W + 2); i += 128) {
         int row = i / (W + 2), column = i % (W + 2);
-        float largest = NOTHING, sum = 0;
+        float largest = MINUS_INFINITY, sum = 0;
         for (int w = 0; w < 4; w++) largest = fmaxf(largest, found[(w * 16 + row) * (W + 2) + W]);
         for (int w = 0; w < 4; w++) {
             const float *theirs = found + (w * 16 + row) * (W + 2);
@@ -53,12 +53,12 @@ template <typename N, int W> __device__ void split(const Problem &p) {
 
 
 COMBINE = r"""
-// Combine the partial results of all parts of the keys: a block per row, a thread per number
+// Combine the partial results of all parts of the keys: a block per row, a thread per element
 template <typename N, int W> __device__ void combine(const Problem &p) {
     Rows<N> rows(p);
     int row = blockIdx.x, column = threadIdx.x;
     const float *parts = p.partial + (blockIdx.z * gridDim.y + blockIdx.y) * p.splits * 16 * (W + 2) + row * (W + 2);
-    float largest = NOTHING, total = 0, sum = 0;
+    float largest = MINUS_INFINITY, total = 0, sum = 0;
     for (int i = 0; i < p.splits; i++) largest = fmaxf(largest, parts[i * 16 * (W + 2) + W]);
     for (int i = 0; i < p.splits; i++) {
         const float *part = parts + i * 16 * (W + 2);
@@ -66,7 +66,7 @@ template <typename N, int W> __device__ void combine(const Problem &p) {
         sum += share * part[column];
         total += share * part[W + 1];
     }
-    store(rows.answer(row) + column, total ? sum / total : 0);
+    store(rows.output(row) + column, total ? sum / total : 0);
 }
 """
 

@@ -17,8 +17,8 @@ DEFINE_MMA(f16, "f16")
 
 __device__ unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
 
-// four 8 x 8 matrices of 16-bit numbers: lane l names row l % 8 of matrix l / 8, and gets of each matrix
-// the numbers 2 (l % 4) and the next of row l / 4, or of its transpose
+// four 8 x 8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8, and gets of each matrix
+// the elements 2 (l % 4) and the next of row l / 4, or of its transpose
 __device__ void load_matrix(unsigned *b, const uint4 *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(shared_address(row)) : "memory");
@@ -48,7 +48,7 @@ TILE_ATTENTION = r"""
 template <int W> __device__ int place(int r, int c) { return r * (W / 8) + (c ^ (r & 7)); }
 
 // The online softmax of one warp's 16 * M rows: queries, weighted sums, largest scores and totals of weights.
-// Lane l holds, of 8 columns, numbers 2 (l % 4) and the next, in rows l / 4 and l / 4 + 8 of each 16.
+// Lane l holds, of 8 columns, elements 2 (l % 4) and the next, in rows l / 4 and l / 4 + 8 of each 16.
 template <typename N, int W, int M> struct WarpAttention {
     unsigned q[M][W / 16][4];
     float sum[M][W / 8][4], largest[M][2], total[M][2];
@@ -71,7 +71,7 @@ template <typename N, int W, int M> struct WarpAttention {
                     q[m][c][half + 2] = *(const unsigned *)(query + 16 * c + 8);
                 }
                 visible[m][half] = rows.visible(row);
-                largest[m][half] = NOTHING;
+                largest[m][half] = MINUS_INFINITY;
                 total[m][half] = 0;
             }
             #pragma unroll
@@ -126,14 +126,14 @@ template <typename N, int W, int M> struct WarpAttention {
             for (int j = 0; j < KEYS / 8; j++)
                 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    if (s + 8 * j + lane % 4 * 2 + i % 2 >= visible[m][i / 2]) scores[m][j][i] = NOTHING;
+                    if (s + 8 * j + lane % 4 * 2 + i % 2 >= visible[m][i / 2]) scores[m][j][i] = MINUS_INFINITY;
     }
 
     // scores become weights, relative to the largest so far; what was summed before shrinks
     template <int KEYS> __device__ void to_weights(float (*scores)[4], int m) {
         #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float next = NOTHING;
+            float next = MINUS_INFINITY;
             #pragma unroll
             for (int j = 0; j < KEYS / 8; j++)
                 next = fmaxf(next, fmaxf(scores[j][2 * half], scores[j][2 * half + 1]));

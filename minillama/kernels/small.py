@@ -139,12 +139,12 @@ def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """apply_rope in one kernel: x (B, heads, T, W), cos and sin (T, W/2) float32 -> (B, heads, T,
     W)
     """
-    return turned_like(x).copy_(apply_rope(x, cos, sin))
+    return empty_rotated(x).copy_(apply_rope(x, cos, sin))
 
 
 @rope.register_fake
-def turned_like(x, cos=None, sin=None):
-    """Room for what rope returns: (B, heads, T, W), a token's heads side by side in memory."""
+def empty_rotated(x, cos=None, sin=None):
+    """An uninitialized output of rope (B, heads, T, W), a token's heads contiguous in memory."""
     B, heads, T, W = x.shape
     return x.new_empty(B, T, heads, W).transpose(1, 2)
 
@@ -156,7 +156,7 @@ def _(x, cos, sin):
         x if x.stride(-1) == 1 else x.contiguous(),
         cos.contiguous(),
         sin.contiguous(),
-        turned_like(x),
+        empty_rotated(x),
     )
     with torch.cuda.device(x.device):
         values = (x, cos, sin, out, *x.stride()[:3], heads, T, W // 2)

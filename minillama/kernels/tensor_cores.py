@@ -5,7 +5,7 @@ Written by notebooks/11c_tensor_cores.ipynb: edit it there.
 
 import torch
 
-from minillama.inference.attention_backends import fused
+from minillama.inference.attention_backends import fused_attention
 from minillama.kernels.attention import BASIC_KERNELS, MAX_SPLIT_ROWS, AttentionKernel, run_kernel
 from minillama.kernels.flash_decoding import COMBINE_KERNEL, SPLIT
 from minillama.kernels.mma import MMA_PREAMBLE, TILE_ATTENTION
@@ -37,7 +37,7 @@ template <typename N, int W, int M> __device__ void tensor_cores(const Problem &
             if (row < rows.n)
                 #pragma unroll
                 for (int c = 0; c < W / 8; c++)
-                    *(unsigned *)(rows.answer(row) + 8 * c + warp.lane % 4 * 2) =
+                    *(unsigned *)(rows.output(row) + 8 * c + warp.lane % 4 * 2) =
                         pair<N>(share * warp.sum[m][c][2 * half], share * warp.sum[m][c][2 * half + 1]);
         }
 }
@@ -57,9 +57,9 @@ ATTENTION_KERNELS = BASIC_KERNELS | {
 }
 
 
-@fused.register_kernel("cuda")
-def fused_on_cuda(q, k, v, length) -> torch.Tensor:
-    """The rung that fits: split keys for few rows, tensor cores for many, tiles for float32."""
+@fused_attention.register_kernel("cuda")
+def fused_attention_cuda(q, k, v, length) -> torch.Tensor:
+    """`fused_attention` on CUDA: split keys for few rows, tensor cores for many, tiles for float32."""
     rows = q.shape[1] // k.shape[1] * q.shape[2]
     name = "tiles" if q.dtype == torch.float32 else "split" if rows <= MAX_SPLIT_ROWS else "wide"
     return run_kernel(ATTENTION_KERNELS[name], q, k, v, length)

@@ -50,7 +50,7 @@ SUPPORTED_SETTINGS = {  # what adapter_config.json may say, None for anything; a
     "qalora_group_size": None,
     "ensure_weight_tying": None,
 }
-MOST = 2**31  # above any rank and alpha that can be meant
+LIMIT = 2**31  # above any valid rank or alpha
 THEIRS = {ours: theirs for theirs, ours in HUGGING_FACE.items()}
 
 
@@ -109,9 +109,9 @@ def adapter_config(folder: Path) -> tuple[int, float, dict]:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if (
         type(rank) is not int
-        or not 1 <= rank < MOST
+        or not 1 <= rank < LIMIT
         or type(alpha) not in (int, float)
-        or not 0 < alpha < MOST
+        or not 0 < alpha < LIMIT
     ):
         raise CheckpointError(f"{CONFIG} has r = {rank!r} and lora_alpha = {alpha!r}")
     return rank, alpha * rank**0.5 if config.get("use_rslora") else alpha, config

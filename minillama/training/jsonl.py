@@ -10,8 +10,8 @@ from pathlib import Path
 from minillama.strict_json import unique
 
 
-LONGEST = 1_000_000  # bytes of a line
-NAMED = 3  # bad lines that a message tells about
+MAX_LINE_BYTES = 1_000_000  # bytes of a line
+MAX_SHOWN = 3  # bad lines that a message shows
 
 
 def no_constant(name: str):
@@ -26,7 +26,7 @@ def read_jsonl(path, parse, skip_bad: bool = False) -> tuple[list, list[str]]:
     """(what `parse` makes of every line's value, a complaint for every bad line); empty lines do
     not count.
 
-    A line is bad if it is not JSON in UTF-8 of at most LONGEST bytes, or if parse raises
+    A line is bad if it is not JSON in UTF-8 of at most MAX_LINE_BYTES bytes, or if parse raises
     ValueError. ValueError that names the first bad lines unless skip_bad, and in any case if no
     good one is left; OSError.
     """
@@ -36,7 +36,7 @@ def read_jsonl(path, parse, skip_bad: bool = False) -> tuple[list, list[str]]:
         for number, line in enumerate(lines(file), 1):
             try:
                 if line is None:
-                    raise ValueError(f"longer than {LONGEST:,} bytes")
+                    raise ValueError(f"longer than {MAX_LINE_BYTES:,} bytes")
                 if text := line.decode("utf-8").strip():
                     values.append(parse(JSON.decode(text)))
             except RecursionError:
@@ -59,10 +59,10 @@ def lines(file):
     is not kept.
     """
     first = True
-    while line := file.readline(LONGEST + 2):
-        if len(line) > LONGEST + 1:
+    while line := file.readline(MAX_LINE_BYTES + 2):
+        if len(line) > MAX_LINE_BYTES + 1:
             while line and not line.endswith(b"\n"):
-                line = file.readline(LONGEST)
+                line = file.readline(MAX_LINE_BYTES)
             yield None
         else:
             yield line.removeprefix(codecs.BOM_UTF8) if first else line
@@ -71,7 +71,7 @@ def lines(file):
 
 def summarize(complaints: list[str]) -> str:
     """The first complaints, and how many more there are, on one line."""
-    shown = "; ".join(" ".join(complaint.split())[:200] for complaint in complaints[:NAMED])
+    shown = "; ".join(" ".join(complaint.split())[:200] for complaint in complaints[:MAX_SHOWN])
     return shown + (
-        f"; and {len(complaints) - NAMED} more bad lines" if len(complaints) > NAMED else ""
+        f"; and {len(complaints) - MAX_SHOWN} more bad lines" if len(complaints) > MAX_SHOWN else ""
     )

@@ -25,14 +25,14 @@ def toy(N, loss, with_dice, line):
     ax.loglog(far, 32 / far**0.30103, color=NEUTRAL)
     ax.loglog(far, 0.5 + 32 / far**0.30103, color=RIGHT)
     ax.loglog(far, line[0] / far ** line[1], "--", color=WRONG)
-    ax.text(1.2e9, 0.062, "no dice:\n$32/N^{0.301}$", color="#666666", va="center")
-    ax.text(1.2e9, 0.75, "dice:\n$0.5 + 32/N^{0.301}$", color=RIGHT, va="center")
+    ax.text(1.2e9, 0.062, "no dice:\n$32/\\mathcal{N}^{\\,0.301}$", color="#666666", va="center")
+    ax.text(1.2e9, 0.75, "dice:\n$0.5 + 32/\\mathcal{N}^{\\,0.301}$", color=RIGHT, va="center")
     ax.text(1.2e9, 0.19, "a line through\nthe last two", color=WRONG, va="center")
     ax.loglog(N, loss, "o", color=NEUTRAL)
     ax.loglog(N, with_dice, "o", color=RIGHT)
     ax.axhline(0.5, color="#bbbbbb", linewidth=1)
     ax.text(1.1e3, 0.45, "0.5, the dice", fontsize=9, color="#666666", va="top")
-    ax.set(xlabel="weights N", ylabel="loss, nats", ylim=(0.04, 8))
+    ax.set(xlabel=r"weights $\mathcal{N}$", ylabel="loss, nats", ylim=(0.04, 8))
     ax.set_yticks([0.1, 0.5, 1, 2, 4], ["0.1", "0.5", "1", "2", "4"])
     ax.minorticks_off()
     show(
@@ -80,7 +80,7 @@ def measured(runs, law, floor):
         ax.loglog(D, loss, "o", color=colour)
         # labels a line's height apart, where the points are closer than that
         label = min(loss[-1], label / 1.037)
-        name = f"N = {short(N)}" if N == sizes[0] else short(N)
+        name = rf"$\mathcal{{N}}$ = {short(N)}" if N == sizes[0] else short(N)
         ax.text(max(D) * 1.04, label, name, color=colour, va="center", fontsize=9)
         grid = np.geomspace(min(D), max(D), 50)
         ax.loglog(grid, law(N, grid), color=colour, linewidth=1)
@@ -97,7 +97,7 @@ def measured(runs, law, floor):
     ax.set_xticks(every, [short(D) for D in every])
     ax.set_yticks([0.4, 0.5, 0.6, 0.7, 0.8, 0.9], ["0.4", "0.5", "0.6", "0.7", "0.8", "0.9"])
     ax.minorticks_off()
-    ax.set(xlabel="tokens D", ylabel="loss, nats per statement", xlim=(48e3, 500e3))
+    ax.set(xlabel=r"tokens $\mathcal{D}$", ylabel="loss, nats per statement", xlim=(48e3, 500e3))
     show(
         fig,
         f"Measured losses of {len(sizes)} sizes over the tokens they were trained on, on "
@@ -163,7 +163,7 @@ def wrong(found: dict, entropy: float):
     left.text(entropy, -0.62, "the dice", ha="center", fontsize=9, color="#666666")
     for i, name in enumerate(names):
         left.text(found[name][0] + 0.008, i, f"{found[name][0]:.2f}", va="center", fontsize=9)
-    left.set(xlabel="E, nats", xlim=(0, 0.5))
+    left.set(xlabel=r"$\mathcal{E}$, nats", xlim=(0, 0.5))
     for i, name in enumerate(names):
         right.plot(
             [100 * error for error in found[name][1:]], [i, i], color=colours[i], linewidth=1
@@ -201,7 +201,12 @@ def frontier(law, budgets):
         ax.text(best * 40 * 1.1, law(best * 40, C / (240 * best)), name, color=colour, fontsize=9)
     bests = [law.best(C)[0] for C in budgets]
     ax.plot(bests, [law(*law.best(C)) for C in budgets], "o-", color="#333333", linewidth=1)
-    ax.set(xlabel="weights N", ylabel="loss by the law", ylim=(0.45, 0.95), xlim=(200, 2e7))
+    ax.set(
+        xlabel=r"weights $\mathcal{N}$",
+        ylabel="loss by the law",
+        ylim=(0.45, 0.95),
+        xlim=(200, 2e7),
+    )
     show(
         fig,
         f"{len(budgets)} curves, one for each budget of operations: loss over the number of "

@@ -44,7 +44,7 @@ def lookup(words, at, k, chosen):
     ax.text(
         n + len(chosen) + 0.05,
         0.4,
-        "forgotten",
+        "discarded",
         ha="left",
         va="center",
         fontsize=8,
@@ -68,7 +68,7 @@ def lookup(words, at, k, chosen):
         "The text 'the cat sat on the mat . the cat', whose last two words occurred at its "
         "beginning. What followed them "
         "there, 'sat on the mat', is copied as a draft; the model chooses 'sat on a', so two "
-        "guesses hold and 'a' stands.",
+        "guesses are accepted, and then 'a'.",
     )
 
 
@@ -105,7 +105,7 @@ def gains(tasks, most):
 
 
 def expected(formula, lengths):
-    """Expected ids per pass against the probability that a guess holds, for several draft
+    """Expected ids per pass against the probability that a guess is accepted, for several draft
     lengths.
     """
     fig, ax = new(6.4, 3)
@@ -114,7 +114,7 @@ def expected(formula, lengths):
         ax.plot(a, [formula(x, k) for x in a], color=(shade, shade, 0.85), label=f"k = {k}")
     ax.plot(a[:-7], 1 / (1 - a[:-7]), color=NEUTRAL, linestyle=":", label="endless")
     ax.set(
-        xlabel="probability that a guess holds, a",
+        xlabel="probability that a guess is accepted, a",
         ylabel="ids per pass",
         yscale="log",
         yticks=[1, 2, 4, 8, 16],
@@ -130,12 +130,12 @@ def expected(formula, lengths):
     )
 
 
-def speed_up(formula, balances, held):
+def speed_up(formula, balances, accepted):
     """Speed-up against the length of the draft; one panel per machine, one line per probability."""
     fig, axes = new(7.4, 2.8, columns=len(balances), sharey=True)
     k = np.arange(17)
     for ax, m in zip(axes, balances, strict=True):
-        for a, colour in zip(held, (WRONG, COLOURS["D"], RIGHT), strict=True):
+        for a, colour in zip(accepted, (WRONG, COLOURS["D"], RIGHT), strict=True):
             ax.plot(
                 k, [formula(a, n) / max(1, (n + 1) / m) for n in k], color=colour, label=f"a = {a}"
             )
@@ -147,7 +147,7 @@ def speed_up(formula, balances, held):
         fig,
         "Speed-up against draft length. With m = 295 drafts only gain. With m = 10 the line of a = "
         "0.95 bends at 9 tokens, "
-        "and with m = 4 long drafts of guesses that seldom hold are slower than none.",
+        "and with m = 4 long drafts of guesses that are seldom accepted are slower than none.",
     )
 
 
@@ -156,15 +156,17 @@ def margins(values, single, half):
     logarithmic axis.
     """
     fig, ax = new(7.2, 2.8)
-    bins = np.logspace(-7, 1.6, 60)
-    for data, colour, label in (
-        (single, RIGHT, "movement, float32"),
-        (half, WRONG, "movement, bfloat16"),
-        (values, NEUTRAL, "margin of the choice"),
+    bins = np.logspace(-5.2, 1.6, 50)
+    for data, colour, label, at in (
+        (single, RIGHT, "movement,\nfloat32", 1.2e-4),
+        (half, WRONG, "movement,\nbfloat16", 0.05),
+        (values, "#777777", "margin of\nthe choice", 5),
     ):
-        ax.hist(data, bins, color=colour, alpha=0.7, label=label)
+        high = np.histogram(data, bins)[0].max()
+        ax.hist(data, bins, color=colour, alpha=0.7)
+        side = "right" if colour == WRONG else "left"
+        ax.text(at, 0.95 * high, label, color=colour, ha=side, va="top", fontsize=9)
     ax.set(xscale="log", xlabel="logits", ylabel="positions")
-    ax.legend(loc="upper center")
     show(
         fig,
         "Histograms on a logarithmic axis: float32 movements lie around 0.00002, margins between "
