@@ -24,6 +24,8 @@ HAND_WRITTEN = {
     "__main__",
     "chat_formats",
     "cli",
+    "evaluation.harness",
+    "evaluation.runs",
     "inference.loading",
     "training.adapters",
     "training.jsonl",

@@ -11,10 +11,10 @@ import warnings
 from minillama import __version__
 from minillama.checkpoints import hub
 from minillama.checkpoints.files import CheckpointError
-from minillama.commands import chat, files, finetune, generate, plan, train
+from minillama.commands import chat, evaluate, files, finetune, generate, plan, train
 
 
-COMMANDS = (files, generate, chat, train, finetune, plan)  # in the order of `minillama --help`
+COMMANDS = (files, generate, chat, train, finetune, evaluate, plan)  # in the order of `minillama --help`
 
 
 class Parser(argparse.ArgumentParser):

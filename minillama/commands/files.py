@@ -24,11 +24,11 @@ GGUF_DTYPES |= {name: STORED[getattr(torch, name)] for name in DTYPE_NAMES}
 
 def add(commands) -> None:
     fetch = commands.add_parser(
-        "fetch", help="fetch real weights or a vocabulary by name, once",
+        "fetch", help="fetch real weights, a vocabulary or a benchmark by name, once",
         epilog=repository.HELP, formatter_class=RawDescriptionHelpFormatter,
     )  # fmt: skip
     fetch.add_argument(
-        "name", help=", ".join([*hub.ARTEFACTS, "all (both)", "or ORG/NAME at Hugging Face"])
+        "name", help=", ".join([*hub.ARTEFACTS, "all (of these)", "or ORG/NAME at Hugging Face"])
     )
     fetch.set_defaults(run=run_fetch)
 

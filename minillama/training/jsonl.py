@@ -1,8 +1,9 @@
-"""Files with one JSON value per line, as people write them: every bad line is named, and may be
-left out.
+"""Files with one JSON value per line (packed by gzip, if they are called .gz), as people write
+them: every bad line is named, and may be left out.
 """
 
 import codecs
+import gzip
 import json
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def read_jsonl(path, parse, skip_bad: bool = False) -> tuple[list, list[str]]:
     good one is left; OSError.
     """
     values, complaints = [], []
-    with open(Path(path), "rb") as file:
+    path = Path(path)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         for number, line in enumerate(lines(file), 1):
             try:
                 if line is None:

@@ -1,0 +1,1 @@
+"""Judging a model: likelihoods, tasks, how sure a score is."""
