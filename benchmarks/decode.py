@@ -363,42 +363,73 @@ def print_table(result: dict) -> None:
         )
 
 
+PLAIN, FAST, PEER, ENGINE = "#56B4E9", "#0072B2", "#999999", "#D55E00"  # the series' colours
+PANELS = {
+    "float32": [
+        ("float32", "ours", PLAIN),
+        ("float32, compiled", "compiled", FAST),
+        ("transformers float32", "transformers", PEER),
+    ],
+    "bfloat16": [
+        ("bfloat16", "ours", PLAIN),
+        ("bfloat16, compiled", "compiled", FAST),
+        ("transformers bfloat16", "transformers", PEER),
+    ],
+    "8 bits": [("int8", "ours", PLAIN), ("int8, compiled", "compiled", FAST)],
+    "4 bits": [
+        ("int4", "ours", PLAIN),
+        ("int4, compiled", "compiled", FAST),
+        ("llama.cpp Q4_1", "llama.cpp", ENGINE),
+        ("llama.cpp Q4_0", "llama.cpp Q4_0", ENGINE),
+    ],
+}
+
+
+def draw(ax, lines: list[tuple], title: str, xlabel: str) -> None:
+    """Curves (x -> y, label, colour), each labelled at its right end; labels do not overlap."""
+    for curve, _, colour in lines:
+        ax.plot([int(x) for x in curve], curve.values(), "o-", color=colour, markersize=3.5, lw=1.6)
+    ends = sorted((list(curve.values())[-1], label, colour) for curve, label, colour in lines)
+    top, at = max(max(curve.values()) for curve, *_ in lines), -1.0
+    right = max(int(x) for curve, *_ in lines for x in curve)
+    for y, label, colour in ends:
+        at = max(y, at + 0.075 * top)
+        ax.annotate(
+            label, (right, at), (5, 0), textcoords="offset points", color=colour, va="center"
+        )
+    ax.set(ylim=(0, 1.1 * top), xlabel=xlabel)
+    ax.set_title(title, loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#eeeeee")
+
+
 def plot(result: dict, path: Path) -> None:
-    """Tokens/s over context length, and over rows where those were measured."""
+    """Tokens/s over context length for each kind of weights, and over conversations at once."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for name, row in result["engines"].items():
-        style = (
-            "--" if name.startswith("transformers") else ":" if name.startswith("llama") else "-"
-        )
-        contexts = [int(c) for c in row["decode"]]
-        axes[0].plot(contexts, row["decode"].values(), style, marker="o", markersize=4, label=name)
-    axes[0].set(
-        xscale="log",
-        yscale="log",
-        xlabel="tokens in the cache",
-        ylabel="tokens/s",
-        title="one conversation",
-    )
-    axes[0].set_xticks(contexts, [str(c) for c in contexts])
-    axes[0].minorticks_off()
-    axes[0].legend(fontsize=7, ncols=2)
-    for name, rows in result.get("batches", {}).items():
-        style = "--" if name.startswith("transformers") else "-"
-        axes[1].plot(
-            [int(n) for n in rows], rows.values(), style, marker="o", markersize=4, label=name
-        )
-    axes[1].set(
-        xlabel="conversations at once",
-        ylabel="tokens/s of all",
-        title="several, 128 tokens each, not compiled",
-    )
-    axes[1].legend(fontsize=8)
+    plt.rcParams.update({"font.size": 9, "axes.titlesize": 10})
+    fig, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    fig.get_layout_engine().set(wspace=0.1, hspace=0.08)
+    engines = result["engines"]
+    for ax, (title, rows) in zip(axes.flat, PANELS.items(), strict=False):
+        lines = [(engines[n]["decode"], label, c) for n, label, c in rows if n in engines]
+        if lines:
+            draw(ax, lines, f"{title}: tokens/s", "tokens in the cache")
+            ax.set_xscale("log")
+            contexts = [int(c) for c in lines[0][0]]
+            ax.set_xticks(contexts, [f"{c:,}" for c in contexts])
+            ax.minorticks_off()
+    colours = {"bfloat16": PLAIN, "int4": FAST}
+    rows = [(rows, n, colours.get(n, PEER)) for n, rows in result.get("batches", {}).items()]
+    if rows:
+        draw(axes.flat[4], rows, "tokens/s of all, not compiled", "conversations at once")
+    for ax in axes.flat:
+        ax.set_visible(ax.has_data())
     fig.savefig(path, dpi=110)
+    plt.close(fig)
 
 
 def keep(result: dict, args) -> None:

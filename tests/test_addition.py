@@ -87,9 +87,14 @@ def test_about_one_problem_in_ten_is_kept_back_and_never_trained_on():
 def test_batches_hold_whole_problems_and_ask_for_their_answers(form, mask):
     batches = Problems(form, lengths=[1, 2, 3], mask_question=mask)
     tokens, targets, documents = batches(7)
-    assert tokens.shape == targets.shape == documents.shape == (addition.ROWS, addition.ROW)
+    assert (
+        tokens.shape
+        == targets.shape
+        == documents.shape
+        == (addition.BATCH_SIZE, addition.ROW_LENGTH)
+    )
     solved = 0
-    for row in range(addition.ROWS):
+    for row in range(addition.BATCH_SIZE):
         for number in documents[row].unique().tolist():
             mine = documents[row] == number
             text, asked = decode(tokens[row][mine].tolist()), targets[row][mine]
@@ -173,7 +178,7 @@ def test_the_study_is_what_its_plan_says():
             set(run["accuracy"]) == {"1", "2", "3", "4", "5"}
             and run["curve"][-1][0] == run["problems"]
         )
-        assert run["tokens"] == run["steps"] * addition.ROWS * addition.ROW
+        assert run["tokens"] == run["steps"] * addition.BATCH_SIZE * addition.ROW_LENGTH
 
 
 def test_its_problems_are_made_again():

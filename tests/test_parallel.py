@@ -143,7 +143,7 @@ def test_four_ranks_share_two_kv_heads(four):
 
 
 def test_what_ranks_say_to_each_other_is_what_the_planner_says(two, four):
-    wanted = layout.collectives(ranks.CFG, 20, number=4)
+    wanted = layout.collectives(ranks.CFG, 20, itemsize=4)
     for found in (two[0]["inference"], four[0]["inference"]):
         assert {kind: tuple(seen) for kind, seen in found["heard"].items()} == wanted
         assert found["counted"] == sorted(count for count, _ in wanted.values())

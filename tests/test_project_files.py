@@ -1,5 +1,6 @@
 """pyproject.toml, constraints.txt, environment.yml, Makefile, README.md, docs/ and CI say the same."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -95,6 +96,7 @@ def test_the_plain_commands_of_the_guide_are_those_of_make():
     assert installs(read("Makefile")) == plain | {
         "-c constraints.txt -e .[book]",
         "-c constraints.txt -e .[browser]",
+        "-c constraints.txt llama-cpp-python>=0.3.16",
     }
     for command in (
         "-m venv .venv",
@@ -170,12 +172,19 @@ def test_the_annotated_tree_is_the_tree():
         assert not missing, f"docs/files.md's line of {room.name}/ lacks {missing}"
 
 
-def test_every_chapter_and_its_module_is_listed():
+def test_every_chapter_and_its_modules_are_listed():
+    rows = {line.split("]", 1)[0]: line for line in read("docs/files.md").splitlines()}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        module = re.search(r"default_exp ([\w.]+)", path.read_text(encoding="utf-8"))
-        file = module[1].replace(".", "/") if module else ""
-        row = f"| [{path.stem}](../notebooks/{path.name}) | " + (f"`{file}.py` |" if module else "")
-        assert row in read("docs/files.md"), f"docs/files.md has no row that starts with {row}"
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources = "\n".join("".join(cell["source"]) for cell in cells)
+        modules = re.findall(r"^#\| (?:default_exp|export) ([\w.]+)$", sources, re.MULTILINE)
+        link, writes = rows[f"| [{path.stem}"].split(" | ")[:2]
+        assert link.endswith(f"](../notebooks/{path.name})")
+        room = writes.partition("in `")[2].partition("`")[0]
+        found = re.findall(r"`([\w/]+)\.py`", writes)
+        listed = {*found} | {room + file for file in found}
+        missing = {module.replace(".", "/") for module in modules} - listed
+        assert not missing, f"docs/files.md's row of {path.stem} lacks {missing}"
 
 
 def test_the_readme_names_the_size_of_the_download():

@@ -65,11 +65,11 @@ def test_four_bits_few_and_many(rows, group, dtype):
     """
     parts = to_levels(normal(rows, 256), 4, group)
     layer, exact_weight = Int4Linear(*parts), stored_4(*parts)
-    for count in (1, quantization.FEW, quantization.FEW + 1, 40):
+    for count in (1, quantization.MEMORY_BOUND_ROWS, quantization.MEMORY_BOUND_ROWS + 1, 40):
         x = normal(2, count, 256, seed=count)[:1].to(dtype)
         y, exact = layer(x), x.bfloat16().double() @ exact_weight.T
         assert y.dtype == dtype and y.shape == (1, count, rows)
-        kernel = count <= quantization.FEW and group > 16
+        kernel = count <= quantization.MEMORY_BOUND_ROWS and group > 16
         assert (y - exact).abs().max() <= exact.abs().max() * (2**-8 if kernel else 2**-6)
 
 
@@ -83,7 +83,7 @@ def test_the_weight_with_and_without_knowing_the_order(monkeypatch, known):
     assert weight.shape == (70, 96) and (weight - exact).abs().max() <= exact.abs().max() * 2**-8
 
 
-@pytest.mark.parametrize("count", [1, quantization.FEW, 40])
+@pytest.mark.parametrize("count", [1, quantization.MEMORY_BOUND_ROWS, 40])
 def test_eight_bits(count):
     weight = normal(50, 96)
     layer, x = Int8Linear(weight), normal(count, 96, seed=1)
@@ -92,7 +92,7 @@ def test_eight_bits(count):
     ).abs().max() <= 0.51 * layer.scale.float().max() + 2**-8 * weight.abs().max()
     exact = x.bfloat16().double() @ (layer.levels.double() * layer.scale.double().unsqueeze(1)).T
     assert (layer(x) - exact).abs().max() <= exact.abs().max() * (
-        2**-8 if count <= quantization.FEW else 2**-6
+        2**-8 if count <= quantization.MEMORY_BOUND_ROWS else 2**-6
     )
 
 
@@ -102,7 +102,7 @@ def test_eight_bits_of_any_width(width):
     it may crash.
     """
     layer = Int8Linear(normal(7, width))
-    for count in (1, 2, quantization.FEW, 40):
+    for count in (1, 2, quantization.MEMORY_BOUND_ROWS, 40):
         x = normal(count, width, seed=count)
         exact = (
             x.bfloat16().double() @ (layer.levels.double() * layer.scale.double().unsqueeze(1)).T

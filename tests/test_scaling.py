@@ -141,7 +141,7 @@ def test_the_peak_of_a_pass_is_what_the_profiler_sees(rows, new, seen, ranks):
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    assert pass_bytes(SMALL, rows, new, seen, ranks, number=4) == pytest.approx(peak, rel=0.05)
+    assert pass_bytes(SMALL, rows, new, seen, ranks, itemsize=4) == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

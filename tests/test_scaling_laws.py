@@ -138,7 +138,7 @@ def test_sizes_by_hand():
 def test_the_study_is_what_its_plan_says(make):
     plan, steps, _ = make.scaling()
     assert [
-        (run["dim"], run["D"] // (2 * scaling_laws.BATCH), run["seed"]) for run in STUDY["runs"]
+        (run["dim"], run["D"] // (2 * scaling_laws.BATCH_SIZE), run["seed"]) for run in STUDY["runs"]
     ] == plan
     assert steps == [run[1] for run in plan]
     for run in STUDY["runs"]:
@@ -148,7 +148,7 @@ def test_the_study_is_what_its_plan_says(make):
 
 def test_its_first_run_is_made_again():
     run = STUDY["runs"][0]
-    again = scaling_laws.measure(World(), run["dim"], run["D"] // (2 * scaling_laws.BATCH))
+    again = scaling_laws.measure(World(), run["dim"], run["D"] // (2 * scaling_laws.BATCH_SIZE))
     # ten steps: rounding has not grown yet
     assert again["curve"][0][1] == pytest.approx(run["curve"][0][1], abs=0.01)
     assert again["loss"] == pytest.approx(run["loss"], rel=0.05) and again["N"] == run["N"]

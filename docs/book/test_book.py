@@ -4,6 +4,7 @@ Chromium comes from `playwright install chromium`, or is the system's. BOOK_PICT
 pictures of the pages, to be looked at.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -196,11 +197,15 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    settings = folder / "settings" / "@jupyterlab"
+    write(settings / "notebook-extension" / "tracker.jupyterlab-settings", ALL_CELLS)
+    write(settings / "apputils-extension" / "notification.jupyterlab-settings", NO_NEWS)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}"]
     command += ["--ServerApp.token=", "--ServerApp.password=", "--allow-root", "--ip=127.0.0.1"]
-    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=" + NEVER]
+    command += [f"--LabApp.user_settings_dir={folder / 'settings'}"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     log = open(folder / "log", "w", encoding="utf-8")
-    process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=one_thread)
     try:
         wait_for(port, process)
         yield f"http://127.0.0.1:{port}"
@@ -210,7 +215,14 @@ def lab(tmp_path_factory):
         log.close()
 
 
-NEVER = "jupyterlab.NeverCheckForUpdate"
+# every cell in the page, not only those that are visible
+ALL_CELLS = {"windowingMode": "none", "autoStartDefaultKernel": True}
+NO_NEWS = {"fetchNews": "false", "checkForUpdates": False}
+
+
+def write(path: Path, settings: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings), encoding="utf-8")
 
 
 def wait_for(port: int, process, seconds: int = 60) -> None:
@@ -228,14 +240,22 @@ def run_all(page, lab: str, notebook: str) -> None:
     """Open a notebook and run all its cells; fails if one ends in an error."""
     page.goto(f"{lab}/lab/tree/notebooks/{notebook}?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=90_000)
+    page.wait_for_selector(f"{STATUS}:has-text('Idle')", timeout=90_000)
     page.click(".lm-MenuBar-itemLabel:text-is('Run')")
     page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
-    page.wait_for_timeout(1000)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=400_000)
-    assert (
-        page.locator(".jp-Notebook [data-mime-type='application/vnd.jupyter.error']").count() == 0
-    )
+    page.wait_for_selector(f"{STATUS}:has-text('Busy')", timeout=30_000)
+    page.wait_for_function(f"() => {DONE}", timeout=500_000, polling=1000)
+    counts = page.eval_on_selector_all(".jp-CodeCell .jp-InputPrompt", COUNTS)
+    assert counts and counts == [f"[{n + 1}]:" for n in range(len(counts))], counts
+    errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
+    assert errors.count() == 0, errors.all_inner_texts()
+    print(f"\n{notebook}: {len(counts)} cells")
+
+
+STATUS = "#jp-main-statusbar"
+COUNTS = "all => all.map(e => e.textContent.trim()).filter(text => text)"
+PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
+DONE = f"{PROMPTS}.every(e => e.textContent.trim() !== '[*]:')"
 
 
 def test_chapter_0_runs_in_jupyterlab(browser, lab):
@@ -248,7 +268,6 @@ def test_chapter_0_runs_in_jupyterlab(browser, lab):
 def test_the_chat_box_of_chapter_10_answers(browser, lab):
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     run_all(page, lab, "10_chat.ipynb")
-    page.locator(".jp-WindowedPanel-outer").first.evaluate("e => e.scrollTo(0, e.scrollHeight)")
     box = page.locator(".widget-text input").last
     box.wait_for(timeout=60_000)
     box.fill("What is the capital of France?")

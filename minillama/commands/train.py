@@ -15,7 +15,7 @@ from minillama.checkpoints.hugging_face_writer import save_hugging_face
 from minillama.commands.options import add_renamed, add_training_dtype, training_dtype
 from minillama.model import Llama
 from minillama.studies.stories import story
-from minillama.studies.story_model import CONFIG, ROW, SETTINGS, story_tokenizer, train
+from minillama.studies.story_model import CONFIG, ROW_LENGTH, SETTINGS, story_tokenizer, train
 from minillama.training.flops import flops_per_token, peak_flops
 
 
@@ -145,7 +145,7 @@ def read(args) -> tuple:
 def report(model: Llama, rows: list[dict], folder: Path, dtype: str) -> None:
     """One line on standard error."""
     speeds = sorted(row["tokens_per_second"] for row in rows)
-    speed, flops = speeds[len(speeds) // 2], flops_per_token(model.cfg, ROW)
+    speed, flops = speeds[len(speeds) // 2], flops_per_token(model.cfg, ROW_LENGTH)
     count, loss = sum(p.numel() for p in model.parameters()), rows[-1]["validation_loss"]
     share = speed * flops / peak_flops(getattr(torch, dtype))
     print(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 
-from minillama.checkpoints.meta import cut_along
+from minillama.checkpoints.meta_shards import cut_along
 from minillama.config import LlamaConfig
 
 
@@ -100,16 +100,16 @@ def shard_shapes(cfg: LlamaConfig, layout: Layout, stage: int = 0) -> dict[str, 
     return {name: shard_shape(cfg, name, layout.tensor) for name in names}
 
 
-def collectives(cfg: LlamaConfig, tokens: int, number: int = 2) -> dict[str, tuple[int, int]]:
+def collectives(cfg: LlamaConfig, tokens: int, itemsize: int = 2) -> dict[str, tuple[int, int]]:
     """A forward pass under tensor parallelism: kind -> (count, bytes of all their whole
     tensors).
     """
-    sums, each = 2 * cfg.n_layers + 1, tokens * number
+    sums, each = 2 * cfg.n_layers + 1, tokens * itemsize
     return {"all_reduce": (sums, sums * each * cfg.dim), "all_gather": (1, each * cfg.vocab_size)}
 
 
 def sharded_collectives(
-    cfg: LlamaConfig, number: int = 2, gradient: int = 4
+    cfg: LlamaConfig, itemsize: int = 2, gradient: int = 4
 ) -> dict[str, tuple[int, int]]:
     """A step under FSDP, a group for each block and one for the ends: kind -> (count, bytes of
     whole tensors).
@@ -118,5 +118,5 @@ def sharded_collectives(
     blocks = sum(
         prod(shape) for name, shape in weight_shapes(cfg).items() if name.startswith("blocks.")
     )
-    gathered = (2 * L + 1, (blocks + everything) * number)
+    gathered = (2 * L + 1, (blocks + everything) * itemsize)
     return {"all_gather": gathered, "reduce_scatter": (L + 1, everything * gradient)}

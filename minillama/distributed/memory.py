@@ -42,35 +42,35 @@ def stored_bytes(cfg: LlamaConfig, name: str, shape: tuple[int, ...], form: str)
 
 
 def cache_bytes(
-    cfg: LlamaConfig, rows: int, tokens: int, layout: Layout = Layout(), stage=0, number=2
+    cfg: LlamaConfig, rows: int, tokens: int, layout: Layout = Layout(), stage=0, itemsize=2
 ) -> int:
-    """Bytes of a rank's keys and values: rows x tokens slots, its layers, its kv heads; number:
+    """Bytes of a rank's keys and values: rows x tokens slots, its layers, its kv heads; itemsize:
     bytes of each.
     """
     layers = len(stages(cfg.n_layers, layout.pipeline)[stage])
     heads = max(cfg.n_kv_heads // layout.tensor, 1)
-    return 2 * layers * rows * heads * tokens * cfg.head_dim * number
+    return 2 * layers * rows * heads * tokens * cfg.head_dim * itemsize
 
 
-def pass_bytes(cfg: LlamaConfig, rows: int, new: int, seen: int, tensor=1, number=2) -> int:
+def pass_bytes(cfg: LlamaConfig, rows: int, new: int, seen: int, tensor=1, itemsize=2) -> int:
     """Peak of the activations while rows x new tokens go through the blocks and look at `seen`
     (fused attention).
     """
     ffn = cfg.ffn_dim // tensor
-    vectors = rows * new * number * (3 * cfg.dim + max(3 * ffn, ffn + cfg.dim))
+    vectors = rows * new * itemsize * (3 * cfg.dim + max(3 * ffn, ffn + cfg.dim))
     mask = seen if seen > new else 0  # fused attention of a whole text needs no table
     return vectors + new * (4 * cfg.head_dim + mask + 8)
 
 
-def saved_bytes(cfg: LlamaConfig, tensor=1, number=2) -> int:
+def saved_bytes(cfg: LlamaConfig, tensor=1, itemsize=2) -> int:
     """What a block keeps of each token for the backward pass, in bytes on each of `tensor` ranks
     (fused attention).
     """
     kv, heads = max(cfg.n_kv_heads // tensor, 1), cfg.n_heads // tensor
-    norms = 2 * (4 * cfg.dim + 4 + 2 * number * cfg.dim)  # every rank has the whole stream
+    norms = 2 * (4 * cfg.dim + 4 + 2 * itemsize * cfg.dim)  # every rank has the whole stream
     return (
         norms
-        + number * ((3 * heads + 2 * kv) * cfg.head_dim + 4 * cfg.ffn_dim // tensor)
+        + itemsize * ((3 * heads + 2 * kv) * cfg.head_dim + 4 * cfg.ffn_dim // tensor)
         + 4 * heads
     )
 

@@ -106,17 +106,17 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def sum_over_ranks(number: float) -> float:
-    """The sum of all ranks' numbers."""
+def sum_over_ranks(value: float) -> float:
+    """The sum of all ranks' values."""
     total = torch.tensor(
-        number, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu"
+        value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu"
     )
     dist.all_reduce(total)
     return total.item()
 
 
-KINDS = {"reduce_scatter": "reduce_scatter", "allreduce": "all_reduce", "all_reduce": "all_reduce",
-         "allgather": "all_gather", "all_gather": "all_gather"}  # fmt: skip
+COLLECTIVES = {"reduce_scatter": "reduce_scatter", "allreduce": "all_reduce",
+    "all_reduce": "all_reduce", "allgather": "all_gather", "all_gather": "all_gather"}  # fmt: skip
 
 
 class CollectiveCounter(TorchDispatchMode):
@@ -134,7 +134,9 @@ class CollectiveCounter(TorchDispatchMode):
             return NotImplemented
         out = operation(*args, **(kwargs or {}))
         if "c10d" in operation.namespace:
-            kind = next((kind for word, kind in KINDS.items() if word in operation.name()), None)
+            kind = next(
+                (kind for word, kind in COLLECTIVES.items() if word in operation.name()), None
+            )
             tensors = [each for each in tree_leaves((args, out)) if isinstance(each, torch.Tensor)]
             if kind and tensors:
                 times, size = self.seen.get(kind, (0, 0))

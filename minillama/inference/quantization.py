@@ -63,7 +63,7 @@ def linear_bfloat16(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return F.linear(rows.float(), weight.float()).bfloat16()
 
 
-FEW = 16  # rows up to which reading the weights takes longer than the products do
+MEMORY_BOUND_ROWS = 16  # rows up to which reading the weights takes longer than the products do
 AT_ONCE = 16  # weights that the 8-bit kernel reads at a time
 
 
@@ -97,7 +97,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).bfloat16()
         # subtle: else it would read past a row's end
-        if len(rows) <= FEW and self.in_features % AT_ONCE == 0:
+        if len(rows) <= MEMORY_BOUND_ROWS and self.in_features % AT_ONCE == 0:
             y = torch.ops.aten._weight_int8pack_mm(rows, self.levels, self.scale)
         else:
             y = linear_bfloat16(rows, self.weight)
@@ -170,7 +170,7 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features).bfloat16()
-        few = len(rows) <= FEW and self.group in (32, 64, 128, 256)
+        few = len(rows) <= MEMORY_BOUND_ROWS and self.group in (32, 64, 128, 256)
         y = self.multiply(rows) if few else linear_bfloat16(rows, self.weight)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 

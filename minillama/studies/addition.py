@@ -91,14 +91,19 @@ CONFIG = LlamaConfig(
     tied_embeddings=True, max_seq_len=256,
 )  # fmt: skip
 LENGTHS = range(1, 4)  # digits of the numbers to learn from
-ROWS, ROW = 8, 128  # 1,024 tokens a step
+BATCH_SIZE, ROW_LENGTH = 8, 128  # 1,024 tokens a step
 
 
 class Problems:
     """Batches of problems, whole ones one after another in rows, never the same twice."""
 
     def __init__(
-        self, target, lengths=LENGTHS, mask_question: bool = True, seed: int = 0, rows: int = ROWS
+        self,
+        target,
+        lengths=LENGTHS,
+        mask_question: bool = True,
+        seed: int = 0,
+        rows: int = BATCH_SIZE,
     ):
         self.target, self.lengths, self.mask_question = target, list(lengths), mask_question
         self.seed, self.rows, self.solved = seed, rows, 0
@@ -117,7 +122,7 @@ class Problems:
             a, b = problem(rng, rng.choice(self.lengths))
             asked, said = encode(question(a, b)), encode(self.target(a, b) + "\n")
             ids = asked + said
-            if len(tokens) + len(ids) - 1 > ROW:
+            if len(tokens) + len(ids) - 1 > ROW_LENGTH:
                 break
             wanted = ids[1:]
             if self.mask_question:
@@ -126,7 +131,7 @@ class Problems:
             tokens += ids[:-1]
             targets += wanted
             self.solved += 1
-        rest = ROW - len(tokens)
+        rest = ROW_LENGTH - len(tokens)
         return tokens + [END] * rest, targets + [IGNORE] * rest, documents + [self.solved] * rest
 
 
@@ -188,5 +193,5 @@ def measure(target, mask_question: bool, n_steps: int, seed: int = 0, progress=F
     loss = sum(row["loss"] for row in rows[-20:]) / 20
     right = {length: round(accuracy(model, target, length), 4) for length in range(1, longest + 3)}
     about = dict(form=target.__name__, mask_question=mask_question, steps=n_steps, seed=seed)
-    seen = dict(tokens=n_steps * ROWS * ROW, problems=batches.solved)
+    seen = dict(tokens=n_steps * BATCH_SIZE * ROW_LENGTH, problems=batches.solved)
     return about | seen | dict(loss=round(loss, 4), accuracy=right, curve=curve)

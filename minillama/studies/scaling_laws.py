@@ -103,7 +103,7 @@ def count(cfg: LlamaConfig) -> tuple[int, int]:
     return sum(sizes.values()) - table, table
 
 
-BATCH = 256  # facts a step, two tokens each
+BATCH_SIZE = 256  # facts a step, two tokens each
 
 
 def answer_loss(model: Llama, batch) -> torch.Tensor:
@@ -129,16 +129,24 @@ def measure(world: World, dim: int, steps: int, seed: int = 0, progress=False) -
     rows = fit(
         model,
         answer_loss,
-        lambda i: world.batch(i, BATCH, seed),
+        lambda i: world.batch(i, BATCH_SIZE, seed),
         settings,
         validate=world.loss,
         progress=progress,
     )
     asked = [row for row in rows if row["validation_loss"]]
-    curve = [[2 * BATCH * (row["step"] + 1), round(row["validation_loss"], 4)] for row in asked]
+    curve = [
+        [2 * BATCH_SIZE * (row["step"] + 1), round(row["validation_loss"], 4)] for row in asked
+    ]
     N, table = count(cfg)
     return dict(
-        dim=dim, seed=seed, N=N, table=table, D=2 * BATCH * steps, loss=curve[-1][1], curve=curve
+        dim=dim,
+        seed=seed,
+        N=N,
+        table=table,
+        D=2 * BATCH_SIZE * steps,
+        loss=curve[-1][1],
+        curve=curve,
     )
 
 

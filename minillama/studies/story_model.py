@@ -29,7 +29,7 @@ CONFIG = LlamaConfig(
     rope_scaling=RopeScaling(original_max_seq_len=256),
     max_seq_len=2048,
 )
-ROW, BATCH = 256, 16  # tokens in a row, rows in a batch: 4,096 tokens a step
+ROW_LENGTH, BATCH_SIZE = 256, 16  # tokens in a row, rows in a batch: 4,096 tokens a step
 SETTINGS = Settings(
     steps=2000,
     peak_lr=4e-3,
@@ -55,7 +55,11 @@ class Rows:
     """Packed documents, one row after another in a seeded order, a new order each epoch."""
 
     def __init__(
-        self, documents: list[list[int]], length: int = ROW, batch: int = BATCH, seed: int = 0
+        self,
+        documents: list[list[int]],
+        length: int = ROW_LENGTH,
+        batch: int = BATCH_SIZE,
+        seed: int = 0,
     ):
         self.rows, self.documents = pack(documents, length)
         self.batch, self.seed = batch, seed

@@ -19,7 +19,8 @@ from minillama.training.packing import packed_mask, shift
 from minillama.training.runs import Run, fingerprint
 
 
-KNOWN = {"role", "content", "calls", "tag", "end"}  # of a message, as chat.encode_dialog takes it
+# of a message, as chat.encode_dialog takes it
+MESSAGE_KEYS = {"role", "content", "calls", "tag", "end"}
 
 
 def check_messages(messages) -> list[dict]:
@@ -31,7 +32,7 @@ def check_messages(messages) -> list[dict]:
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise ValueError(f'message {number} is no {{"role": ..., "content": text}}')
-        if odd := sorted(message.keys() - KNOWN):
+        if odd := sorted(message.keys() - MESSAGE_KEYS):
             raise ValueError(f"message {number} has {odd[0]!r}, which is not known here")
         calls = message.get("calls", [])
         if not isinstance(calls, list) or any(
