@@ -150,6 +150,16 @@ def test_tensors_as_the_gguf_package_reads_them(tmp_path, kind, tied):
         )
 
 
+def test_tensors_whose_sizes_are_no_multiple_of_32_are_padded(tmp_path):
+    model = tiny(dim=36, n_heads=2, n_kv_heads=1, head_dim=18, ffn_dim=50)
+    save_gguf(model, tokenizer_of(), tmp_path / "a.gguf")
+    _, tensors = theirs(tmp_path / "a.gguf")
+    for name, weight in model.named_parameters():
+        found = tensors[rename(name, THEIRS)].data
+        np.testing.assert_array_equal(found, weight.detach().numpy())
+    assert any(tensor.n_bytes % 32 for tensor in tensors.values())
+
+
 def test_a_row_that_no_block_divides_is_in_float16():
     shapes = {
         (256, 256): ["Q6_K", "Q8_0", "Q4_0", "Q4_1"],

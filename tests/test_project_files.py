@@ -96,6 +96,7 @@ def test_the_plain_commands_of_the_guide_are_those_of_make():
     assert installs(read("Makefile")) == plain | {
         "-c constraints.txt -e .[book]",
         "-c constraints.txt -e .[browser]",
+        "-c constraints.txt llama-cpp-python>=0.3.16",
     }
     for command in (
         "-m venv .venv",

@@ -138,7 +138,8 @@ def test_sizes_by_hand():
 def test_the_study_is_what_its_plan_says(make):
     plan, steps, _ = make.scaling()
     assert [
-        (run["dim"], run["D"] // (2 * scaling_laws.BATCH_SIZE), run["seed"]) for run in STUDY["runs"]
+        (run["dim"], run["D"] // (2 * scaling_laws.BATCH_SIZE), run["seed"])
+        for run in STUDY["runs"]
     ] == plan
     assert steps == [run[1] for run in plan]
     for run in STUDY["runs"]:
