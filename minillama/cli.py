@@ -14,7 +14,15 @@ from minillama.checkpoints.files import CheckpointError
 from minillama.commands import chat, evaluate, files, finetune, generate, plan, train
 
 
-COMMANDS = (files, generate, chat, train, finetune, evaluate, plan)  # in the order of `minillama --help`
+COMMANDS = (
+    files,
+    generate,
+    chat,
+    train,
+    finetune,
+    evaluate,
+    plan,
+)  # in the order of `minillama --help`
 
 
 class Parser(argparse.ArgumentParser):

