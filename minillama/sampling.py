@@ -107,7 +107,7 @@ class SamplingParams:
     def sample(
         self, logits: torch.Tensor, generator: torch.Generator | None = None, state=None
     ) -> torch.Tensor:
-        """`sample` under these settings: (B, V) -> (B,). state: the constraint's, if there is one."""
+        """`sample` under these settings: (B, V) -> (B,). state: the constraint's, if any."""
         if self.constraint:
             logits = self.constraint.rule_out(logits, state)
         return sample(logits, self.temperature, self.top_k, self.top_p, generator)

@@ -214,8 +214,8 @@ class Parser:
 class Regex(Automaton):
     """Texts that match a regular expression from beginning to end.
 
-    Known: characters, . [] | () (?:) * + ? {m,n}, \\d \\w \\s (of ASCII) and their capitals, and ^ and
-    $ at the ends. ValueError for anything else.
+    Known: characters, . [] | () (?:) * + ? {m,n}, \\d \\w \\s (of ASCII) and their capitals, and
+    ^ and $ at the ends. ValueError for anything else.
     """
 
     def __init__(self, pattern: str):

@@ -15,8 +15,8 @@ MAX_MASKS = 2_048  # that a TokenMasks keeps, a bit per token
 
 
 class Trie:
-    """The tokens of a vocabulary by their beginnings, in layers: every node of a layer adds one byte
-    to one of the layer before.
+    """The tokens of a vocabulary by their beginnings, in layers: every node of a layer adds one
+    byte to one of the layer before.
     """
 
     def __init__(self, token_bytes: dict[int, bytes], size: int):
@@ -96,7 +96,9 @@ class TokenMasks:
         return torch.from_numpy(bits.view(bool))
 
     def rule_out(self, logits: torch.Tensor, state) -> torch.Tensor:
-        """Logits (..., V), those of tokens that may not come next at -inf. ValueError if none may."""
+        """Logits (..., V), those of tokens that may not come next at -inf. ValueError if none
+        may.
+        """
         mask = self.mask(state)
         if not mask.any():
             raise ValueError("no token of the vocabulary can continue what the constraint wants")
