@@ -44,6 +44,8 @@ def assignment(chapter: Chapter) -> nbformat.NotebookNode:
     names the tasks.
     """
     notebook = nbformat.read(chapter.path, as_version=4)
+    # in Colab it would fetch the solved repository
+    notebook.cells = [c for c in notebook.cells if "colab" not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = shown(chapter, cell), None

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 sys.path.insert(0, str(ROOT / "docs" / "book"))
 
 import chapters  # noqa: E402
+import colab  # noqa: E402
 
 from minillama import LlamaConfig  # noqa: E402
 
@@ -132,3 +134,27 @@ def test_the_sizes_are_those_of_the_config_and_of_the_figures():
     coloured = set(re.findall(r'^    "([A-Z])": "#', style, re.MULTILINE))
     told = set(re.findall(r"\b([A-Z]) ", LlamaConfig.__doc__.split("whole series:")[1]))
     assert SIZES - {"N", "C"} == told and coloured <= SIZES and len(coloured) == 10
+
+
+def test_every_chapter_has_the_cell_for_colab():
+    run = [sys.executable, ROOT / "docs" / "book" / "colab.py", "--check"]
+    assert subprocess.run(run, cwd=ROOT).returncode == 0, "python docs/book/colab.py"
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "in Colab", "in Colab, run again"])
+def test_the_cell_for_colab_does_nothing_elsewhere(where, tmp_path, monkeypatch):
+    done = []
+    shell = SimpleNamespace(
+        system=done.append, run_line_magic=lambda *line: done.append(" ".join(line))
+    )
+    monkeypatch.chdir(tmp_path)
+    if where != "elsewhere":
+        monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    if where == "in Colab, run again":
+        (tmp_path / "figures").mkdir()
+    url = "https://github.com/someone/minillama"
+    exec(colab.CELL.format(address=url), {"get_ipython": lambda: shell})
+    if where == "in Colab":
+        assert [line.split()[0] for line in done] == ["git", "pip", "cd"] and url in done[0]
+    else:
+        assert done == []
