@@ -41,7 +41,7 @@ TEXT = "The sea was calm, and the boat went on through the night without a light
 
 
 class Ours:
-    """A model of ours behind a cache; `at` puts the cache at a length, whatever it holds."""
+    """A model of ours with a cache; `at` puts the cache at a length, whatever it holds."""
 
     def __init__(self, model, rows=1, capacity=8192):
         self.model, self.bytes = model, model_bytes(model)
@@ -152,7 +152,7 @@ class LlamaCpp:
     def at(self, length: int) -> None:
         if self.model.n_tokens < length:
             self.model.load_state(self.full)
-        self.model.n_tokens = length  # eval() forgets what lies behind
+        self.model.n_tokens = length  # eval() discards what comes after
 
     def step(self) -> None:
         self.model.eval([5])

@@ -39,7 +39,7 @@ from minillama.training.packing import packed_logits, shift
 CFG = LlamaConfig(
     dim=512, n_layers=6, n_heads=8, n_kv_heads=4, head_dim=64, ffn_dim=1408, vocab_size=4096
 )
-# tokens: of a prompt, of the answer behind it, of a row in training
+# tokens: of a prompt, of the answer after it, of a row in training
 PROMPT, ANSWER, ROW = 256, 8, 128
 TASKS = {"prompt": 1, "answer": 1, "training": 4}  # rows, in all or for each rank
 WORK = [(task, scaling) for task in TASKS for scaling in ("strong", "weak")]

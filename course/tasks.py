@@ -103,8 +103,9 @@ class Chapter:
         # that its tasks' names begin with
         self.name = said.get("tasks", self.module.rpartition(".")[2])
         said = [pair for cell in self.cells for pair in DIRECTIVE.findall(cell.source)]
-        more = [value for word, value in said if word == "export" and value]
-        self.modules = list(dict.fromkeys([self.module, *more]))  # that the notebook writes
+        exported = [value or self.module for word, value in said if word == "export"]
+        # that the notebook writes, its own first; chapter 20 writes none
+        self.modules = sorted(dict.fromkeys(exported), key=lambda name: name != self.module)
         self.place = {cell.id: place for place, cell in enumerate(self.cells)}
 
     def __getitem__(self, id: str) -> Cell:

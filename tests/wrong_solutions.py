@@ -234,7 +234,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     "rope-ex3": [
         ("(n_heads, -1, 2)", "(2 * n_heads, -1, 2)", "fewer heads than a query matrix"),
         ("(n_heads, -1, 2)", "(1, -1, 2)", "inside each head"),
-        ("(n_heads, -1, 2)", "(n_heads, 2, -1)", "way back"),
+        ("(n_heads, -1, 2)", "(n_heads, 2, -1)", "this is the inverse"),
     ],
     "rope-ex4": [
         ("k, 2 + s)", "k, 2)", "shift the key as well"),
@@ -593,7 +593,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     ],
     "kv_cache-ex3": [
         ("slots - padding[:, None]", "slots + padding[:, None]", "do not add"),
-        ("slots - padding[:, None]", "slots.expand(len(padding), -1)", "filler does not count"),
+        ("slots - padding[:, None]", "slots.expand(len(padding), -1)", "padding does not count"),
         (" | (keys == slots[:, None])", "", "NaN"),
         ("(keys <= slots[:, None]) & ", "", "look ahead"),
     ],
@@ -631,8 +631,8 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     "generation-next_logits": [
         (", last=count", "", "only the last `count` places"),
         (
-            "for piece in tokens.split(PREFILL_CHUNK, dim=1):",
-            "for piece in [tokens]:",
+            "for chunk in tokens.split(PREFILL_CHUNK, dim=1):",
+            "for chunk in [tokens]:",
             "at most PREFILL_CHUNK tokens",
         ),
     ],
@@ -651,7 +651,7 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
     ],
     "generation-generate_batch": [
         ("seed + b)", "seed)", "another seed"),
-        ("model.device, padding)", "model.device)", "tell the cache its padding"),
+        ("model.device, padding)", "model.device)", "tell the cache about it"),
     ],
     "generation-ex1": [
         ("[1.0, 3**0.5, 3.0]", "[1.0, 9.0, 81.0]", "you squared"),
@@ -930,8 +930,8 @@ for pair in sorted(counts, key=lambda pair: (-counts[pair], pair))[: vocab_size 
         ("3 * n + 3, 3 * n + 3 + 9 * n", "3 * n + 2, 3 * n + 2 + 9 * n", "the newline is a token"),
     ],
     "addition-ex3": [
-        ("(len(asked) - 1) + said", "len(asked) + said[1:]", "asked for at the equals sign"),
-        ("[IGNORE] * (len(asked) - 1) + said", "ids[1:]", "the question is not asked"),
+        ("(len(asked) - 1) + said", "len(asked) + said[1:]", "predicted at the equals sign"),
+        ("[IGNORE] * (len(asked) - 1) + said", "ids[1:]", "the question is masked"),
         ("ids[:-1],", "ids,", "the last id has no target"),
     ],
     "addition-ex4": [

@@ -73,8 +73,8 @@ def progress_bar(items=None, label=None, shown=True, leave=False, **how) -> tqdm
 
 
 class SkipInit(TorchFunctionMode):
-    """While it is active, modules are built without drawing their first weights, which nobody will
-    see.
+    """Skip initialization: while it is active, modules are built without drawing initial weights,
+    which the checkpoint replaces.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

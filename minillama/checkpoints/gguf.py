@@ -134,9 +134,7 @@ class GGUFHeader:
 
 
 def gguf_header(header: GGUFHeader) -> tuple[dict, list[tuple]]:
-    """Everything before the tensor data: the keys with their values, and what `header.tensor` says
-    of each tensor.
-    """
+    """All before the tensor data: keys, values, and what `header.tensor` says of each tensor."""
     if header.bytes(4) != b"GGUF":
         raise CheckpointError("this is not a GGUF file (it does not start with GGUF)")
     [version] = header.scalars("I")

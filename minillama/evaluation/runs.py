@@ -97,8 +97,8 @@ class Asker:
     def code(self, item: Item) -> dict:
         """What the model writes behind the prompt's last word; the program is not run here.
 
-        subtle: a line break and the indentation after it are one token, so a prompt that ends in the
-        line break would end in the middle of it.
+        subtle: a line break and the indentation after it are one token, and a prompt that ends in
+        the line break would end in the middle of it.
         """
         return dict(said=self.write(item.prompt.rstrip(), CODE_STOPS, MAX_NEW_TOKENS["code"]))
 

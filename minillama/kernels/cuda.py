@@ -81,13 +81,8 @@ class Kernel:
         """body: C++ with struct Problem and the template; entry: its name, as in norm<bf16>;
         preamble: C++ before the body.
         """
-        self.body, self.entry, self.threads, self.shared, self.preamble = (
-            body,
-            entry,
-            threads,
-            shared,
-            preamble,
-        )
+        self.body, self.entry, self.preamble = body, entry, preamble
+        self.threads, self.shared = threads, shared
         self.problem, self.loaded = problem, {}
 
     def source(self, preamble: str | None = None) -> str:
