@@ -11,7 +11,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from course.export import ROOT
+from course.export import ROOT, ExportError
+from course.wire import Garbled, Peer
 
 
 SENTENCES = {
@@ -22,10 +23,19 @@ SENTENCES = {
 }
 
 
+STARTS = 120  # seconds that the first process may take
+NO_PROCESS = (
+    "--apart started no process for students' code; bubblewrap may need user namespaces that this "
+    "system forbids: grade without --apart, in a container"
+)
+
+
 class Box:
     """The process from which students' processes are forked, and what confines it."""
 
     def __init__(self, memory: int = 4 << 30, seconds: int = 600):
+        if sys.platform != "linux":
+            raise ExportError("--apart needs Linux: grade without it, in a container")
         self.folder = Path(tempfile.mkdtemp(prefix="box-"))
         self.folder.chmod(0o700)
         self.path = str(self.folder / "door")
@@ -63,6 +73,15 @@ class Box:
         listener.close()
 
     def __enter__(self):
+        """ExportError if no process comes from it."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(STARTS)
+                connection.connect(self.path)
+                Peer(connection, 0).ask("take", [])
+        except (Garbled, OSError) as error:
+            self.close()
+            raise ExportError(NO_PROCESS) from error
         return self
 
     def __exit__(self, *_):

@@ -1,13 +1,15 @@
 """The student's process: it knows nothing, decides nothing, and honest code loses nothing in it."""
 
+import json
 import struct
 import textwrap
 
 import pytest
 import torch
+from test_exploits import submit
 from test_mutations import RIGHT, WRONG, edited
 
-from course import apart, wire
+from course import apart, box, grade, wire
 from course.apart import run_apart
 from course.box import Box, confinement
 from course.export import ROOT
@@ -30,7 +32,7 @@ def door():
         yield box.path
 
 
-@pytest.mark.parametrize("id", TASKS)
+@pytest.mark.parametrize("id", ("rmsnorm-RMSNorm", "rope-rope_frequencies", "rope-ex1"))
 def test_right_solutions_pass_and_wrong_ones_are_told_their_mistake(id, door):
     task = TASKS[id]
     assert run_apart(task, task.reference, "", door).passed
@@ -50,31 +52,13 @@ def rope_frequencies(head_dim, theta, scaling=None):
 ZERO = "return torch.zeros(head_dim // 2)"
 HACKS = {  # what stands in rope_frequencies' cell; `{}` is its body
     "the check's namespace, by frames": "import sys\nf = sys._getframe()\nwhile f:\n    for v in list(f.f_globals.values()) + list(f.f_locals.values()):\n        if isinstance(v, dict) and 'hints' in v: return v['hints']\n    f = f.f_back\n" + ZERO,
-    "everything that is alive": "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and 'rope_frequencies' in o and o is not globals(): return o['rope_frequencies'](head_dim, theta)\n" + ZERO,
-    "modules that are loaded": "import sys\nm = sys.modules.get('minillama.rope')\nreturn m.rope_frequencies(head_dim, theta, scaling) if m else torch.zeros(head_dim // 2)",
-    "the package on the disk": "import glob\nreturn exec(open(glob.glob('/**/rope.py', recursive=True)[0]).read())",
-    "a method added to torch.Tensor": "torch.Tensor.abs = lambda s: torch.zeros_like(s)\n" + ZERO,
+    "the package on the disk": f"g = {{}}\nexec(open({str(ROOT / 'minillama' / 'rope.py')!r}).read(), g)\nreturn g['rope_frequencies'](head_dim, theta, scaling)",
     "a method added through an alias": "T = type(torch.zeros(1))\nT.__sub__ = lambda a, b: torch.zeros_like(a)\nT.__eq__ = lambda a, b: torch.ones_like(a, dtype=torch.bool)\n" + ZERO,
-    "torch's own check": "torch.as_tensor = lambda *a, **k: torch.zeros(2)\n" + ZERO,
-    "the check itself": "import course.check\ncourse.check.check = course.check.same = lambda *a, **k: True\n" + ZERO,
-    "the wire's reader": "import course.wire as w\nw.bytes_of = lambda t: struct\n" + ZERO,
     "a message of one's own": "import course.wire, gc, json\np = [o for o in gc.get_objects() if isinstance(o, course.wire.Peer)][0]\np.send({'v': True, 'error': False, 'u': []}, [])\n" + ZERO,
     "a call that the grader never offered": "import course.wire, gc\np = [o for o in gc.get_objects() if isinstance(o, course.wire.Peer)][0]\nreturn p.ask('call', course.wire.Own(0), (), {})",
-    "an import by the grader": "import course.wire, gc\np = [o for o in gc.get_objects() if isinstance(o, course.wire.Peer)][0]\nreturn p.ask('module', '../course/tasks')",
     "the reference's text, asked for": "import course.wire, gc\np = [o for o in gc.get_objects() if isinstance(o, course.wire.Peer)][0]\nt = p.ask('module', 'minillama.rope')[0]\ng = {}\nexec(t, g)\nreturn g['rope_frequencies'](head_dim, theta, scaling) if g['rope_frequencies'].__code__.co_code != rope_frequencies.__code__.co_code else torch.zeros(head_dim // 2)",
-    "a code object rewritten": "import course.check\ncourse.check.check.__code__ = (lambda *a, **k: None).__code__\n" + ZERO,
-    "the verdict at the end": "import atexit\natexit.register(print, 'passed')\nimport os\nos._exit(0)",
-    "another process's memory": "open('/proc/1/mem', 'r+b').read(1)\n" + ZERO,
-    "the grader's pipes": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'passed' * 100)\n    except OSError: pass\n" + ZERO,
     "a shell command": "import os\nos.system('touch ../../x /etc/x; kill -9 -1')\n" + ZERO,
-    "the network": "import socket\nsocket.create_connection(('1.1.1.1', 53), 2)\n" + ZERO,
-    "a C library": "import ctypes\nctypes.CDLL(None).kill(1, 9)\n" + ZERO,
-    "a huge shape": "return torch.zeros(1).expand(10**12)",
-    "a value of no end": "a = []\na.append(a)\nreturn a",
     "a deep value": "a = []\nfor _ in range(10**5): a = [a]\nreturn a",
-    "a number without end": "return 10 ** (10 ** 5)",
-    "an answer that changes": "class Moody(torch.Tensor):\n    n = 0\nreturn torch.zeros(head_dim // 2).as_subclass(Moody)",
-    "settings": "torch.set_default_dtype(torch.float16)\ntorch.manual_seed(0)\ntorch.set_num_threads(1)\n" + ZERO,
 }  # fmt: skip
 
 
@@ -90,20 +74,10 @@ def test_no_hack_gains_a_point_or_harms_the_next(name, door):
 
 
 HONEST = {  # before and in place of parts of RMSNorm's cell
-    "os and matplotlib": ("import os\nimport matplotlib.pyplot as plt\n", None, None),
-    "logging and warnings": ("import logging, warnings\nwarnings.simplefilter('ignore')\n", None, None),
-    "the future": ("from __future__ import annotations\n", None, None),
     "a main": ("", "\n\n\nif __name__ == '__main__':\n    print(RMSNorm(4))\n", "end"),
-    "its class's name": ("", "self.eps = eps\n        self.name = self.__class__.__name__", "self.eps = eps"),
-    "another way to call the base": ("", "nn.Module.__init__(self)", "super().__init__()"),
-    "getattr": ("", "+ getattr(self, 'eps')", "+ self.eps"),
     "magics": ("%matplotlib inline\n", None, None),
-    "timeit": ("", "\n%timeit 1 + 1\n!ls\n", "end"),
     "a helper with __eq__ and __enter__": ("class Timer:\n    def __enter__(self): return self\n    def __exit__(self, *a): pass\n    def __eq__(self, other): return False\n\n", None, None),
-    "testing": ("", "\n\ntorch.testing.assert_close(RMSNorm(2)(torch.ones(2)), torch.ones(2), rtol=1e-3, atol=1e-3)\n", "end"),
-    "a loop and an annotated name": ("squares: list[int] = []\nfor i in range(3):\n    squares.append(i * i)\nassert sum(squares) == 5\n", None, None),
     "a plot that fails": ("", "\n\nprint(nothing_here)\n", "end"),
-    "a name like a builtin's": ("input = 3\n", None, None),
 }  # fmt: skip
 
 
@@ -155,33 +129,32 @@ class Pipe:
         pass
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b"[]",
-        b"{",
-        b'{"v": ["k", "os", "system"]}',
-        b'{"v": ["re", null, ["k", "os", "system"], ["u", ["true"]], null, [], []]}',
-        b'{"v": ["o", 1, "subprocess", "Popen", []]}',
-        b'{"v": ["o", 1, "minillama.kernels.cuda", "os", []]}',
-        b'{"v": ["ref", 0]}',
-        b'{"v": ["t", null, false, false, "torch.float32", [9], 0]}',
-        b'{"v": ["contents"]}',
-        b'{"v": 1, "u": [[0, []]]}',
-        b'{"v": 1, "files": [["/etc", [["passwd", 0]]]]}',
-        b'{"op": "call", "v": [["m", 0], ["u", []], ["d", null, "dict", null, []]]}',
-        b'{"op": "set", "v": [["m", 0], "x", 1]}',
-        b'{"v": ["r", 0, {"kind": "class", "name": "a b", "special": [], "doc": null}]}',
-        b'{"v": ["x", [["os", "system"]], [], "", null, {}], "error": true}',
-        b"[" * 10**5,
-    ],
-)
-def test_the_grader_takes_nothing_else(text):
-    said = struct.pack("<QQ", len(text), 0) + text
-    peer = apart.Grader(Pipe(said), TASKS["rope-ex1"], lambda name: None)
-    with pytest.raises((wire.Garbled, wire.Theirs)):
-        peer.ask("take", [])
+MESSAGES = [
+    b"",
+    b"{",
+    b'{"v": ["k", "os", "system"]}',
+    b'{"v": ["re", null, ["k", "os", "system"], ["u", ["true"]], null, [], []]}',
+    b'{"v": ["o", 1, "subprocess", "Popen", []]}',
+    b'{"v": ["o", 1, "minillama.kernels.cuda", "os", []]}',
+    b'{"v": ["ref", 0]}',
+    b'{"v": ["t", null, false, false, "torch.float32", [9], 0]}',
+    b'{"v": ["contents"]}',
+    b'{"v": 1, "u": [[0, []]]}',
+    b'{"v": 1, "files": [["/etc", [["passwd", 0]]]]}',
+    b'{"op": "call", "v": [["m", 0], ["u", []], ["d", null, "dict", null, []]]}',
+    b'{"op": "set", "v": [["m", 0], "x", 1]}',
+    b'{"v": ["r", 0, {"kind": "class", "name": "a b", "special": [], "doc": null}]}',
+    b'{"v": ["x", [["os", "system"]], [], "", null, {}], "error": true}',
+    b"[" * 10**5,
+]
+
+
+def test_the_grader_takes_nothing_else():
+    for text in MESSAGES:
+        said = struct.pack("<QQ", len(text), 0) + text
+        peer = apart.Grader(Pipe(said), TASKS["rope-ex1"], lambda name: None)
+        with pytest.raises((wire.Garbled, wire.Theirs)):
+            peer.ask("take", [])
 
 
 def test_a_tensor_comes_back_as_it_was():
@@ -189,3 +162,37 @@ def test_a_tensor_comes_back_as_it_was():
         value = torch.randn(3, 4).mul(3).to(dtype).T
         again = wire.tensor_of(wire.bytes_of(value), dtype, value.shape)
         assert again.dtype == dtype and torch.equal(again, value)
+
+
+@pytest.fixture
+def handed_in(tmp_path):
+    """Two students of chapter 2: one right, one who patches what the check calls."""
+    (cell,) = TASKS["rmsnorm-RMSNorm"].solutions
+    cheat = f"torch.allclose = lambda *a, **k: True\n{NORM.solutions[cell]}".replace(
+        "self.eps)", "self.eps) * 0"
+    )
+    assert cheat.count("* 0") == 1
+    submit(tmp_path / "ada", NORM, NORM.solutions)
+    submit(tmp_path / "bob", NORM, NORM.solutions | {cell: cheat})
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", ["bubblewrap", "limits"])
+def test_apart_is_chosen_on_the_command_line_and_says_what_confined(
+    how, handed_in, tmp_path_factory, capsys, monkeypatch
+):
+    out = tmp_path_factory.mktemp("grades")
+    if how == "limits":
+        monkeypatch.setattr(box.shutil, "which", lambda name: None)
+    assert grade.main([str(handed_in), "--out", str(out), "--only", "02", "--apart"]) == 0
+    for name, points in (("ada", 9), ("bob", 6)):
+        found = json.loads((out / "students" / f"{name}.json").read_text(encoding="utf-8"))
+        assert found["total"] == points, found
+    assert capsys.readouterr().out.endswith(f"; {box.SENTENCES[how]}\n")
+
+
+def test_a_confinement_that_starts_nothing_is_one_line(handed_in, capsys, monkeypatch):
+    monkeypatch.setattr(box, "confinement", lambda: ("bubblewrap", 1, ["false"]))
+    assert grade.main([str(handed_in), "--out", str(handed_in / "o"), "--only", "02", "--apart"])
+    err = capsys.readouterr().err
+    assert err == f"course.grade: {box.NO_PROCESS}\n" and not (handed_in / "o").exists()
