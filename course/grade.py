@@ -1,15 +1,17 @@
 """Grade a folder of submissions, each in a process of its own.
 
 python -m course.grade SUBMISSIONS --out GRADES [--only 03] [--using reference|student] [--jobs 2]
-[--resume]
+[--resume] [--apart]
 
 SUBMISSIONS holds a folder, a zip or a notebook per student, or GitHub Classroom's clones. GRADES
 gets scores.csv, scores.json, a page per student in feedback/, and what --resume needs in students/.
 Only the cells that students are to write are taken from them. This is no sandbox: for code that you
-do not trust, run it in a container without a network.
+do not trust, run it in a container without a network. With --apart, students' code runs in
+processes that hold no check and no expected value, in bubblewrap where it is installed.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -51,6 +53,7 @@ class Settings:
     seconds: float = 60
     total: float = 900
     memory: int = 4 << 30
+    apart: bool = False  # students' code in processes that know no check (course/apart.py)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,12 +82,14 @@ def context(settings: Settings):
     found = multiprocessing.get_context(START)
     if START == "forkserver":
         os.environ["MINILLAMA_GRADES"] = "/".join(settings.names)
-        found.set_forkserver_preload(["course.grade_one"])
+        found.set_forkserver_preload(["course.grade_one"] + ["course.grade_apart"] * settings.apart)
     return found
 
 
-def grade(submission: Submission, settings: Settings, ctx) -> dict:
-    """One submission's result; never raises for what is in it."""
+def grade(submission: Submission, settings: Settings, ctx, door: str = "") -> dict:
+    """One submission's result; never raises for what is in it. door: of a course.box.Box, for
+    settings.apart.
+    """
     outcomes, notes, deadline = {}, list(submission.notes), time.monotonic() + settings.total
     folder = Path(tempfile.mkdtemp(prefix="grading-"))
     try:
@@ -92,7 +97,7 @@ def grade(submission: Submission, settings: Settings, ctx) -> dict:
             (folder / name).write_bytes(data)
         while len(outcomes) < len(settings.tasks) and submission.notebooks:
             before = len(outcomes)
-            current, reason = attempt(folder, settings, ctx, outcomes, notes, deadline)
+            current, reason = attempt(folder, settings, ctx, outcomes, notes, deadline, door)
             if current:
                 outcomes[current] = lost(settings.tasks[current], reason)
             if len(outcomes) == before:
@@ -132,14 +137,19 @@ def lost(task: Task, message: str) -> dict:
     }
 
 
-def attempt(folder, settings, ctx, outcomes, notes, deadline) -> tuple[str, str]:
+def attempt(folder, settings, ctx, outcomes, notes, deadline, door="") -> tuple[str, str]:
     """Run a process until it ends, dies or takes too long; the task at which it did not end well,
     and why.
     """
     ours, theirs = ctx.Pipe(duplex=False)
     limits = Limits(settings.memory, int(settings.total) + 60)
     arguments = (theirs, folder, settings.names, settings.using, set(outcomes), limits)
-    process = ctx.Process(target=grade_one, args=arguments, daemon=True)
+    target = grade_one
+    if settings.apart:
+        from course.grade_apart import grade_apart
+
+        target, arguments = grade_apart, (*arguments, door)
+    process = ctx.Process(target=target, args=arguments, daemon=True)
     process.start()
     theirs.close()
     # it has to start first
@@ -214,6 +224,7 @@ def mark(submission: Submission, settings: Settings) -> str:
     """Changes when a submission has to be graded again."""
     return (
         f"{submission.fingerprint} {settings.version} {settings.using} {' '.join(settings.names)}"
+        f"{' apart' if settings.apart else ''}"
     )
 
 
@@ -230,12 +241,13 @@ def grade_all(
         if old and results[-1:] != [old]:
             todo[-1] = submission
     ctx = context(settings)
-    with ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(grade, submission, settings, ctx) for submission in todo]
+    with box_for(settings) as box, ThreadPoolExecutor(jobs) as pool:
+        door = box.path if box else ""
+        running = [pool.submit(grade, submission, settings, ctx, door) for submission in todo]
         for future in tqdm(
             as_completed(running), "grading", len(running), unit="submission", disable=None
         ):
-            result = future.result()
+            result = future.result() | ({"confined": box.sentence} if box else {})
             results.append(result)
             name = report.file_name(result["student"])
             page = report.feedback(result, settings.chapters)
@@ -246,6 +258,15 @@ def grade_all(
             report.write_all(results, settings.chapters, out)
     report.write_all(results, settings.chapters, out)
     return results
+
+
+def box_for(settings: Settings):
+    """The process that students' processes come from, or None without --apart. ExportError."""
+    if not settings.apart:
+        return contextlib.nullcontext()
+    from course.box import Box
+
+    return Box(settings.memory, int(settings.seconds) + 10)
 
 
 def stored(out: Path, submission: Submission) -> dict | None:
@@ -260,6 +281,11 @@ def stored(out: Path, submission: Submission) -> dict | None:
         )
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def how_confined(results: list[dict]) -> str:
+    """For the last line: what kept students' code apart; nothing without --apart."""
+    return "".join(sorted({f"; {each['confined']}" for each in results if "confined" in each}))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -283,6 +309,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--resume", action="store_true", help="keep what was graded and has not changed"
     )
+    parser.add_argument(
+        "--apart",
+        action="store_true",
+        help="students' code in processes that hold no check, in bubblewrap where it is installed",
+    )
     args = parser.parse_args(argv)
     try:
         found = find_chapters(args.only)
@@ -293,7 +324,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         chosen = tuple(chapter for chapter in found if chapter.tasks)
         settings = Settings(
-            chosen, args.using, args.seconds, args.total, int(args.memory * (1 << 30))
+            chosen, args.using, args.seconds, args.total, int(args.memory * (1 << 30)), args.apart
         )
         results = grade_all(submissions, settings, args.out, max(1, args.jobs), args.resume)
     except (ExportError, OSError, ValueError) as error:
@@ -302,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
     look = sum(bool(result["look"]) for result in results)
     print(
         f"{len(results)} submissions graded into {args.out}; {look} to look at, see the column "
-        f"`look`"
+        f"`look`{how_confined(results)}"
     )
     return 0
 

@@ -226,8 +226,13 @@ def whole(cell: str, source: str) -> tuple[Statement, ...]:
     )
 
 
-def needed(program: list[Statement], roots: list[int]) -> set[int]:
-    """Places of all statements that those at the places `roots` need, with the roots themselves."""
+def needed(
+    program: list[Statement], roots: list[int], late: list[tuple[int, int]] | None = None
+) -> set[int]:
+    """Places of all statements that those at the places `roots` need, with the roots themselves.
+
+    late: (place, a later moment at which what is defined there is called).
+    """
     binders, changers = defaultdict(list), defaultdict(list)
     for place, step in enumerate(program):
         for name in step.binds:
@@ -235,7 +240,7 @@ def needed(program: list[Statement], roots: list[int]) -> set[int]:
         for name in step.changes:
             changers[name].append(place)
     # (statement, the moment at which it is used)
-    done, todo = set(), [(place, place) for place in roots]
+    done, todo = set(), [*((place, place) for place in roots), *(late or ())]
     while todo:
         place, moment = todo.pop()
         if (place, moment) in done:

@@ -69,6 +69,7 @@ ALLOWED = {  # the whole reason, as an expression; its groups are the look's arg
     "only Linux and macOS swap in one step": lambda: sys.platform not in ("linux", "darwin"),
     "needs make": lambda: windows() or not shutil.which("make"),
     "not a git checkout": no_git,
+    "bubblewrap is not installed": lambda: not shutil.which("bwrap"),
     "no fork here": lambda: not hasattr(os, "fork"),
     "Windows (has no|cannot) .*": lambda _: windows(),
     "gloo's interfaces have other names there": windows,
