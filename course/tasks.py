@@ -89,7 +89,7 @@ class Chapter:
         )
         for cell in notebook.cells:
             cell.source = "".join(cell.source)
-            if cell.cell_type == "code":
+            if cell.cell_type == "code" and "colab" not in cell.metadata.get("tags", []):
                 name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
                 self.cells.append(Cell(cell.id, cell.source, section, heading, exercise, name))
             for line in HEADING.findall(cell.source) if cell.cell_type == "markdown" else ():

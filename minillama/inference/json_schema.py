@@ -5,7 +5,7 @@ Written by notebooks/10a_constrained.ipynb: edit it there.
 
 import json
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import ceil, floor
 
 from minillama.inference.automata import (
@@ -33,14 +33,13 @@ def spell_json(ranges):
     return OneOf((plain, *[literal(SPECIAL.get(code, f"\\u{code:04x}")) for code in inside]))
 
 
-ANY = spell_json([(0, TOP)])
 HEX = r"[0-9a-fA-F]"
 PAIR = rf"\\u[dD][89abAB]{HEX}{{2}}\\u[dD][c-fC-F]{HEX}{{2}}"  # halves come in pairs, or not at all
 SINGLE = rf"\\u([0-9a-cefA-CEF]{HEX}{{3}}|[dD][0-7]{HEX}{{2}})"
-CHARACTER = Parser(rf'[^"\\\x00-\x1f]|\\["\\/bfnrt]|{SINGLE}|{PAIR}').parse()
+CHARACTER = rf'[^"\\\x00-\x1f]|\\["\\/bfnrt]|{SINGLE}|{PAIR}'
 DIGITS = 15  # of a number: as many as a float64 keeps
-NUMBER = Parser(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?([eE][+-]?\d{1,2})?").parse()
-INTEGER = Parser(r"0|-?[1-9]\d{0,17}").parse()  # fits in 64 bits
+NUMBER = r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?([eE][+-]?\d{1,2})?"
+INTEGER = r"0|-?[1-9]\d{0,17}"  # fits in 64 bits
 DECIMALS = 6  # of a number within bounds, unless a bound has more
 DATE = (
     r"\d{4}-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)"
@@ -65,6 +64,18 @@ SILENT = "title description default examples deprecated readOnly writeOnly $comm
 SILENT = frozenset([*SILENT.split(), "definitions"])  # they allow and forbid nothing
 KNOWN = SILENT.union(GENERAL, *KEYWORDS.values())
 TOGETHER = ({"properties", "additionalProperties"}, {"items", "prefixItems"})
+
+
+@cache
+def parsed(pattern: str):
+    """The expression of a pattern, parsed at its first use."""
+    return Parser(pattern).parse()
+
+
+@cache
+def any_character():
+    """Any one character, as `json.dumps` writes it within a string."""
+    return spell_json([(0, TOP)])
 
 
 def dumps(value) -> str:
@@ -272,13 +283,13 @@ class Compiler:
         if most is not None and most < least:
             return NOTHING
         if pattern is None:
-            return self.quoted(Repeat(CHARACTER, least, most))
+            return self.quoted(Repeat(parsed(CHARACTER), least, most))
         if not isinstance(pattern, str):
             raise self.error(where, f"pattern is a string, not {pattern!r:.60}")
         try:
             text = Parser(pattern, spell_json).parse(search=True)
             if least or most is not None:
-                text = Both(Automaton(text), Automaton(Repeat(ANY, least, most)))
+                text = Both(Automaton(text), Automaton(Repeat(any_character(), least, most)))
         except ValueError as error:
             raise self.error(where, error) from None
         return self.quoted(text)
@@ -308,10 +319,10 @@ class Compiler:
         return (above if out[0] else low), (below if out[1] else high), *out
 
     def integer(self, schema, where):
-        return self.numbers(schema, where, 0, INTEGER, 18)
+        return self.numbers(schema, where, 0, parsed(INTEGER), 18)
 
     def number(self, schema, where):
-        return self.numbers(schema, where, DECIMALS, NUMBER, DIGITS)
+        return self.numbers(schema, where, DECIMALS, parsed(NUMBER), DIGITS)
 
     def numbers(self, schema, where, decimals, free, digits):
         """Numbers: free, or between bounds with up to so many decimals."""
@@ -382,7 +393,7 @@ class Compiler:
             True: Sequence(()),
         }  # what follows, if nothing or something is before
         if others is not False:
-            name = self.quoted(other_than(frozenset(every)) if every else Repeat(CHARACTER))
+            name = self.quoted(other_than(frozenset(every)) if every else Repeat(parsed(CHARACTER)))
             other = Sequence(
                 (name, self.colon, self.compile(others, f"{where}/additionalProperties"))
             )
@@ -415,7 +426,7 @@ def other_than(names: frozenset):
     """The inside of any string but these."""
     firsts = sorted({name[0] for name in names if name})
     codes = [(ord(char), ord(char)) for char in firsts]
-    options = [Sequence((spell_json(without([(0, TOP)], codes)), Repeat(ANY)))]
+    options = [Sequence((spell_json(without([(0, TOP)], codes)), Repeat(any_character())))]
     for char, code in zip(firsts, codes, strict=True):
         tails = frozenset(name[1:] for name in names if name.startswith(char))
         options.append(Sequence((spell_json([code]), other_than(tails))))
