@@ -18,9 +18,8 @@ from course.run_tasks import run_task
 from course.tasks import Chapter
 
 
-pytestmark = pytest.mark.skipif(
-    confinement()[0] != "bubblewrap", reason="bubblewrap is not installed"
-)
+if confinement()[0] != "bubblewrap":
+    pytest.skip("bubblewrap is not installed", allow_module_level=True)
 NORM, ROPE = (Chapter(ROOT / "notebooks" / name) for name in ("02_rmsnorm.ipynb", "03_rope.ipynb"))
 TASKS = {task.id: task for chapter in (NORM, ROPE) for task in chapter.tasks}
 
@@ -100,18 +99,16 @@ def test_the_process_holds_neither_the_reference_nor_a_check(door):
     task = TASKS["rope-rope_frequencies"]
     (cell,) = task.solutions
     body = """
-        import gc, os, sys
-        texts = [v for v in gc.get_objects() if isinstance(v, str)]
-        del texts
+        import os, sys
         found = [n for n in sys.modules if n.startswith(("minillama.rope", "course.tasks"))]
-        places = [p for p in ("/work", "/submissions") if os.path.exists(p)]
-        left = [d for d in os.listdir("/") if d not in ROOTS]
+        left = [d for d in os.listdir("/") if os.path.exists(f"/{d}/notebooks/03_rope.ipynb")]
+        left += [p for p in (REFERENCE,) if os.path.exists(p)]
         raise ValueError(f"{found} {left} {os.environ.get('HOME')}")
     """
-    roots = "ROOTS = 'bin box dev etc lib lib32 lib64 proc root sys tmp usr work'.split()\n"
-    text = roots + FREQUENCIES.format(textwrap.indent(textwrap.dedent(body), "    "))
+    reference = f"REFERENCE = {str(ROOT / 'minillama' / 'rope.py')!r}\n"
+    text = reference + FREQUENCIES.format(textwrap.indent(textwrap.dedent(body), "    "))
     message = run_apart(task, {cell: text}, "", door).message
-    assert "ValueError: [] [" in message and message.endswith("/tmp"), message
+    assert "ValueError: [] [] /tmp" in message, message
 
 
 class Pipe:
