@@ -90,8 +90,8 @@ def code_cell(cell: dict) -> Found | None:
     source = "".join(map(str, source)) if isinstance(source, list) else str(source)
     metadata = cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {}
     grader = metadata.get("nbgrader") if isinstance(metadata.get("nbgrader"), dict) else {}
-    if cell.get("cell_type") != "code" or not source.strip():
-        return None
+    if cell.get("cell_type") != "code" or not source.strip() or cell.get("id") == "colab":
+        return None  # the cell for Colab is not the student's, and does nothing here
     return Found(str(cell.get("id", "")), str(grader.get("grade_id", "")), source)
 
 
