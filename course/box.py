@@ -30,12 +30,19 @@ NO_PROCESS = (
 )
 
 
+BELOW_TMP = (
+    "--apart gives students' code a /tmp of its own: move the checkout, with .venv, elsewhere"
+)
+
+
 class Box:
     """The process from which students' processes are forked, and what confines it."""
 
     def __init__(self, memory: int = 4 << 30, seconds: int = 600):
         if sys.platform != "linux":
             raise ExportError("--apart needs Linux: grade without it, in a container")
+        if shutil.which("bwrap") and Path(sys.prefix).resolve().is_relative_to("/tmp"):
+            raise ExportError(BELOW_TMP)
         self.folder = Path(tempfile.mkdtemp(prefix="box-"))
         self.folder.chmod(0o700)
         self.path = str(self.folder / "door")

@@ -70,6 +70,7 @@ ALLOWED = {  # the whole reason, as an expression; its groups are the look's arg
     "needs make": lambda: windows() or not shutil.which("make"),
     "not a git checkout": no_git,
     "bubblewrap is not installed": lambda: not shutil.which("bwrap"),
+    "the environment lies below /tmp": lambda: str(Path(sys.prefix).resolve()).startswith("/tmp/"),
     "no fork here": lambda: not hasattr(os, "fork"),
     "Windows (has no|cannot) .*": lambda _: windows(),
     "gloo's interfaces have other names there": windows,
