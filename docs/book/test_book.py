@@ -272,6 +272,9 @@ def test_the_chat_box_of_chapter_10_answers(browser, lab):
     box.wait_for(timeout=60_000)
     box.fill("What is the capital of France?")
     box.press("Enter")
-    page.wait_for_function("() => document.body.innerText.includes('Paris')", timeout=120_000)
+    chat = page.locator(".widget-vbox", has=page.locator(".widget-text input")).last
+    answered = "e => e.innerText.includes('capital') && e.innerText.includes('Paris')"
+    page.wait_for_function(answered, arg=chat.element_handle(), timeout=120_000)
+    chat.scroll_into_view_if_needed()
     picture(page, "lab-10")
     page.close()
