@@ -382,6 +382,7 @@ def refusals(mesh, folder) -> dict:
         "file": [*ask, __file__],
         "no tokenizer": [*ask, f"{folder}/model"],
         "plan": ["plan", "llama-3.1-8b"],
+        "evaluate": ["evaluate", "--model", str(folder / "chat"), "--task", "addition"],
     }
     found = {name: commanded(mesh, args) for name, args in wrong.items()}
     locate = hub.locate

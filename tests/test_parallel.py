@@ -308,6 +308,7 @@ REFUSED = {
     "adapter": "--adapter goes",
     "top-p": "top_p must be",
     "plan": "only generate and chat run on several ranks",
+    "evaluate": "only generate and chat run on several ranks",
     "no tokenizer": "has no tokenizer",
     "file": "ranks read only folders of Hugging Face's form; minillama convert",
     "on rank 1": "rank 1: lost: ",

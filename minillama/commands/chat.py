@@ -40,7 +40,7 @@ def add(commands) -> None:
     parser.add_argument("--tools", choices=["python"], help=TOOLS_HELP)
     add_model(parser)
     add_sampling(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, lead=None)  # runs on several ranks: `ranks` sets how to load
 
 
 def run(args) -> int:

@@ -58,7 +58,7 @@ def add(commands) -> None:
     form.add_argument("--regex", metavar="PATTERN", help="answer with a text of this pattern")
     add_model(parser)
     add_sampling(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, lead=None)  # runs on several ranks: `ranks` sets how to load
 
 
 def run(args) -> int:

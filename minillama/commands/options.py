@@ -48,15 +48,14 @@ def add_model(parser) -> None:
         default="float32",
         help="of the weights in memory (%(default)s)",
     )
-    parser.set_defaults(lead=None)  # `ranks` puts another way to load here
 
 
 def load(args):
     """(model, tokenizer) that the arguments of `add_model` name. Errors: `loading.load`'s and
     `load_adapter`'s.
     """
-    if args.lead:
-        return args.lead(args)
+    if lead := getattr(args, "lead", None):  # on several ranks
+        return lead(args)
     level = LEVELS.get(args.compiled, False)
     if args.adapter is not None and level:
         raise ValueError(
